@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algorithm table: which local optimizer, combiners and server step make one algorithm.
+
+A row is data. Its optimizer is looked up in `worker.optimizers`, its combiners and its server step
+in `ps_service.combiners` and `ps_service.server_steps`; nothing else knows an algorithm's name.
+Hyper-parameters are validated here once; what reaches a worker are the settings of its optimizer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from protocol.bound import DeltaBound
+from protocol.errors import InvalidMessage, UnknownAlgorithm
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Hyperparameters(BaseModel):
+    """What a user sets for a run; every field has a default that works."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def optimizer_settings(self, local_steps: int) -> dict[str, float]:
+        """The numbers the worker's optimizer needs for a round of `local_steps` steps."""
+        raise NotImplementedError
+
+    def bundles_wanted(self, version: int) -> tuple[str, ...]:
+        """Which bundles an update made from this version carries."""
+        raise NotImplementedError
+
+    def bound(self, steps: int, local_steps: int) -> DeltaBound | None:
+        """What bounds the delta of a worker that did `steps` of `local_steps`; None if nothing does."""
+        raise NotImplementedError
+
+
+class FedAvgHyperparameters(Hyperparameters):
+    """FedAvg (McMahan et al. 2017, arXiv 1602.05629, Algorithm 1): local SGD, then the mean."""
+
+    learning_rate: Rate = 0.15
+
+    def optimizer_settings(self, local_steps: int) -> dict[str, float]:
+        return {"learning_rate": self.learning_rate}
+
+    def bundles_wanted(self, version: int) -> tuple[str, ...]:
+        return ("delta",)
+
+    def bound(self, steps: int, local_steps: int) -> DeltaBound | None:
+        return None
+
+
+class _ClippedHyperparameters(Hyperparameters):
+    """What both forms of Fed-Sophia share: η = R/(J·ρ), so changing J needs no retuning."""
+
+    max_round_step: Rate
+    """R: the farthest a coordinate can move in a round."""
+    clip_bound: Rate
+    """ρ. Sophia's published rate is our η·ρ."""
+    hessian_decay: Decay
+    """β2."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-3
+    """λ."""
+    epsilon: Rate = 1e-12
+
+    def learning_rate(self, local_steps: int) -> float:
+        """η = R/(J·ρ).
+
+        Raises:
+            InvalidMessage: η·λ is 1 or more, so that one step would erase the parameters.
+        """
+        rate = self.max_round_step / (local_steps * self.clip_bound)
+        if rate * self.weight_decay >= 1:
+            raise InvalidMessage(
+                f"learning_rate·weight_decay is {rate * self.weight_decay:.3g}; it must stay below 1"
+            )
+        return rate
+
+    def bound(self, steps: int, local_steps: int) -> DeltaBound:
+        return DeltaBound.after(
+            steps,
+            learning_rate=self.learning_rate(local_steps),
+            clip_bound=self.clip_bound,
+            weight_decay=self.weight_decay,
+        )
+
+    def optimizer_settings(self, local_steps: int) -> dict[str, float]:
+        return {
+            "learning_rate": self.learning_rate(local_steps),
+            "clip_bound": self.clip_bound,
+            "hessian_decay": self.hessian_decay,
+            "weight_decay": self.weight_decay,
+            "epsilon": self.epsilon,
+        }
+
+
+class FedSophiaHyperparameters(_ClippedHyperparameters):
+    """Fed-Sophia in the paper's form (arXiv 2406.06655): m and h stay on the worker."""
+
+    max_round_step: Rate = 0.01
+    clip_bound: Rate = 10.0
+    momentum_decay: Decay = 0.9
+    hessian_decay: Decay = 0.99
+    hessian_every: Annotated[int, Field(ge=1)] = 10
+    """τ, in local steps over the worker's life in the run."""
+
+    def optimizer_settings(self, local_steps: int) -> dict[str, float]:
+        return super().optimizer_settings(local_steps) | {
+            "momentum_decay": self.momentum_decay,
+            "hessian_every": self.hessian_every,
+        }
+
+    def bundles_wanted(self, version: int) -> tuple[str, ...]:
+        return ("delta",)
+
+
+class FedSophiaSharedHyperparameters(_ClippedHyperparameters):
+    """Fed-Sophia with curvature and direction shared through the server: workers keep no state.
+
+    Near prior art: FedPAC (arXiv 2602.19271), FedCM (arXiv 2106.10874), FedPM (arXiv 2511.09100),
+    FedLion (arXiv 2402.09941).
+    """
+
+    max_round_step: Rate = 0.04
+    clip_bound: Rate = 10 / 3
+    momentum_weight: Annotated[float, Field(gt=0, lt=1)] = 0.92
+    """Mean weight of the global direction over the steps of a round, whatever J is."""
+    direction_mixing: Decay | None = None
+    """c. None chooses 0.5 when a round invites only some of the workers, 0 when it invites all."""
+    hessian_decay: Decay = 0.9
+    refresh_rounds: Annotated[int, Field(ge=1)] = 5
+    """R_h: every so many versions the workers send a fresh Hessian estimate."""
+
+    def optimizer_settings(self, local_steps: int) -> dict[str, float]:
+        return super().optimizer_settings(local_steps) | {
+            "momentum_decay": momentum_decay_for(self.momentum_weight, local_steps)
+        }
+
+    def bundles_wanted(self, version: int) -> tuple[str, ...]:
+        return ("delta", "hessian") if version % self.refresh_rounds == 0 else ("delta",)
+
+
+def momentum_decay_for(momentum_weight: float, local_steps: int) -> float:
+    """Solve (1/J)·Σ_{j=1..J} β1^j = `momentum_weight` for β1, by bisection to float64 precision."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        mean_weight = middle * (1 - middle**local_steps) / ((1 - middle) * local_steps)
+        low, high = (middle, high) if mean_weight < momentum_weight else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One row of the table."""
+
+    name: str
+    summary: str
+    optimizer: str
+    server_step: str
+    hyperparameters: type[Hyperparameters]
+    combiners: Mapping[str, str]
+    """For every bundle that workers may send: the combiner used unless the run names another."""
+    state_bundles: tuple[str, ...]
+    """What the server keeps beside `params`; absent bundles are zeros."""
+    derived: Mapping[str, str] = field(default_factory=dict)
+    """Bundles the server step computes from a sent one before combining: {derived: sent}."""
+    phases: ClassVar[tuple[str, ...]] = ("train",)
+
+    def parse(self, values: Mapping[str, object]) -> Hyperparameters:
+        """Validate a user's hyper-parameters; what is left out gets its default.
+
+        Raises:
+            InvalidMessage: a name is unknown or a value out of range.
+        """
+        try:
+            return self.hyperparameters.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InvalidMessage(f"hyper-parameter {where} of {self.name}: {first['msg']}") from None
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    row.name: row
+    for row in (
+        Algorithm(
+            name="fed-sophia-shared",
+            summary="Fed-Sophia with curvature and direction shared through the server; the default",
+            optimizer="sophia-shared",
+            server_step="sophia-shared",
+            hyperparameters=FedSophiaSharedHyperparameters,
+            combiners={"delta": "mean", "hessian": "trimmed-mean"},
+            state_bundles=("direction", "hessian"),
+            derived={"direction": "delta"},
+        ),
+        Algorithm(
+            name="fed-sophia",
+            summary="Fed-Sophia as in the paper: momentum and curvature stay on each worker",
+            optimizer="sophia",
+            server_step="average",
+            hyperparameters=FedSophiaHyperparameters,
+            combiners={"delta": "mean"},
+            state_bundles=(),
+        ),
+        Algorithm(
+            name="fedavg",
+            summary="Federated averaging of local SGD; the first-order baseline",
+            optimizer="sgd",
+            server_step="average",
+            hyperparameters=FedAvgHyperparameters,
+            combiners={"delta": "mean"},
+            state_bundles=(),
+        ),
+    )
+}
+
+
+def algorithm_named(name: str) -> Algorithm:
+    """Give the row with this name.
+
+    Raises:
+        UnknownAlgorithm: there is none.
+    """
+    try:
+        return ALGORITHMS[name]
+    except KeyError:
+        raise UnknownAlgorithm(f"algorithm {name!r}: expected one of {', '.join(ALGORITHMS)}") from None

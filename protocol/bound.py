@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bound every honest Fed-Sophia delta satisfies, known before training begins.
+
+    θ_J = a·θ_0 − η·Σ_t (1−ηλ)^(J−1−t)·u_t,   |u_t| ≤ ρ,   a = (1−ηλ)^J
+    ⇒ | Δ + (1−a)·θ_0 | ≤ R,   R = (ρ/λ)·(1−a)      (R = ρ·J·η when λ = 0)
+
+coordinate by coordinate, for any data, any momentum m and any Hessian h: the clip of the local step
+(arXiv 2406.06655, the clipped update of Algorithm 1) bounds every u_t. The bound itself is ours.
+It does not stop an attacker who stays inside it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.encodings import Encoding
+from protocol.errors import OutsideBound
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DeltaBound:
+    """R and 1−a of a worker that did `steps` local steps."""
+
+    radius: float
+    shrinkage: float
+    """1 − a: the share of θ_0 that weight decay removes over the steps."""
+    steps: int
+
+    @classmethod
+    def after(
+        cls, steps: int, *, learning_rate: float, clip_bound: float, weight_decay: float
+    ) -> "DeltaBound":
+        """The bound after `steps` equal steps of rate η with clip ρ and weight decay λ (0 ≤ ηλ < 1)."""
+        if weight_decay == 0:
+            return cls(radius=clip_bound * steps * learning_rate, shrinkage=0.0, steps=steps)
+        shrinkage = -math.expm1(steps * math.log1p(-learning_rate * weight_decay))
+        return cls(radius=clip_bound / weight_decay * shrinkage, shrinkage=shrinkage, steps=steps)
+
+    def normalise(self, delta: Float32Array, start: Float32Array) -> Float32Array:
+        """q = (Δ + (1−a)·θ_0)/R, in [−1, 1] for an honest worker; same shape as `delta`."""
+        q = delta + np.float32(self.shrinkage) * start
+        q /= np.float32(self.radius)
+        return q
+
+    def check(self, name: str, delta: Float32Array, start: Float32Array, encoding: Encoding) -> None:
+        """Accept a (part of a) delta, or say which coordinate left the box.
+
+        Args:
+            name: the tensor's name, for the message.
+            delta, start: finite Δ as decoded, and θ_0; the same shape.
+            encoding: how Δ travelled; its rounding is allowed for.
+
+        Raises:
+            OutsideBound: some |Δ + (1−a)θ_0| exceeds R by more than float32 rounding explains.
+        """
+        delta64 = delta.astype(np.float64)
+        start64 = start.astype(np.float64)
+        moved = np.abs(delta64 + self.shrinkage * start64)
+        allowed = self.radius * (1 + 1e-4) + 2 * (self.steps + 1) * 2.0**-24 * (np.abs(start64) + self.radius)
+        allowed += encoding.rounding(delta64)
+        outside = moved > allowed
+        if outside.any():
+            raise OutsideBound(
+                f"{name}: {int(outside.sum())} of {outside.size} coordinates moved farther than "
+                f"{self.radius:.6g} in {self.steps} steps"
+            )
