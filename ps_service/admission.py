@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does this declaration, or this tensor message, fit what was asked for? PURE.
+
+A declaration is refused before a byte of its body travels; a body is refused as soon as its header or
+a value is wrong.
+"""
+
+from protocol.codec import DEFAULT_LIMITS, MessageHeader, TensorHeader
+from protocol.errors import (
+    AssignmentDeclined,
+    BundleMismatch,
+    MalformedTensorMessage,
+    MessageTooLarge,
+    RoundClosed,
+    RunEnded,
+    ShapeMismatch,
+    SizeMismatch,
+)
+from protocol.messages import RoundStatus, RunSpec, RunStatus, UpdateHeader
+from ps_service.round_machine import Round
+
+
+def require_open(run_status: RunStatus, round_: Round, *, declined: bool) -> None:
+    """The round still takes this worker's update.
+
+    Raises:
+        RunEnded, AssignmentDeclined, RoundClosed: it does not.
+    """
+    if declined:
+        raise AssignmentDeclined("this assignment was declined; it takes no update")
+    if run_status.ended:
+        raise RunEnded(f"the run is {run_status.value}")
+    if round_.status is not RoundStatus.COLLECTING:
+        raise RoundClosed(f"round {round_.number} is {round_.status.value}")
+
+
+def check_declaration(
+    header: UpdateHeader, spec: RunSpec, bundles: tuple[str, ...], max_body_bytes: int
+) -> None:
+    """The declared update is of the kind, shape and size that the assignment asked for.
+
+    Raises:
+        BundleMismatch, SizeMismatch, MessageTooLarge: saying what was expected.
+    """
+    if header.bundles != bundles:
+        raise BundleMismatch(f"bundles: expected {list(bundles)}, got {list(header.bundles)}")
+    expected = {bundle: spec.encoding_of(bundle) for bundle in bundles}
+    if header.encodings != expected:
+        raise BundleMismatch(f"encodings: expected {expected}, got {header.encodings}")
+    if header.local_steps > spec.local_steps:
+        raise BundleMismatch(
+            f"local_steps: at most {spec.local_steps} were assigned, got {header.local_steps}"
+        )
+    if header.size_bytes > max_body_bytes:
+        raise MessageTooLarge(f"size_bytes: {header.size_bytes}; at most {max_body_bytes} are accepted")
+    payload = spec.payload_bytes(bundles)
+    # padding and bin prefix take at most 68 bytes a tensor
+    most = payload + DEFAULT_LIMITS.header_bytes + 68 * len(bundles) * len(spec.model)
+    if not payload < header.size_bytes <= most:
+        raise SizeMismatch(f"size_bytes: {header.size_bytes}; the payloads alone take {payload}")
+
+
+def check_update_message(message: MessageHeader, spec: RunSpec, header: UpdateHeader) -> None:
+    """The body's own header says what the declaration said, tensor by tensor.
+
+    Raises:
+        MalformedTensorMessage, ShapeMismatch, BundleMismatch: naming the tensor.
+    """
+    if message.kind != "update":
+        raise MalformedTensorMessage(f"kind: expected 'update', got {message.kind!r}")
+    expected = [(bundle, tensor.name) for bundle in header.bundles for tensor in spec.model]
+    _check_tensors(message, spec, expected)
+    for tensor in message.tensors:
+        if tensor.encoding != header.encodings[tensor.bundle]:
+            raise BundleMismatch(
+                f"{tensor.bundle}/{tensor.name}: declared as {header.encodings[tensor.bundle]}, "
+                f"sent as {tensor.encoding}"
+            )
+
+
+def require_state_message(message: MessageHeader) -> None:
+    """Raises: MalformedTensorMessage: it is an update."""
+    if message.kind != "state":
+        raise MalformedTensorMessage(f"kind: expected 'state', got {message.kind!r}")
+
+
+def check_params_message(message: MessageHeader, spec: RunSpec) -> None:
+    """A run's initial `params` are the model its spec describes.
+
+    Raises:
+        MalformedTensorMessage, ShapeMismatch: naming the tensor.
+    """
+    require_state_message(message)
+    _check_tensors(message, spec, [("params", tensor.name) for tensor in spec.model])
+
+
+def _check_tensors(message: MessageHeader, spec: RunSpec, expected: list[tuple[str, str]]) -> None:
+    found = [(tensor.bundle, tensor.name) for tensor in message.tensors]
+    if found != expected:
+        place = next(
+            (i for i, (f, e) in enumerate(zip(found, expected, strict=False)) if f != e),
+            min(len(found), len(expected)),
+        )
+        raise ShapeMismatch(
+            f"tensor {place}: expected {_named(expected, place)}, got {_named(found, place)} "
+            f"({len(expected)} tensors expected, {len(found)} found)"
+        )
+    for index, tensor in enumerate(message.tensors):
+        _check_shape(tensor, spec, index)
+
+
+def _check_shape(tensor: TensorHeader, spec: RunSpec, index: int) -> None:
+    model = spec.model[index % len(spec.model)]
+    if tensor.shape != model.shape:
+        raise ShapeMismatch(f"{tensor.name}: expected {model.shape}, got {tensor.shape}")
+    if tensor.dtype != model.dtype:
+        raise ShapeMismatch(f"{tensor.name}: expected {model.dtype}, got {tensor.dtype}")
+
+
+def _named(tensors: list[tuple[str, str]], place: int) -> str:
+    return "/".join(tensors[place]) if place < len(tensors) else "nothing"

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Combine the updates of a closed round into the next version, coordinates in chunks.
+
+For a given admitted set the result is the same, bit for bit, whatever the order of arrival, the chunk size
+or the machine's threads: rows are read in slot order and nothing is summed across coordinates. Memory is
+O(chunk · workers), never O(model · workers). Everything here blocks: it runs in a thread.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.algorithms import algorithm_named
+from protocol.codec import (
+    DEFAULT_LIMITS,
+    Layout,
+    pack_header,
+    preamble,
+    read_layout,
+    require_finite,
+    tensor_header,
+)
+from protocol.encodings import encoding_named
+from protocol.messages import RunSpec, TensorSpec, UpdateHeader, Weighting
+from ps_service.combiners import COMBINERS
+from ps_service.server_steps import SERVER_STEPS, StepContext
+from ps_service.storage.blobs import BlobStore, Staged
+
+Chunk = npt.NDArray[np.float32]
+CHUNK_BYTES = 32 * 1024 * 1024
+"""Rows of all workers together, in one bundle."""
+
+
+@dataclass(frozen=True)
+class AdmittedUpdate:
+    """One update to be combined."""
+
+    digest: str
+    header: UpdateHeader
+
+
+def aggregate(
+    blobs: BlobStore,
+    spec: RunSpec,
+    tensors: dict[str, str],
+    updates: Sequence[AdmittedUpdate],
+    *,
+    partial: bool,
+    chunk_elements: int | None = None,
+) -> dict[str, str]:
+    """Give {bundle: digest} of the next version, its tensor messages stored durably.
+
+    Args:
+        tensors: {bundle: digest} of the version the updates were made from; absent bundles are zeros.
+        updates: in slot order, at least one.
+        chunk_elements: coordinates at a time; None fits the number of workers. It changes no bit.
+
+    Raises:
+        NotFinite: a sum of finite values left the range of float32.
+        StorageCorrupt: a message is missing or short.
+    """
+    work = _Aggregation(blobs, spec, tensors, updates, partial)
+    chunk_elements = chunk_elements or max(4096, CHUNK_BYTES // 4 // len(updates))
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
+        return tensors | work.run(chunk_elements)
+
+
+class StoredMessage:
+    """A tensor message in the blob store, read by bundle, tensor and coordinates."""
+
+    def __init__(self, blobs: BlobStore, digest: str) -> None:
+        self._blobs = blobs
+        self._digest = digest
+        self.layout = _stored_layout(blobs, digest)
+        self._index = {(t.bundle, t.name): i for i, t in enumerate(self.layout.header.tensors)}
+
+    def read(self, bundle: str, name: str, start: int, out: Chunk) -> None:
+        """Fill `out`, shape (n,), with the float32 values of coordinates start … start+n-1."""
+        index = self._index[bundle, name]
+        tensor = self.layout.header.tensors[index]
+        encoding = encoding_named(tensor.encoding)
+        first, last = encoding.byte_range(start, start + out.size)
+        direct = tensor.encoding == "f32"
+        buffer = out.view(np.uint8).data if direct else memoryview(bytearray(last - first))
+        self._blobs.read_into(self._digest, self.layout.offsets[index] + first, buffer)
+        if not direct:
+            encoding.decode(buffer, out)
+
+
+def _stored_layout(blobs: BlobStore, digest: str) -> Layout:
+    size_bytes = blobs.size(digest) or 0
+    prefix = bytearray(min(size_bytes, DEFAULT_LIMITS.header_bytes))
+    blobs.read_into(digest, 0, prefix)
+    return read_layout(prefix)
+
+
+class StateWriter:
+    """Writes one bundle of the next state as a tensor message, values as they come, tensor after tensor."""
+
+    def __init__(self, blobs: BlobStore, bundle: str, model: Sequence[TensorSpec]) -> None:
+        self._staged: Staged = blobs.stage()
+        self._sha256 = hashlib.sha256()
+        self._headers = [tensor_header(bundle, tensor.name, tensor.shape) for tensor in model]
+        self._offset = 0
+        self._write(pack_header("state", self._headers))
+
+    def begin_tensor(self, index: int) -> None:
+        self._write(preamble(self._offset, self._headers[index].size_bytes))
+
+    def write(self, values: Chunk) -> None:
+        self._write(encoding_named("f32").encode(values))
+
+    def seal(self) -> str:
+        digest = self._sha256.hexdigest()
+        self._staged.seal(digest)
+        return digest
+
+    def discard(self) -> None:
+        self._staged.discard()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._sha256.update(data)
+        self._staged.write(data)
+        self._offset += len(data)
+
+
+class _Aggregation:
+    """One round's work: what is read, what is written, and the step between them."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        spec: RunSpec,
+        tensors: dict[str, str],
+        updates: Sequence[AdmittedUpdate],
+        partial: bool,
+    ) -> None:
+        self.blobs = blobs
+        self.spec = spec
+        self.algorithm = algorithm_named(spec.algorithm)
+        self.bundles = updates[0].header.bundles
+        self.updates = [StoredMessage(blobs, update.digest) for update in updates]
+        self.state = {bundle: StoredMessage(blobs, digest) for bundle, digest in tensors.items()}
+        self.weights = _weights(spec.weighting, [update.header for update in updates])
+        hyperparameters = self.algorithm.parse(spec.hyperparameters)
+        self.context = StepContext(
+            hyperparameters=hyperparameters,
+            bounds=tuple(
+                hyperparameters.bound(update.header.local_steps, spec.local_steps) for update in updates
+            ),
+            partial=partial,
+        )
+
+    def run(self, chunk_elements: int) -> dict[str, str]:
+        writers: dict[str, StateWriter] = {}
+        try:
+            for index, tensor in enumerate(self.spec.model):
+                for start, stop in _chunks(tensor.num_elements, chunk_elements):
+                    for bundle, values in self._step(tensor.name, start, stop).items():
+                        if bundle not in writers:
+                            writers[bundle] = StateWriter(self.blobs, bundle, self.spec.model)
+                        if start == 0:
+                            writers[bundle].begin_tensor(index)
+                        require_finite(f"the next {bundle}: {tensor.name}", values)
+                        writers[bundle].write(values)
+            return {bundle: writer.seal() for bundle, writer in writers.items()}
+        finally:
+            for writer in writers.values():
+                writer.discard()
+
+    def _step(self, name: str, start: int, stop: int) -> dict[str, Chunk]:
+        """The changed state bundles of these coordinates."""
+        server_step = SERVER_STEPS[self.algorithm.server_step]
+        state = {
+            bundle: self._state(bundle, name, start, stop)
+            for bundle in ("params", *self.algorithm.state_bundles)
+        }
+        received = {bundle: self._received(bundle, name, start, stop) for bundle in self.bundles}
+        derived = server_step.derive(received, state, self.context)
+        combined = {}
+        for bundle, rows in (received | dict(derived)).items():
+            sent = self.algorithm.derived.get(bundle, bundle)
+            combiner = COMBINERS[self.spec.combiners.get(sent, self.algorithm.combiners[sent])]
+            combined[bundle] = combiner(rows, self.weights)
+        return dict(server_step.apply(state, combined, self.context))
+
+    def _state(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
+        values = np.zeros(stop - start, dtype=np.float32)
+        if bundle in self.state:
+            self.state[bundle].read(bundle, name, start, values)
+        return values
+
+    def _received(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
+        rows = np.empty((len(self.updates), stop - start), dtype=np.float32)
+        for update, row in zip(self.updates, rows, strict=True):
+            update.read(bundle, name, start, row)
+        return rows
+
+
+def _chunks(num_elements: int, chunk_elements: int) -> Iterator[tuple[int, int]]:
+    """Ranges that cover a tensor; an empty tensor has one empty range."""
+    for start in range(0, max(num_elements, 1), chunk_elements):
+        yield start, min(start + chunk_elements, num_elements)
+
+
+def _weights(weighting: Weighting, headers: Sequence[UpdateHeader]) -> Chunk:
+    """One weight a worker, in slot order; they sum to 1 (to float32 rounding)."""
+    shares = np.ones(len(headers))
+    if weighting is Weighting.NUM_EXAMPLES:
+        shares = np.array([header.num_examples for header in headers], dtype=np.float64)
+    weights: Chunk = (shares / shares.sum()).astype(np.float32)
+    return weights

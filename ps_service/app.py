@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composition root of the server. No logic."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from ps_service.auth import Auth
+from ps_service.bell import Bell
+from ps_service.clock import Clock
+from ps_service.effects import background
+from ps_service.limits import JsonBodyLimit
+from ps_service.metrics import Meters
+from ps_service.round_runner import RoundRunner
+from ps_service.routes import ROUTERS
+from ps_service.routes.problems import install
+from ps_service.service import Service
+from ps_service.settings import Settings
+from ps_service.storage import Stores
+
+
+def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
+    """Put the parts of a server together over stores that are open already."""
+    bell, meters = Bell(), Meters()
+    runner = RoundRunner(stores, clock, bell, meters)
+    return Service(settings, stores, clock, bell, meters, Auth(stores, clock), runner)
+
+
+def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
+    """The ASGI application. Its lifespan runs the background work; `app.state.service` has the parts."""
+    service = create_service(settings, stores, clock)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with background(service.runner):
+            yield
+
+    app = FastAPI(
+        title="fed-sophia parameter server",
+        version=version("fed-sophia"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    install(app, service.meters)
+    app.add_middleware(JsonBodyLimit, max_bytes=settings.max_json_bytes)
+    for router in ROUTERS:
+        app.include_router(router(service))
+    return app

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Performs what committed transitions asked for, and watches deadlines: the server's background work.
+
+After a crash the effects that are not ticked off are performed again. They are safe to repeat: all they
+make is named by digest, and a round that has left AGGREGATING takes no second result.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from protocol.errors import FedSophiaError
+from ps_service.aggregation import AdmittedUpdate, aggregate
+from ps_service.bell import DEADLINES, EFFECTS, wait_for_ring
+from ps_service.round_runner import RoundRunner
+from ps_service.storage import run_records, update_records
+from ps_service.storage.update_records import StoredEffect
+
+log = logging.getLogger("fed_sophia.rounds")
+
+RETRY_S = 1.0
+
+
+@asynccontextmanager
+async def background(runner: RoundRunner) -> AsyncIterator[None]:
+    """While this is open, rounds are closed at their deadlines and aggregated."""
+
+    async def performing() -> float:
+        return 60.0 if await perform_effects(runner) else RETRY_S
+
+    tasks = [
+        asyncio.create_task(_watch(runner, DEADLINES, runner.tick)),
+        asyncio.create_task(_watch(runner, EFFECTS, performing)),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def perform_effects(runner: RoundRunner) -> bool:
+    """Perform everything that is not ticked off, oldest first; False if something is to be tried again."""
+    async with runner.stores.records.read() as connection:
+        effects = await update_records.pending_effects(connection)
+    all_done = True
+    for effect in effects:
+        try:
+            await _aggregate(runner, effect)
+        except Exception:
+            # it stays in the records; what other runs wait for must not wait behind it
+            log.exception("run %s, round %d: not aggregated yet", effect.run_id, effect.round)
+            all_done = False
+    return all_done
+
+
+async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
+    async with runner.stores.records.read() as connection:
+        run = await run_records.load_run(connection, effect.run_id)
+        stored = await run_records.load_round(connection, effect.run_id, effect.round)
+        assert run is not None
+        assert stored is not None
+        updates = await update_records.updates_of_round(connection, effect.run_id, effect.round)
+        tensors = await run_records.tensors_of(connection, effect.run_id, stored.state.base_version)
+    started = time.perf_counter()
+    try:
+        combined = await asyncio.to_thread(
+            aggregate,
+            runner.stores.blobs,
+            run.spec,
+            tensors,
+            [AdmittedUpdate(update.digest, update.header) for update in updates],
+            partial=stored.state.partial,
+        )
+    except FedSophiaError as error:
+        log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)
+        await runner.aggregation_failed(effect, error.detail)
+    except OSError as error:
+        log.exception("run %s, round %d: the store failed", effect.run_id, effect.round)
+        await runner.aggregation_failed(effect, f"the store failed: {error.strerror}")
+    else:
+        runner.meters.aggregation_seconds.observe(time.perf_counter() - started)
+        await runner.aggregated(effect, combined)
+
+
+async def _watch(runner: RoundRunner, topic: str, work: Callable[[], Awaitable[float]]) -> None:
+    """Do the work now, and again whenever the topic rings or the time it asked for has passed."""
+    with runner.bell.listen([topic]) as rung:
+        while True:
+            try:
+                wait_s = await work()
+            except Exception:
+                # the work is in the records: nothing is lost by trying again, everything by giving up
+                log.exception("%s: failed; trying again in %s s", topic, RETRY_S)
+                wait_s = RETRY_S
+            await wait_for_ring(rung, wait_s)

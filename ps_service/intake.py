@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A body on its way in: hashed, checked and written as its bytes pass, in memory that does not grow with it.
+
+`feed` and `finish` block (hashing, checks, writes): they are called in a thread. Nothing is readable in
+the store until `seal`, which the caller does once it knows that the bytes are wanted.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.bound import DeltaBound
+from protocol.codec import FrameReader, Limits, MessageHeader, PayloadPart, TensorHeader, require_finite
+from protocol.encodings import Encoding, encoding_named
+from protocol.errors import DigestMismatch, NegativeHessian, SizeMismatch
+from ps_service.aggregation import StoredMessage
+from ps_service.storage.blobs import BlobStore
+
+Chunk = npt.NDArray[np.float32]
+
+
+class ValueCheck(Protocol):
+    """Refuses values that no honest worker sends."""
+
+    def __call__(self, tensor: TensorHeader, start: int, values: Chunk) -> None:
+        """Look at coordinates start … start+n-1 of a tensor; finite already."""
+        ...
+
+
+class Intake:
+    """Takes one declared tensor message into the store."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        digest: str,
+        size_bytes: int,
+        check_header: Callable[[MessageHeader], None],
+        check_values: ValueCheck,
+    ) -> None:
+        self._digest = digest
+        self._size_bytes = size_bytes
+        self._check_header = check_header
+        self._check_values = check_values
+        self._reader = FrameReader(Limits(message_bytes=size_bytes))
+        self._sha256 = hashlib.sha256()
+        self._received_bytes = 0
+        self._part = _TensorPart()
+        self._staged = blobs.stage()
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Take the next bytes.
+
+        Raises:
+            SizeMismatch: there are more than declared.
+            The errors of `FrameReader`, NotFinite, and those of the two checks.
+        """
+        self._received_bytes += len(data)
+        if self._received_bytes > self._size_bytes:
+            raise SizeMismatch(f"more than the {self._size_bytes} bytes declared")
+        self._sha256.update(data)
+        for item in self._reader.feed(data):
+            if isinstance(item, MessageHeader):
+                self._check_header(item)
+            else:
+                self._take(item)
+        self._staged.write(data)
+
+    def finish(self) -> None:
+        """Check that the message is whole and is the one declared.
+
+        Raises:
+            SizeMismatch, TruncatedTensorMessage, DigestMismatch: it is not.
+        """
+        if self._received_bytes != self._size_bytes:
+            raise SizeMismatch(f"{self._size_bytes} bytes declared, {self._received_bytes} received")
+        if self._sha256.hexdigest() != self._digest:
+            raise DigestMismatch(f"declared {self._digest}, received {self._sha256.hexdigest()}")
+        self._reader.finish()
+
+    def seal(self) -> None:
+        self._staged.seal(self._digest)
+
+    def discard(self) -> None:
+        self._staged.discard()
+
+    def _take(self, part: PayloadPart) -> None:
+        assert self._reader.header is not None
+        tensor = self._reader.header.tensors[part.tensor_index]
+        start, values = self._part.decode(tensor, part)
+        require_finite(tensor.name, values)
+        self._check_values(tensor, start, values)
+
+
+class _TensorPart:
+    """Decodes payload parts that may end in the middle of an element."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def decode(self, tensor: TensorHeader, part: PayloadPart) -> tuple[int, Chunk]:
+        encoding = encoding_named(tensor.encoding)
+        element_bytes = encoding.size_bytes(1)
+        data: memoryview | bytes = self._rest + part.data if self._rest else part.data
+        start = (part.offset - len(self._rest)) // element_bytes
+        whole = len(data) // element_bytes
+        self._rest = bytes(data[whole * element_bytes :])
+        values = np.empty(whole, dtype=np.float32)
+        encoding.decode(memoryview(data)[: whole * element_bytes], values)
+        return start, values
+
+
+def accept_all(tensor: TensorHeader, start: int, values: Chunk) -> None:
+    """No check beyond finiteness: for an operator's own tensors."""
+
+
+class UpdateCheck:
+    """What the values of an update's bundles must satisfy: the bound for `delta`, h ≥ 0 for `hessian`."""
+
+    def __init__(self, params: StoredMessage, bound: DeltaBound | None) -> None:
+        self._params = params
+        self._bound = bound
+
+    def __call__(self, tensor: TensorHeader, start: int, values: Chunk) -> None:
+        if tensor.bundle == "hessian" and (values < 0).any():
+            raise NegativeHessian(f"{tensor.name}: {int((values < 0).sum())} values are negative")
+        if tensor.bundle == "delta" and self._bound is not None:
+            self._check_bound(self._bound, tensor, start, values)
+
+    def _check_bound(self, bound: DeltaBound, tensor: TensorHeader, start: int, values: Chunk) -> None:
+        encoding: Encoding = encoding_named(tensor.encoding)
+        start_values = np.empty(values.size, dtype=np.float32)
+        self._params.read("params", tensor.name, start, start_values)
+        bound.check(tensor.name, values, start_values, encoding)

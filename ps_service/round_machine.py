@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One round's fate, decided from counts. PURE: no clock, no store, no randomness.
+
+    COLLECTING ──► AGGREGATING ──► COMMITTED
+         └──────────────┴────────► ABANDONED (with one sentence why)
+
+The law of this file: nothing happens after the end; `now_ms` never runs backwards inside a round; every
+abandonment says why; no round collects past its deadline. Arrivals are rows under a unique key in the
+store: what reaches this machine has already been counted once and only once.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from protocol.messages import RoundStatus
+
+
+@dataclass(frozen=True)
+class Round:
+    """Counts and fixed numbers; never arrivals, tensors or names."""
+
+    number: int
+    base_version: int
+    invited: int
+    target: int
+    """So many updates close the round at once."""
+    quorum: int
+    """So many close it when nothing more is to come."""
+    opened_ms: int
+    deadline_ms: int
+    now_ms: int
+    partial: bool = False
+    """Whether only some of the run's workers were invited."""
+    status: RoundStatus = RoundStatus.COLLECTING
+    admitted: int = 0
+    declined: int = 0
+    ended_ms: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class UpdateAdmitted:
+    """An update was received whole and found good."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class WorkerDeclined:
+    """A worker will send nothing this round."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class CloseNow:
+    """The operator wants the aggregate of what is there. Without a quorum this changes nothing."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The next version is stored."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class AggregationFailed:
+    """The updates could not be combined."""
+
+    now_ms: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The run was ended by the operator."""
+
+    now_ms: int
+
+
+RoundEvent = UpdateAdmitted | WorkerDeclined | Tick | CloseNow | Aggregated | AggregationFailed | Cancelled
+
+
+class RoundEffect(StrEnum):
+    """What the shell must do, in the transaction or after it."""
+
+    AGGREGATE = "aggregate"
+    """Combine the admitted updates and report Aggregated or AggregationFailed. Safe to repeat."""
+    END = "end"
+    """Tell the run that this round has ended."""
+
+
+Step = tuple[Round, tuple[RoundEffect, ...]]
+
+
+def step(round_: Round, event: RoundEvent) -> Step:
+    """Give the round after the event, and what has to be done because of it."""
+    if round_.status.ended:
+        return round_, ()
+    round_ = replace(round_, now_ms=max(round_.now_ms, event.now_ms))
+    match event:
+        case Cancelled():
+            return _abandon(round_, "the run was cancelled")
+        case Aggregated() if round_.status is RoundStatus.AGGREGATING:
+            return _end(round_, RoundStatus.COMMITTED, None)
+        case AggregationFailed(reason=reason) if round_.status is RoundStatus.AGGREGATING:
+            return _abandon(round_, f"aggregation failed: {reason}")
+        case _ if round_.status is not RoundStatus.COLLECTING:
+            return round_, ()
+        case UpdateAdmitted():
+            round_ = replace(round_, admitted=round_.admitted + 1)
+        case WorkerDeclined():
+            round_ = replace(round_, declined=round_.declined + 1)
+        case CloseNow() if round_.admitted >= round_.quorum:
+            return _aggregate(round_)
+        case _:
+            pass
+    return _decide(round_)
+
+
+def _decide(round_: Round) -> Step:
+    """What becomes of a collecting round with these counts at this time."""
+    if round_.admitted >= round_.target:
+        return _aggregate(round_)
+    answered = round_.admitted + round_.declined
+    if answered >= round_.invited or round_.now_ms >= round_.deadline_ms:
+        if round_.admitted >= round_.quorum:
+            return _aggregate(round_)
+        cause = "all workers answered" if answered >= round_.invited else "the deadline passed"
+        return _abandon(
+            round_,
+            f"{cause} with {round_.admitted} updates; the quorum is {round_.quorum} of {round_.invited}",
+        )
+    if round_.invited - round_.declined < round_.quorum:
+        return _abandon(
+            round_,
+            f"{round_.declined} of {round_.invited} workers declined; the quorum is {round_.quorum}",
+        )
+    return round_, ()
+
+
+def _aggregate(round_: Round) -> Step:
+    return replace(round_, status=RoundStatus.AGGREGATING), (RoundEffect.AGGREGATE,)
+
+
+def _abandon(round_: Round, reason: str) -> Step:
+    return _end(round_, RoundStatus.ABANDONED, reason)
+
+
+def _end(round_: Round, status: RoundStatus, reason: str | None) -> Step:
+    return replace(round_, status=status, reason=reason, ended_ms=round_.now_ms), (RoundEffect.END,)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the two machines: one transaction an event.
+
+Every public method that changes something is one transition: it begins a write transaction, loads,
+steps, saves state, effects and events, commits, and only then wakes whoever waits.
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from protocol.errors import NotFound, QuorumMissing, UpdateConflict
+from protocol.messages import MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
+from ps_service import round_machine, run_machine
+from ps_service.admission import require_open
+from ps_service.auth import require_not_revoked
+from ps_service.bell import Bell, task_topic, worker_topic
+from ps_service.clock import Clock
+from ps_service.metrics import Meters
+from ps_service.run_machine import Run
+from ps_service.storage import Stores, credential_records, report_records, run_records, update_records
+from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.run_records import StoredRun
+from ps_service.storage.update_records import StoredEffect, StoredUpload
+from ps_service.summaries import round_summaries, run_summary
+from ps_service.transitions import (
+    Transition,
+    announce_metrics,
+    announce_run,
+    round_event,
+    run_event,
+    the_assignment,
+    the_round,
+    the_run,
+    workers_changed,
+)
+
+
+class RoundRunner:
+    """The shell around `run_machine` and `round_machine`."""
+
+    def __init__(self, stores: Stores, clock: Clock, bell: Bell, meters: Meters) -> None:
+        self.stores = stores
+        self.clock = clock
+        self.bell = bell
+        self.meters = meters
+        self._sent_bytes: Counter[str] = Counter()
+
+    async def create_run(self, spec: RunSpec) -> RunSummary:
+        """Store a run whose `params` are in the blob store already, and let workers join it."""
+        async with self._transition() as transition:
+            state = Run(
+                seed=spec.seed,
+                rounds=spec.rounds,
+                cohort_size=spec.cohort_size,
+                quorum=spec.quorum,
+                deadline_ms=round(spec.deadline_s * 1000),
+                max_abandoned_rounds=spec.max_abandoned_rounds,
+            )
+            run = StoredRun(f"run-{secrets.token_hex(6)}", spec, state, transition.now_ms)
+            await run_records.add_run(transition.connection, run)
+            await run_records.add_version(
+                transition.connection, run.run_id, 0, None, {"params": spec.params_digest}, transition.now_ms
+            )
+            transition.topics.add(task_topic(spec.task))
+            await announce_run(transition, run.run_id)
+            return await run_summary(transition.connection, run)
+
+    async def join_runs(self, worker: StoredWorker) -> None:
+        """Make the worker a member of every open run whose task it serves."""
+        async with self.stores.records.read() as connection:
+            joined = set(await run_records.runs_of_worker(connection, worker.worker_id))
+            open_runs = await run_records.open_runs_of_tasks(connection, worker.tasks)
+        for run_id in [run.run_id for run in open_runs if run.run_id not in joined]:
+            async with self._transition() as transition:
+                run = await the_run(transition, run_id)
+                await run_records.add_member(transition.connection, run_id, worker.worker_id)
+                await workers_changed(transition, run)
+
+    async def revoke(self, worker_id: str) -> None:
+        """Take a worker's credential away at once, and wake whatever waits with it.
+
+        Raises:
+            NotFound: there is no such worker.
+        """
+        async with self._transition() as transition:
+            if await credential_records.worker_by_id(transition.connection, worker_id) is None:
+                raise NotFound(f"there is no worker {worker_id}")
+            await credential_records.revoke(transition.connection, worker_id, transition.now_ms)
+            transition.topics.add(worker_topic(worker_id))
+
+    async def admit(self, upload: StoredUpload) -> Receipt:
+        """Record an update whose bytes are sealed in the blob store; give its receipt.
+
+        Raises:
+            RoundClosed, RunEnded, AssignmentDeclined, UpdateConflict: it came too late or second.
+            WorkerRevoked: the worker may send no more.
+        """
+        async with self._transition() as transition:
+            connection, header = transition.connection, upload.header
+            held = await update_records.load_receipt(connection, upload.assignment_id)
+            if held is not None:
+                return same_update(held, header.digest)
+            if await update_records.load_upload(connection, upload.upload_id) is None:
+                raise UpdateConflict("another update was declared for this assignment meanwhile")
+            assignment = await the_assignment(transition, upload.assignment_id)
+            run = await the_run(transition, assignment.run_id)
+            round_ = await the_round(transition, run.run_id, assignment.round)
+            worker = await credential_records.worker_by_id(connection, assignment.worker_id)
+            assert worker is not None
+            require_not_revoked(worker)  # it may have lost its credential while the body was on its way
+            require_open(run.state.status, round_.state, declined=assignment.declined_reason is not None)
+            await update_records.add_update(connection, assignment, header, transition.now_ms)
+            await run_records.add_round_traffic(
+                connection, run.run_id, assignment.round, bytes_up=header.size_bytes
+            )
+            await round_event(transition, run, round_, round_machine.UpdateAdmitted(transition.now_ms))
+            receipt = await update_records.load_receipt(connection, upload.assignment_id)
+            assert receipt is not None
+        self.meters.updates.inc()
+        return receipt
+
+    async def decline(self, assignment_id: str, reason: str) -> None:
+        """The worker will send nothing. Repeating it, or declining a closed round, changes nothing.
+
+        Raises:
+            UpdateConflict: its update was received already.
+        """
+        async with self._transition() as transition:
+            assignment = await the_assignment(transition, assignment_id)
+            if assignment.declined_reason is not None:
+                return
+            if await update_records.load_receipt(transition.connection, assignment_id) is not None:
+                raise UpdateConflict("an update was received for this assignment; it cannot be declined")
+            run = await the_run(transition, assignment.run_id)
+            round_ = await the_round(transition, run.run_id, assignment.round)
+            if round_.state.status is not RoundStatus.COLLECTING:
+                return
+            await update_records.decline(transition.connection, assignment_id, reason)
+            await round_event(transition, run, round_, round_machine.WorkerDeclined(transition.now_ms))
+
+    async def close_now(self, run_id: str, number: int) -> RoundSummary:
+        """Close a collecting round with what it holds; a round that is past that is left as it is.
+
+        Raises:
+            QuorumMissing: it holds too few updates.
+        """
+        async with self._transition() as transition:
+            run = await the_run(transition, run_id)
+            stored = await the_round(transition, run_id, number)
+            round_ = await round_event(transition, run, stored, round_machine.CloseNow(transition.now_ms))
+            if round_.status is RoundStatus.COLLECTING:
+                raise QuorumMissing(
+                    f"round {number} holds {round_.admitted} updates; the quorum is {round_.quorum}"
+                )
+            stored = await the_round(transition, run_id, number)
+            return (await round_summaries(transition.connection, run_id, [stored]))[0]
+
+    async def cancel_run(self, run_id: str) -> RunSummary:
+        """End a run and its open round; an ended run is left as it is."""
+        async with self._transition() as transition:
+            run = await the_run(transition, run_id)
+            await run_event(transition, run, run_machine.RunCancelled(transition.now_ms))
+            return await run_summary(transition.connection, await the_run(transition, run_id))
+
+    async def report_metrics(self, run_id: str, worker_id: str, report: MetricsReport) -> None:
+        """Store an evaluator's metrics of a version; its first report stands.
+
+        Raises:
+            NotFound: the run has no such version.
+        """
+        async with self._transition() as transition:
+            run = await the_run(transition, run_id)
+            if report.version > run.state.version:
+                raise NotFound(f"version {report.version}: the run has versions up to {run.state.version}")
+            if await report_records.add_report(
+                transition.connection, run_id, worker_id, report, transition.now_ms
+            ):
+                await announce_metrics(transition, run_id, report.version)
+
+    async def aggregated(self, effect: StoredEffect, tensors: dict[str, str]) -> None:
+        """The effect's round has been combined into these bundles: record the version."""
+        async with self._transition() as transition:
+            run = await the_run(transition, effect.run_id)
+            stored = await the_round(transition, effect.run_id, effect.round)
+            if stored.state.status is RoundStatus.AGGREGATING:
+                await run_records.add_version(
+                    transition.connection,
+                    run.run_id,
+                    stored.state.base_version + 1,
+                    effect.round,
+                    tensors,
+                    transition.now_ms,
+                )
+                await round_event(transition, run, stored, round_machine.Aggregated(transition.now_ms))
+            await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
+
+    async def aggregation_failed(self, effect: StoredEffect, reason: str) -> None:
+        """The effect's round cannot be combined: abandon it, tick the effect off."""
+        async with self._transition() as transition:
+            run = await the_run(transition, effect.run_id)
+            stored = await the_round(transition, effect.run_id, effect.round)
+            failed = round_machine.AggregationFailed(transition.now_ms, reason)
+            await round_event(transition, run, stored, failed)
+            await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
+
+    async def tick(self) -> float:
+        """Close rounds whose deadline has passed; give the seconds until the next deadline (at most 60)."""
+        async with self.stores.records.read() as connection:
+            rounds = await run_records.collecting_rounds(connection)
+        now_ms = self.clock.now_ms()
+        for due in [round_ for round_ in rounds if round_.state.deadline_ms <= now_ms]:
+            async with self._transition() as transition:
+                run = await the_run(transition, due.run_id)
+                stored = await the_round(transition, due.run_id, due.state.number)
+                await round_event(transition, run, stored, round_machine.Tick(transition.now_ms))
+        to_come = [round_.state.deadline_ms - now_ms for round_ in rounds]
+        return min([wait_ms / 1000 for wait_ms in to_come if wait_ms > 0] + [60.0])
+
+    def count_sent(self, run_id: str, size_bytes: int) -> None:
+        """Note tensor bytes sent for a run; they are written down when its round ends."""
+        self.meters.sent_bytes.inc(size_bytes)
+        self._sent_bytes[run_id] += size_bytes
+
+    @asynccontextmanager
+    async def _transition(self) -> AsyncIterator[Transition]:
+        async with self.stores.records.write() as connection:
+            transition = Transition(connection, self.clock.now_ms(), self._sent_bytes)
+            yield transition
+        self._sent_bytes.subtract(transition.written_down)
+        for round_ in transition.ended:
+            self.meters.rounds.labels(status=round_.status.value).inc()
+            self.meters.round_seconds.observe(((round_.ended_ms or 0) - round_.opened_ms) / 1000)
+        self.bell.ring(transition.topics)
+
+
+def same_update(held: Receipt, digest: str) -> Receipt:
+    """The receipt of an update that is held, if it is the one now offered.
+
+    Raises:
+        UpdateConflict: it is another.
+    """
+    if held.digest != digest:
+        raise UpdateConflict("another update, with another digest, was received for this assignment")
+    return held

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Menu: the endpoints. To add one, copy `health.py` and add a line to `ROUTERS`."""
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+
+from ps_service.routes import assignments, events, health, runs, tensors, uploads, workers
+from ps_service.service import Service
+
+ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
+    workers.router,
+    assignments.router,
+    uploads.router,
+    tensors.router,
+    runs.router,
+    events.router,
+    health.router,
+)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker is asked to do, and its declaration of what it is about to send."""
+
+import asyncio
+import hashlib
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from protocol.algorithms import algorithm_named
+from protocol.errors import NotFound
+from protocol.messages import (
+    Assignment,
+    Decline,
+    EvaluationAssignment,
+    Receipt,
+    Role,
+    UpdateHeader,
+    UploadOffer,
+)
+from ps_service import bell
+from ps_service.admission import check_declaration, require_open
+from ps_service.auth import Caller
+from ps_service.round_runner import same_update
+from ps_service.service import Service
+from ps_service.storage import credential_records, run_records, update_records
+from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.run_records import StoredRound, StoredRun
+from ps_service.storage.update_records import StoredAssignment
+from ps_service.summaries import assignment_of, next_evaluation
+
+SEEN_EVERY_MS = 15_000
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["assignments"])
+    auth, records = service.auth, service.stores.records
+    # a dependency, so that a stranger learns nothing of what a body should have been
+    ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
+
+    @routes.get(
+        "/workers/{worker_id}/assignment",
+        response_model=Assignment | EvaluationAssignment,
+        responses={204: {"description": "Nothing to do yet: ask again."}},
+    )
+    async def next_assignment(
+        request: Request, worker_id: str, prefer: Annotated[str, Header()] = ""
+    ) -> Assignment | EvaluationAssignment | Response:
+        """Wait for something to do: `Prefer: wait=SECONDS`."""
+        worker = await auth.this_worker(request, worker_id)
+        wait_s = min(preferred_wait_s(prefer), service.settings.max_wait_s)
+        with service.meters.waiting.track_inprogress():
+            found = await _wait_for_work(service, worker, wait_s)
+        return Response(status_code=204) if found is None else found
+
+    @routes.get("/assignments/{assignment_id}")
+    async def get_assignment(request: Request, assignment_id: str) -> Assignment:
+        caller = await auth.caller(request)
+        async with records.read() as connection:
+            stored, run, round_ = await own_assignment(connection, caller, assignment_id)
+            return await assignment_of(connection, run, round_, stored)
+
+    @routes.post(
+        "/assignments/{assignment_id}/update",
+        status_code=201,
+        response_model=UploadOffer | Receipt,
+        responses={200: {"description": "This very update is held already.", "model": Receipt}},
+    )
+    async def declare(
+        worker: ThisWorker, response: Response, assignment_id: str, header: UpdateHeader
+    ) -> UploadOffer | Receipt:
+        """Say what is about to be sent: everything that can be refused without the body is refused here."""
+        async with records.write() as connection:
+            stored, run, round_ = await own_assignment(connection, worker, assignment_id)
+            held = await update_records.load_receipt(connection, assignment_id)
+            if held is not None:
+                response.status_code = 200
+                return same_update(held, header.digest)
+            require_open(run.state.status, round_.state, declined=stored.declined_reason is not None)
+            hyperparameters = algorithm_named(run.spec.algorithm).parse(run.spec.hyperparameters)
+            bundles = hyperparameters.bundles_wanted(round_.state.base_version)
+            check_declaration(header, run.spec, bundles, service.settings.max_body_bytes)
+            upload_id = upload_id_of(assignment_id, header.digest)
+            now_ms = service.clock.now_ms()
+            await update_records.declare_upload(connection, upload_id, assignment_id, header, now_ms)
+        return UploadOffer(upload_url=f"/v1/uploads/{upload_id}", offset=0)
+
+    @routes.get("/assignments/{assignment_id}/update")
+    async def get_receipt(request: Request, assignment_id: str) -> Receipt:
+        """What became of the update."""
+        caller = await auth.caller(request)
+        async with records.read() as connection:
+            await own_assignment(connection, caller, assignment_id)
+            receipt = await update_records.load_receipt(connection, assignment_id)
+        if receipt is None:
+            raise NotFound(f"no update was received for assignment {assignment_id}")
+        return receipt
+
+    @routes.post("/assignments/{assignment_id}/decline", status_code=204)
+    async def decline(worker: ThisWorker, assignment_id: str, wanted: Decline) -> None:
+        async with records.read() as connection:
+            await own_assignment(connection, worker, assignment_id)
+        await service.runner.decline(assignment_id, wanted.reason)
+
+    return routes
+
+
+async def _wait_for_work(
+    service: Service, worker: StoredWorker, wait_s: float
+) -> Assignment | EvaluationAssignment | None:
+    """Look, and look again whenever the bell rings, until there is something or the time is up."""
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + wait_s
+    topics = [bell.worker_topic(worker.worker_id), *map(bell.task_topic, worker.tasks)]
+    if worker.role is Role.EVALUATOR:
+        topics.append(bell.VERSIONS)
+    await _note_seen(service, worker)
+    with service.bell.listen(topics) as rung:
+        while True:
+            found = await _look_for_work(service, worker)
+            remaining_s = give_up_at - loop.time()
+            if found is not None or remaining_s <= 0 or service.stopping.is_set():
+                return found
+            if not await bell.wait_for_ring(rung, remaining_s):
+                return None
+            worker = await service.auth.still_valid(worker.worker_id)
+
+
+async def _look_for_work(service: Service, worker: StoredWorker) -> Assignment | EvaluationAssignment | None:
+    if worker.role is Role.EVALUATOR:
+        async with service.stores.records.read() as connection:
+            return await next_evaluation(connection, worker.worker_id, worker.tasks)
+    await service.runner.join_runs(worker)
+    async with service.stores.records.read() as connection:
+        stored = await update_records.next_assignment_of(connection, worker.worker_id)
+        if stored is None:
+            return None
+        run = await run_records.load_run(connection, stored.run_id)
+        round_ = await run_records.load_round(connection, stored.run_id, stored.round)
+        assert run is not None
+        assert round_ is not None
+        return await assignment_of(connection, run, round_, stored)
+
+
+async def _note_seen(service: Service, worker: StoredWorker) -> None:
+    now_ms = service.clock.now_ms()
+    if now_ms - worker.last_seen_ms >= SEEN_EVERY_MS:
+        async with service.stores.records.write() as connection:
+            await credential_records.set_seen(connection, worker.worker_id, now_ms)
+
+
+async def own_assignment(
+    connection: AsyncConnection, caller: Caller, assignment_id: str
+) -> tuple[StoredAssignment, StoredRun, StoredRound]:
+    """An assignment with its run and round, if the caller may know of it.
+
+    Raises:
+        NotFound: there is none, or it is another worker's: the two look alike.
+    """
+    stored = await update_records.load_assignment(connection, assignment_id)
+    if stored is None or (isinstance(caller, StoredWorker) and caller.worker_id != stored.worker_id):
+        raise NotFound(f"there is no assignment {assignment_id}")
+    run = await run_records.load_run(connection, stored.run_id)
+    round_ = await run_records.load_round(connection, stored.run_id, stored.round)
+    assert run is not None
+    assert round_ is not None
+    return stored, run, round_
+
+
+def preferred_wait_s(prefer: str) -> float:
+    """Seconds in a `Prefer: wait=…` header (RFC 7240); 0 when it says nothing of waiting."""
+    found = re.search(r"(?:^|[,;\s])wait=(\d{1,6})", prefer, re.IGNORECASE)
+    return float(found[1]) if found else 0.0
+
+
+def upload_id_of(assignment_id: str, digest: str) -> str:
+    """The same update of the same assignment is the same upload, however often it is declared."""
+    return f"u-{hashlib.sha256(f'{assignment_id}/{digest}'.encode()).hexdigest()[:32]}"

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors as answers: the only table from codes to statuses (RFC 9457, `application/problem+json`)."""
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from protocol import errors
+from protocol.errors import FedSophiaError
+from protocol.messages import Problem
+from ps_service.metrics import Meters
+
+log = logging.getLogger("fed_sophia.http")
+
+STATUS: dict[type[FedSophiaError], int] = {
+    errors.InvalidMessage: 422,
+    errors.MalformedTensorMessage: 400,
+    errors.TruncatedTensorMessage: 400,
+    errors.MessageTooLarge: 413,
+    errors.UnsupportedVersion: 400,
+    errors.UnknownEncoding: 400,
+    errors.UnknownAlgorithm: 422,
+    errors.DigestMismatch: 400,
+    errors.SizeMismatch: 400,
+    errors.ShapeMismatch: 422,
+    errors.BundleMismatch: 422,
+    errors.NotFinite: 422,
+    errors.OutsideBound: 422,
+    errors.NegativeHessian: 422,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.JoinTokenRefused: 403,
+    errors.WorkerRevoked: 403,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.UnsupportedMediaType: 415,
+    errors.RangeNotSatisfiable: 416,
+    errors.LengthRequired: 411,
+    errors.UnknownTensors: 422,
+    errors.RoundClosed: 409,
+    errors.RunEnded: 409,
+    errors.AssignmentDeclined: 409,
+    errors.UpdateConflict: 409,
+    errors.UploadInProgress: 409,
+    errors.UploadInterrupted: 408,
+    errors.QuorumMissing: 409,
+    errors.Internal: 500,
+    errors.NotReady: 503,
+    errors.StorageCorrupt: 500,
+}
+
+_OF_STATUS: dict[int, type[FedSophiaError]] = {
+    404: errors.NotFound,
+    405: errors.MethodNotAllowed,
+    413: errors.MessageTooLarge,
+    415: errors.UnsupportedMediaType,
+}
+
+
+def answer(error: FedSophiaError) -> JSONResponse:
+    """The answer that tells a caller of this error."""
+    status = STATUS.get(type(error), 500)
+    problem = Problem(
+        type=f"urn:fed-sophia:problem:{error.code}",
+        title=(type(error).__doc__ or error.code).strip(),
+        status=status,
+        detail=error.detail,
+        code=error.code,
+        retryable=error.retryable,
+    )
+    headers = {}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retryable:
+        headers["Retry-After"] = "1"
+    return JSONResponse(problem.model_dump(), status, headers=headers, media_type="application/problem+json")
+
+
+def install(app: FastAPI, meters: Meters) -> None:
+    """Turn every error of this application into a problem."""
+
+    def refuse(error: FedSophiaError) -> JSONResponse:
+        meters.refusals.labels(code=error.code).inc()
+        return answer(error)
+
+    @app.exception_handler(FedSophiaError)
+    async def named(request: Request, error: FedSophiaError) -> JSONResponse:
+        if STATUS.get(type(error), 500) >= 500:
+            log.error("%s %s: %s: %s", request.method, request.url.path, error.code, error.detail)
+        return refuse(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return refuse(errors.InvalidMessage(f"{where}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        of_status = _OF_STATUS.get(error.status_code, errors.InvalidMessage)
+        problem = refuse(of_status(f"{request.method} {request.url.path}: {error.detail}"))
+        problem.headers.update(error.headers or {})  # `Allow`, for one
+        return problem
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return refuse(errors.Internal("the server failed; its log has the reason"))

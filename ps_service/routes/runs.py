@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs, their rounds and versions, and the metrics evaluators report."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+
+from protocol.errors import Forbidden, InvalidMessage, NotFound, UnknownTensors
+from protocol.messages import (
+    MetricsReport,
+    Role,
+    RoundSummary,
+    RunSpec,
+    RunSummary,
+    VersionSummary,
+)
+from ps_service.admission import check_params_message
+from ps_service.aggregation import StoredMessage
+from ps_service.combiners import COMBINERS
+from ps_service.service import Service
+from ps_service.storage import run_records
+from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.run_records import StoredRun
+from ps_service.summaries import round_summaries, run_summary
+
+
+RoundNumber = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/v1/runs", tags=["runs"])
+    auth, records, runner = service.auth, service.stores.records, service.runner
+    # dependencies, so that a stranger learns nothing of what a body should have been
+    operators = Depends(auth.operator)
+    ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
+
+    @routes.post("", status_code=201, dependencies=[operators])
+    async def create(spec: RunSpec) -> RunSummary:
+        """Begin a run whose initial `params` were stored before."""
+        unknown = set(spec.combiners.values()) - set(COMBINERS)
+        if unknown:
+            raise InvalidMessage(f"combiner {min(unknown)!r}: expected one of {', '.join(COMBINERS)}")
+        if await asyncio.to_thread(service.stores.blobs.size, spec.params_digest) is None:
+            raise UnknownTensors(f"params_digest: nothing is stored under {spec.params_digest}")
+        params = await asyncio.to_thread(StoredMessage, service.stores.blobs, spec.params_digest)
+        check_params_message(params.layout.header, spec)
+        return await runner.create_run(spec)
+
+    @routes.get("")
+    async def list_runs(request: Request) -> dict[str, list[RunSummary]]:
+        await auth.operator(request)
+        async with records.read() as connection:
+            runs = await run_records.list_runs(connection)
+            return {"runs": [await run_summary(connection, run) for run in runs]}
+
+    @routes.get("/{run_id}")
+    async def show(request: Request, run_id: str) -> RunSummary:
+        """Where a run stands; a worker may ask of the runs it has a part in."""
+        caller = await auth.caller(request)
+        async with records.read() as connection:
+            run = await run_records.load_run(connection, run_id)
+            if run is None:
+                raise NotFound(f"there is no run {run_id}")
+            if isinstance(caller, StoredWorker) and not await run_records.is_member(
+                connection, run_id, caller.worker_id
+            ):
+                raise NotFound(f"there is no run {run_id}")
+            return await run_summary(connection, run)
+
+    @routes.post("/{run_id}/cancel")
+    async def cancel(request: Request, run_id: str) -> RunSummary:
+        await auth.operator(request)
+        return await runner.cancel_run(run_id)
+
+    @routes.get("/{run_id}/rounds", dependencies=[operators])
+    async def rounds(run_id: str, after: RoundNumber = 0) -> dict[str, list[RoundSummary]]:
+        await _existing(service, run_id)
+        async with records.read() as connection:
+            stored = await run_records.list_rounds(connection, run_id, after)
+            return {"rounds": await round_summaries(connection, run_id, stored)}
+
+    @routes.post("/{run_id}/rounds/{round}/aggregate", status_code=202, dependencies=[operators])
+    async def close_now(run_id: str, round: RoundNumber) -> RoundSummary:  # its name in the path
+        """Close a round now with what it holds."""
+        return await runner.close_now(run_id, round)
+
+    @routes.get("/{run_id}/versions")
+    async def versions(request: Request, run_id: str) -> dict[str, list[VersionSummary]]:
+        await auth.operator(request)
+        await _existing(service, run_id)
+        async with records.read() as connection:
+            return {"versions": await run_records.list_versions(connection, run_id)}
+
+    @routes.post("/{run_id}/metrics", status_code=204)
+    async def report(worker: ThisWorker, run_id: str, metrics: MetricsReport) -> None:
+        """An evaluator's measurement of a version."""
+        if worker.role is not Role.EVALUATOR:
+            raise Forbidden("only a worker with the role evaluator reports metrics")
+        run = await _existing(service, run_id)
+        if run.spec.task not in worker.tasks:
+            raise NotFound(f"there is no run {run_id}")
+        await runner.report_metrics(run_id, worker.worker_id, metrics)
+
+    return routes
+
+
+async def _existing(service: Service, run_id: str) -> StoredRun:
+    async with service.stores.records.read() as connection:
+        run = await run_records.load_run(connection, run_id)
+    if run is None:
+        raise NotFound(f"there is no run {run_id}")
+    return run

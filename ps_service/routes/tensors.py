@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Global state by digest: immutable, so cached for ever, and served in ranges."""
+
+import asyncio
+import base64
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from starlette.responses import StreamingResponse
+
+from protocol.codec import MEDIA_TYPE
+from protocol.errors import (
+    FedSophiaError,
+    MessageTooLarge,
+    NotFound,
+    RangeNotSatisfiable,
+    StorageCorrupt,
+)
+from protocol.messages import Role
+from ps_service.admission import require_state_message
+from ps_service.auth import Caller
+from ps_service.intake import Intake, accept_all
+from ps_service.routes.bodies import Body, content_length, require_tensor_message
+from ps_service.service import Service
+from ps_service.storage import run_records
+from ps_service.storage.credential_records import StoredWorker
+
+CHUNK_BYTES = 1024 * 1024
+DigestPath = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["tensors"])
+    auth, blobs = service.auth, service.stores.blobs
+
+    @routes.put("/tensors/{digest}", status_code=201)
+    async def store(request: Request, response: Response, digest: DigestPath) -> dict[str, str]:
+        """Store a `state` message before a run names it."""
+        body = Body(request, service.settings.body_timeout_s, service.meters)
+        try:
+            await auth.operator(request)
+            require_tensor_message(request, None)
+            size_bytes = content_length(request)
+            most = service.settings.max_body_bytes
+            if size_bytes > most:
+                raise MessageTooLarge(f"Content-Length: {size_bytes}; at most {most} are accepted")
+            if await asyncio.to_thread(blobs.size, digest) is not None:
+                await body.drain(size_bytes)
+                response.status_code = 200
+                return {"digest": digest}
+            intake = Intake(blobs, digest, size_bytes, require_state_message, accept_all)
+            try:
+                await body.into(intake)
+                await asyncio.to_thread(intake.seal)
+            finally:
+                await asyncio.to_thread(intake.discard)
+        except FedSophiaError:
+            await body.drain()
+            raise
+        return {"digest": digest}
+
+    @routes.api_route(
+        "/runs/{run_id}/tensors/{digest}", methods=["GET", "HEAD"], response_class=StreamingResponse
+    )
+    async def fetch(request: Request, run_id: str, digest: DigestPath) -> Response:
+        """One bundle of a version of the run's state, whole or in part."""
+        await _require_reader(service, await auth.caller(request), run_id, digest)
+        size_bytes = await asyncio.to_thread(blobs.size, digest)
+        if size_bytes is None:
+            raise StorageCorrupt(f"tensor message {digest} is missing")
+        headers = _headers(digest)
+        if _is_cached(request, digest):
+            return Response(status_code=304, headers=headers)
+        first, last = wanted_range(request, digest, size_bytes)
+        status = 200
+        if (first, last) != (0, size_bytes - 1):
+            status = 206
+            headers["Content-Range"] = f"bytes {first}-{last}/{size_bytes}"
+        headers["Content-Length"] = str(last + 1 - first)
+        if request.method == "HEAD":
+            return Response(status_code=status, headers=headers, media_type=MEDIA_TYPE)
+        body = _send(service, run_id, digest, first, last)
+        return StreamingResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
+
+    return routes
+
+
+async def _require_reader(service: Service, caller: Caller, run_id: str, digest: str) -> None:
+    """Raises: NotFound: no such state, or the caller has no part in the run: the two look alike."""
+    async with service.stores.records.read() as connection:
+        run = await run_records.load_run(connection, run_id)
+        allowed = run is not None and await run_records.is_state_of(connection, run_id, digest)
+        if run is not None and isinstance(caller, StoredWorker):
+            evaluates = caller.role is Role.EVALUATOR and run.spec.task in caller.tasks
+            member = await run_records.is_member(connection, run_id, caller.worker_id)
+            allowed = allowed and (evaluates or member)
+    if not allowed:
+        raise NotFound(f"run {run_id} has no tensors {digest}")
+
+
+def _headers(digest: str) -> dict[str, str]:
+    checksum = base64.b64encode(bytes.fromhex(digest)).decode()
+    return {
+        "ETag": f'"{digest}"',
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Accept-Ranges": "bytes",
+        "Repr-Digest": f"sha-256=:{checksum}:",
+    }
+
+
+def _is_cached(request: Request, digest: str) -> bool:
+    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    return "*" in known or f'"{digest}"' in known or f'W/"{digest}"' in known
+
+
+def wanted_range(request: Request, digest: str, size_bytes: int) -> tuple[int, int]:
+    """First and last byte to send. Several ranges, other units or a stale `If-Range` get everything.
+
+    Raises:
+        RangeNotSatisfiable: the range begins after the end.
+    """
+    everything = (0, size_bytes - 1)
+    found = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", request.headers.get("range", "").strip())
+    if_range = request.headers.get("if-range", f'"{digest}"')
+    if found is None or if_range != f'"{digest}"' or not (found[1] or found[2]):
+        return everything
+    if not found[1]:
+        first, last = max(size_bytes - int(found[2]), 0), size_bytes - 1
+    else:
+        first, last = int(found[1]), min(int(found[2] or size_bytes), size_bytes - 1)
+    if first >= size_bytes or (int(found[2] or 1) == 0 and not found[1]):
+        raise RangeNotSatisfiable(f"Range: {found[0]}; there are {size_bytes} bytes")
+    return everything if first > last else (first, last)
+
+
+async def _send(service: Service, run_id: str, digest: str, first: int, last: int) -> AsyncIterator[bytes]:
+    position = first
+    while position <= last:
+        chunk = bytearray(min(CHUNK_BYTES, last + 1 - position))
+        await asyncio.to_thread(service.stores.blobs.read_into, digest, position, chunk)
+        yield bytes(chunk)
+        service.runner.count_sent(run_id, len(chunk))
+        position += len(chunk)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Join tokens, enrolment, heartbeats, revocation."""
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from protocol.messages import Enrolled, Enrolment, Heartbeat, JoinTokenIssued, JoinTokenRequest, WorkerSummary
+from ps_service.auth import require_bearer
+from ps_service.service import Service
+from ps_service.storage import credential_records
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["workers"])
+    auth, records = service.auth, service.stores.records
+    # as dependencies, so that a stranger learns nothing of what a body should have been
+    operators, workers = Depends(auth.operator), Depends(auth.worker)
+
+    @routes.post("/tokens", status_code=201, dependencies=[operators])
+    async def create_token(wanted: JoinTokenRequest) -> JoinTokenIssued:
+        """Make a join token; it is shown this once."""
+        return await auth.issue_join_token(wanted)
+
+    @routes.post("/workers", status_code=201, dependencies=[Depends(require_bearer)])
+    async def enrol(request: Request, response: Response, enrolment: Enrolment) -> Enrolled:
+        """Enrol a device by a join token; again with the same secret gives the same worker."""
+        enrolled, is_new = await auth.enrol(request, enrolment)
+        response.status_code = 201 if is_new else 200
+        return enrolled
+
+    @routes.get("/workers")
+    async def list_workers(request: Request) -> dict[str, list[WorkerSummary]]:
+        await auth.operator(request)
+        async with records.read() as connection:
+            return {"workers": [w.summary() for w in await credential_records.list_workers(connection)]}
+
+    @routes.post("/workers/{worker_id}/heartbeat", status_code=204, dependencies=[workers])
+    async def heartbeat(request: Request, worker_id: str, beat: Heartbeat) -> None:
+        """Still there; perhaps with other tasks."""
+        await auth.this_worker(request, worker_id)
+        async with records.write() as connection:
+            await credential_records.set_seen(connection, worker_id, service.clock.now_ms(), beat.tasks)
+
+    @routes.delete("/workers/{worker_id}", status_code=204)
+    async def revoke(request: Request, worker_id: str) -> None:
+        """Take a worker's credential away at once."""
+        await auth.operator(request)
+        await service.runner.revoke(worker_id)
+
+    return routes

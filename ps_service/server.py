@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the application in this process: opens the stores, listens, stops cleanly when asked to."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from ps_service.app import create_app
+from ps_service.clock import SystemClock
+from ps_service.service import Service
+from ps_service.settings import Settings
+from ps_service.storage import Stores
+from ps_service.storage.files import FileBlobs
+from ps_service.storage.records import Records
+
+log = logging.getLogger("fed_sophia.server")
+
+
+def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; call `announce(url)` once requests are answered."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    asyncio.run(_serve(settings, announce))
+
+
+async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    directory = settings.server_data_dir
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    listener = _listen(settings)
+    stores = Stores(await Records.open(directory / "records.sqlite"), FileBlobs(directory))
+    try:
+        app = create_app(settings, stores, SystemClock())
+        service: Service = app.state.service
+        await service.auth.make_first_credentials(directory)
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        server = _Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+            ),
+            service,
+            lambda: announce(url),
+        )
+        await server.serve(sockets=[listener])
+    finally:
+        await stores.records.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((settings.host, settings.port))
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which says when it is ready, sends waiting requests home, and ends without a signal."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _stop(self, number: int) -> None:
+        log.info("stopping (%s)", signal.Signals(number).name)
+        self._service.stop_waiting()
+        self.force_exit = self.should_exit and number == signal.SIGINT
+        self.should_exit = True

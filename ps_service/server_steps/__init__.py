@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Menu: combined values → the next global state. To add one, copy `average.py` and add a line below."""
+
+from ps_service.server_steps.average import Average
+from ps_service.server_steps.base import ServerStep, StepContext
+from ps_service.server_steps.sophia_shared import SophiaShared
+
+__all__ = ["SERVER_STEPS", "ServerStep", "StepContext"]
+
+SERVER_STEPS: dict[str, ServerStep] = {
+    "average": Average(),
+    "sophia-shared": SophiaShared(),
+}

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Add the combined delta: θ ← θ + Δ̄.
+
+Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1; arXiv 2406.06655, the server's average of
+the local models, which for the uniform mean is the same as adding the mean delta.
+"""
+
+from collections.abc import Mapping
+
+from ps_service.server_steps.base import Chunk, StepContext
+
+
+class Average:
+    """θ ← θ + Δ̄; keeps nothing but `params`."""
+
+    def derive(
+        self, received: Mapping[str, Chunk], state: Mapping[str, Chunk], context: StepContext
+    ) -> Mapping[str, Chunk]:
+        return {}
+
+    def apply(
+        self, state: Mapping[str, Chunk], combined: Mapping[str, Chunk], context: StepContext
+    ) -> Mapping[str, Chunk]:
+        return {"params": state["params"] + combined["delta"]}

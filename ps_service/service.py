@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything the routes share, put together once by `create_app`."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from ps_service.auth import Auth
+from ps_service.bell import Bell
+from ps_service.clock import Clock
+from ps_service.metrics import Meters
+from ps_service.round_runner import RoundRunner
+from ps_service.settings import Settings
+from ps_service.storage import Stores
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of one server process."""
+
+    settings: Settings
+    stores: Stores
+    clock: Clock
+    bell: Bell
+    meters: Meters
+    auth: Auth
+    runner: RoundRunner
+    uploads_in_progress: set[str] = field(default_factory=set)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the process was asked to stop: whoever waits is sent home."""
+
+    def stop_waiting(self) -> None:
+        """Send waiting requests home, so that they do not hold up a stop."""
+        self.stopping.set()
+        self.bell.ring_all()

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blob contract: immutable bytes, each named by its SHA-256.
+
+Duties of a store:
+
+- `stage` gives a place to write to that nobody can read yet; any number may be open at once.
+- `Staged.seal(digest)` makes the bytes readable under `digest`, durably: once it has returned, they
+  survive a power cut. Sealing a digest that is there already is no error and changes nothing.
+- `Staged.discard` leaves no trace; so does a crash before `seal`, at the latest after the next start.
+- `read_into` never returns fewer bytes than asked for: it fills the buffer or raises.
+
+Duties of the caller: `seal` is told the true digest (the store does not hash again), the methods block
+and are called in a thread, and a blob is deleted only when no row names it.
+"""
+
+from typing import Protocol
+
+
+class Staged(Protocol):
+    """Bytes on their way into the store."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    def seal(self, digest: str) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Immutable bytes by digest."""
+
+    def stage(self) -> Staged: ...
+
+    def size(self, digest: str) -> int | None:
+        """Length in bytes, None if the store does not have it."""
+        ...
+
+    def read_into(self, digest: str, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill `buffer` with the bytes from `offset`.
+
+        Raises:
+            StorageCorrupt: the blob is missing or shorter than that.
+        """
+        ...
+
+    def delete(self, digest: str) -> None:
+        """Forget these bytes; no error if they are not there."""
+        ...
+
+    def check(self) -> None:
+        """Raises: OSError: the store cannot be written to."""
+        ...

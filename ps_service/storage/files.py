@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blobs as local files, `blobs/ab/abcdef…`: write, fsync, rename, fsync of the directory.
+
+A reader never sees a file that is not whole, and what `seal` has returned for survives a power cut.
+Files are opened for each read: no descriptor outlives a call, so a delete is a delete.
+"""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from protocol.errors import StorageCorrupt
+
+
+class FileBlobs:
+    """The blob contract on one directory of a local file system."""
+
+    def __init__(self, directory: Path) -> None:
+        self._blobs = directory / "blobs"
+        self._staging = directory / "staging"
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._staging.mkdir(exist_ok=True)
+        for byte in range(256):  # all now, durably: no seal depends on a directory that another is making
+            (self._blobs / f"{byte:02x}").mkdir(exist_ok=True)
+        _fsync_directory(self._blobs)
+        _fsync_directory(directory)
+        for left_behind in self._staging.iterdir():
+            left_behind.unlink()
+
+    def stage(self) -> "StagedFile":
+        return StagedFile(self, self._staging / secrets.token_hex(16))
+
+    def path(self, digest: str) -> Path:
+        return self._blobs / digest[:2] / digest
+
+    def size(self, digest: str) -> int | None:
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read_into(self, digest: str, offset: int, buffer: bytearray | memoryview) -> None:
+        view = memoryview(buffer)
+        try:
+            with self.path(digest).open("rb", buffering=0) as file:
+                file.seek(offset)
+                filled = 0
+                while filled < len(view):
+                    count = file.readinto(view[filled:])
+                    if not count:
+                        raise StorageCorrupt(
+                            f"tensor message {digest}: {offset + len(view)} bytes expected, "
+                            f"{offset + filled} found"
+                        )
+                    filled += count
+        except FileNotFoundError:
+            raise StorageCorrupt(f"tensor message {digest} is missing") from None
+
+    def delete(self, digest: str) -> None:
+        self.path(digest).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        probe = self._staging / secrets.token_hex(16)
+        probe.write_bytes(b"")
+        probe.unlink()
+
+
+class StagedFile:
+    """A file in the staging directory."""
+
+    def __init__(self, store: FileBlobs, path: Path) -> None:
+        self._store = store
+        self._path = path
+        self._file = path.open("xb", buffering=0)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def seal(self, digest: str) -> None:
+        target = self._store.path(digest)
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._path.replace(target)
+        _fsync_directory(target.parent)
+
+    def discard(self) -> None:
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

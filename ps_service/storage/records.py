@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows, by SQLAlchemy: SQLite by default.
+
+A transition runs inside `write()`: `BEGIN IMMEDIATE`, so that it reads what it is going to change under
+the lock, and `synchronous=FULL` with WAL, so that a commit that has returned survives a power cut. What
+only looks runs inside `read()`. Neither is held while waiting for anything outside the process.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy import event, text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+
+class Records:
+    """The open database. Queries are functions over a connection: `*_records.py` beside this file."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        # SQLite has one writer at a time: queue here, where waiting costs nothing
+        self._writing = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: Path | None) -> "Records":
+        """Open (and create or migrate) the database in this file; None keeps it in memory, for tests."""
+        from ps_service.storage import migrations
+
+        engine = _sqlite_engine(path)
+        async with engine.connect() as connection:
+            await connection.run_sync(migrations.upgrade)
+            await connection.commit()
+        return cls(engine)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A consistent view; nothing may be changed in it."""
+        async with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that changes something: commits at the end, rolls back on any error."""
+        async with self._writing, self.engine.connect() as connection:
+            connection = await connection.execution_options(begin_immediate=True)
+            async with connection.begin():
+                yield connection
+
+    async def check(self) -> None:
+        """Raises: sqlalchemy.exc.SQLAlchemyError: the database does not answer."""
+        async with self.read() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def _sqlite_engine(path: Path | None) -> AsyncEngine:
+    if path is None:
+        # the database lives and dies with its one connection: it must never be used by two at a time
+        engine = create_async_engine(
+            "sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0
+        )
+    else:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=8, max_overflow=8)
+    _own_transactions(engine.sync_engine)
+    return engine
+
+
+def _own_transactions(engine: Engine) -> None:
+    """Take the decision when a transaction begins away from the driver: it begins too late to lock."""
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: object, _record: object) -> None:
+        connection.isolation_level = None  # type: ignore[attr-defined]  # the driver's own attribute
+        cursor = connection.cursor()  # type: ignore[attr-defined]
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("begin_immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables. A change here needs a migration in `migrations/versions/`; a test compares the two."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+operator_keys = Table(
+    "operator_keys",
+    metadata,
+    Column("secret_hash", String(64), primary_key=True),
+    Column("label", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("token_id", String(64), primary_key=True),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("label", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("uses_left", Integer, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("worker_id", String(64), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("tasks", Text, nullable=False),
+    Column("enrolled_ms", BigInteger, nullable=False),
+    Column("last_seen_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("task", String(128), nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    Column("spec", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("worker_id", ForeignKey("workers.worker_id"), primary_key=True),
+    Column("slot", Integer),
+    UniqueConstraint("run_id", "slot"),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("status", String(16), nullable=False),
+    Column("deadline_ms", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("bytes_up", BigInteger, nullable=False),
+    Column("bytes_down", BigInteger, nullable=False),
+    Index(None, "status", "deadline_ms"),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("round", Integer),
+    Column("tensors", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+state_tensors = Table(
+    "state_tensors",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("assignment_id", String(64), primary_key=True),
+    Column("run_id", ForeignKey("runs.run_id"), nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("worker_id", ForeignKey("workers.worker_id"), nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("declined_reason", Text),
+    Column("settled", Boolean, nullable=False),
+    UniqueConstraint("run_id", "round", "slot"),
+    Index(None, "worker_id", "settled"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("upload_id", String(64), primary_key=True),
+    Column("assignment_id", ForeignKey("assignments.assignment_id"), nullable=False, unique=True),
+    Column("header", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+updates = Table(
+    "updates",
+    metadata,
+    Column("assignment_id", ForeignKey("assignments.assignment_id"), primary_key=True),
+    Column("run_id", ForeignKey("runs.run_id"), nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("header", Text, nullable=False),
+    Column("received_ms", BigInteger, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("version", Integer),
+    Column("reason", Text),
+    Index(None, "run_id", "round", "slot"),
+)
+
+effects = Table(
+    "effects",
+    metadata,
+    Column("effect_id", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("run_id", ForeignKey("runs.run_id"), nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("done_ms", BigInteger, index=True),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("worker_id", ForeignKey("workers.worker_id"), primary_key=True),
+    Column("report", Text, nullable=False),
+    Column("received_ms", BigInteger, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("event_id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("runs.run_id"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("round", Integer),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("data", Text, nullable=False),
+    Index(None, "run_id", "event_id"),
+    sqlite_autoincrement=True,
+)

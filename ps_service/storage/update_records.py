@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Queries: assignments, declared uploads, received updates, and effects still to be performed."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from protocol.messages import Outcome, Receipt, RoundStatus, UpdateHeader
+from ps_service.storage.schema import assignments, effects, rounds, updates, uploads
+
+
+@dataclass(frozen=True)
+class StoredAssignment:
+    """What ties a worker to a round; the rest of an assignment follows from run, round and slot."""
+
+    assignment_id: str
+    run_id: str
+    round: int
+    worker_id: str
+    slot: int
+    declined_reason: str | None
+    settled: bool
+
+
+@dataclass(frozen=True)
+class StoredUpload:
+    """A declared update whose body has not been received in full."""
+
+    upload_id: str
+    assignment_id: str
+    header: UpdateHeader
+
+
+@dataclass(frozen=True)
+class StoredUpdate:
+    """A received update."""
+
+    assignment_id: str
+    slot: int
+    digest: str
+    header: UpdateHeader
+
+
+@dataclass(frozen=True)
+class StoredEffect:
+    """Something that a committed transition asked for."""
+
+    effect_id: int
+    kind: str
+    run_id: str
+    round: int
+
+
+# --- assignments -------------------------------------------------------------------------------
+
+
+async def add_assignments(connection: AsyncConnection, rows: list[StoredAssignment]) -> None:
+    await connection.execute(insert(assignments), [vars(row) for row in rows])
+
+
+async def load_assignment(connection: AsyncConnection, assignment_id: str) -> StoredAssignment | None:
+    query = select(assignments).where(assignments.c.assignment_id == assignment_id)
+    row = (await connection.execute(query)).first()
+    return None if row is None else _assignment(row)
+
+
+async def next_assignment_of(connection: AsyncConnection, worker_id: str) -> StoredAssignment | None:
+    """The worker's oldest assignment that is neither settled nor left behind by its round."""
+    query = (
+        select(assignments)
+        .join(
+            rounds,
+            (rounds.c.run_id == assignments.c.run_id) & (rounds.c.number == assignments.c.round),
+        )
+        .where(
+            assignments.c.worker_id == worker_id,
+            assignments.c.settled.is_(False),
+            rounds.c.status == RoundStatus.COLLECTING,
+        )
+        .order_by(rounds.c.deadline_ms, assignments.c.assignment_id)
+        .limit(1)
+    )
+    row = (await connection.execute(query)).first()
+    return None if row is None else _assignment(row)
+
+
+async def decline(connection: AsyncConnection, assignment_id: str, reason: str) -> None:
+    await connection.execute(
+        update(assignments)
+        .where(assignments.c.assignment_id == assignment_id)
+        .values(declined_reason=reason, settled=True)
+    )
+
+
+async def settle_round(connection: AsyncConnection, run_id: str, number: int) -> None:
+    """Nobody is asked for this round's updates any more."""
+    await connection.execute(
+        update(assignments)
+        .where(assignments.c.run_id == run_id, assignments.c.round == number)
+        .values(settled=True)
+    )
+
+
+def _assignment(row: Row[tuple[object, ...]]) -> StoredAssignment:
+    return StoredAssignment(
+        row.assignment_id, row.run_id, row.round, row.worker_id, row.slot, row.declined_reason, row.settled
+    )
+
+
+# --- uploads -----------------------------------------------------------------------------------
+
+
+async def declare_upload(
+    connection: AsyncConnection, upload_id: str, assignment_id: str, header: UpdateHeader, now_ms: int
+) -> None:
+    """Record what is about to be sent, in place of anything declared before for this assignment."""
+    await connection.execute(delete(uploads).where(uploads.c.assignment_id == assignment_id))
+    await connection.execute(
+        insert(uploads).values(
+            upload_id=upload_id,
+            assignment_id=assignment_id,
+            header=header.model_dump_json(),
+            created_ms=now_ms,
+        )
+    )
+
+
+async def load_upload(connection: AsyncConnection, upload_id: str) -> StoredUpload | None:
+    row = (await connection.execute(select(uploads).where(uploads.c.upload_id == upload_id))).first()
+    if row is None:
+        return None
+    return StoredUpload(row.upload_id, row.assignment_id, UpdateHeader.model_validate_json(row.header))
+
+
+# --- updates -----------------------------------------------------------------------------------
+
+
+async def add_update(
+    connection: AsyncConnection, assignment: StoredAssignment, header: UpdateHeader, now_ms: int
+) -> None:
+    """Record a received update: this row is what a receipt stands for."""
+    await connection.execute(
+        insert(updates).values(
+            assignment_id=assignment.assignment_id,
+            run_id=assignment.run_id,
+            round=assignment.round,
+            slot=assignment.slot,
+            digest=header.digest,
+            header=header.model_dump_json(),
+            received_ms=now_ms,
+            outcome=Outcome.PENDING.value,
+        )
+    )
+    await connection.execute(
+        update(assignments)
+        .where(assignments.c.assignment_id == assignment.assignment_id)
+        .values(settled=True)
+    )
+
+
+async def load_receipt(connection: AsyncConnection, assignment_id: str) -> Receipt | None:
+    row = (await connection.execute(select(updates).where(updates.c.assignment_id == assignment_id))).first()
+    if row is None:
+        return None
+    return Receipt(
+        assignment_id=row.assignment_id,
+        digest=row.digest,
+        received_ms=row.received_ms,
+        outcome=Outcome(row.outcome),
+        version=row.version,
+        reason=row.reason,
+    )
+
+
+async def updates_of_round(connection: AsyncConnection, run_id: str, number: int) -> list[StoredUpdate]:
+    """The round's updates in slot order: the order in which they are summed."""
+    rows = await connection.execute(
+        select(updates).where(updates.c.run_id == run_id, updates.c.round == number).order_by(updates.c.slot)
+    )
+    return [
+        StoredUpdate(row.assignment_id, row.slot, row.digest, UpdateHeader.model_validate_json(row.header))
+        for row in rows
+    ]
+
+
+async def conclude_updates(
+    connection: AsyncConnection, run_id: str, number: int, *, version: int | None, reason: str | None
+) -> None:
+    """Say what became of the round's updates: counted in `version`, or not counted because of `reason`."""
+    outcome = Outcome.NOT_COUNTED if version is None else Outcome.COUNTED
+    await connection.execute(
+        update(updates)
+        .where(
+            updates.c.run_id == run_id,
+            updates.c.round == number,
+            updates.c.outcome == Outcome.PENDING.value,
+        )
+        .values(outcome=outcome.value, version=version, reason=reason)
+    )
+
+
+# --- effects -----------------------------------------------------------------------------------
+
+
+async def add_effect(connection: AsyncConnection, kind: str, run_id: str, number: int) -> None:
+    await connection.execute(insert(effects).values(kind=kind, run_id=run_id, round=number))
+
+
+async def pending_effects(connection: AsyncConnection) -> list[StoredEffect]:
+    """What committed transitions asked for and is not done, oldest first."""
+    rows = await connection.execute(
+        select(effects).where(effects.c.done_ms.is_(None)).order_by(effects.c.effect_id)
+    )
+    return [StoredEffect(row.effect_id, row.kind, row.run_id, row.round) for row in rows]
+
+
+async def finish_effect(connection: AsyncConnection, effect_id: int, now_ms: int) -> None:
+    await connection.execute(update(effects).where(effects.c.effect_id == effect_id).values(done_ms=now_ms))

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server says of runs and rounds, gathered from the records."""
+
+import sys
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from protocol.algorithms import algorithm_named
+from protocol.messages import (
+    Assignment,
+    EvaluationAssignment,
+    MetricsReport,
+    RoundSummary,
+    RunSummary,
+    UpdateHeader,
+)
+from ps_service.run_machine import assignment_seed
+from ps_service.storage import report_records, run_records, update_records
+from ps_service.storage.run_records import StoredRound, StoredRun
+from ps_service.storage.update_records import StoredAssignment
+
+
+async def run_summary(connection: AsyncConnection, run: StoredRun) -> RunSummary:
+    return RunSummary(
+        run_id=run.run_id,
+        spec=run.spec,
+        status=run.state.status,
+        reason=run.state.reason,
+        round=run.state.round,
+        version=run.state.version,
+        tensors=await run_records.tensors_of(connection, run.run_id, run.state.version),
+        members=await run_records.count_members(connection, run.run_id),
+        created_ms=run.created_ms,
+        ended_ms=run.state.ended_ms,
+    )
+
+
+async def round_summaries(
+    connection: AsyncConnection, run_id: str, rounds: Sequence[StoredRound]
+) -> list[RoundSummary]:
+    """One summary for each of these rounds of a run, with the metrics that have arrived."""
+    versions = await run_records.versions_by_round(connection, run_id)
+    reports = await report_records.reports_of(connection, run_id)
+    summaries = []
+    for stored in rounds:
+        state = stored.state
+        version = versions.get(state.number)
+        updates = await update_records.updates_of_round(connection, run_id, state.number)
+        metrics = mean_of_workers([update.header for update in updates])
+        if version is not None:
+            metrics |= mean_of_reports(reports.get(version, []))
+        summaries.append(
+            RoundSummary(
+                round=state.number,
+                status=state.status,
+                reason=state.reason,
+                base_version=state.base_version,
+                version=version,
+                invited=state.invited,
+                admitted=state.admitted,
+                declined=state.declined,
+                opened_ms=state.opened_ms,
+                deadline_ms=state.deadline_ms,
+                ended_ms=state.ended_ms,
+                bytes_up=stored.bytes_up,
+                bytes_down=stored.bytes_down,
+                metrics=metrics,
+            )
+        )
+    return summaries
+
+
+def mean_of_workers(headers: Sequence[UpdateHeader]) -> dict[str, float]:
+    """Plain mean over the workers that reported a metric."""
+    values: dict[str, list[float]] = {}
+    for header in headers:
+        for name, value in header.metrics.items():
+            values.setdefault(name, []).append(value)
+    return {name: _mean([(value, 1) for value in of_name]) for name, of_name in sorted(values.items())}
+
+
+def mean_of_reports(reports: Sequence[MetricsReport]) -> dict[str, float]:
+    """Mean over evaluators, weighted by how many examples each evaluated."""
+    values: dict[str, list[tuple[float, int]]] = {}
+    for report in reports:
+        for name, value in report.metrics.items():
+            values.setdefault(name, []).append((value, report.num_examples))
+    return {name: _mean(of_name) for name, of_name in sorted(values.items())}
+
+
+def _mean(weighted: Sequence[tuple[float, int]]) -> float:
+    """Σ v·w / Σ w, finite whatever finite values were reported: JSON has no word for infinity."""
+    total = sum(weight for _, weight in weighted)
+    mean = sum(value * (weight / total) for value, weight in weighted)
+    return min(max(mean, -sys.float_info.max), sys.float_info.max)
+
+
+async def assignment_of(
+    connection: AsyncConnection, run: StoredRun, round_: StoredRound, stored: StoredAssignment
+) -> Assignment:
+    """Everything a worker is told about its part of a round."""
+    spec = run.spec
+    algorithm = algorithm_named(spec.algorithm)
+    hyperparameters = algorithm.parse(spec.hyperparameters)
+    bundles = hyperparameters.bundles_wanted(round_.state.base_version)
+    return Assignment(
+        assignment_id=stored.assignment_id,
+        run_id=run.run_id,
+        round=stored.round,
+        version=round_.state.base_version,
+        slot=stored.slot,
+        phase="train",
+        task=spec.task,
+        tensors=await run_records.tensors_of(connection, run.run_id, round_.state.base_version),
+        bundles=bundles,
+        encodings={bundle: spec.encoding_of(bundle) for bundle in bundles},
+        optimizer=algorithm.optimizer,
+        settings=hyperparameters.optimizer_settings(spec.local_steps),
+        local_steps=spec.local_steps,
+        batch_size=spec.batch_size,
+        seed=assignment_seed(spec.seed, stored.round, stored.slot),
+        deadline_ms=round_.state.deadline_ms,
+    )
+
+
+async def next_evaluation(
+    connection: AsyncConnection, worker_id: str, tasks: tuple[str, ...]
+) -> EvaluationAssignment | None:
+    """The version this evaluator should measure next: runs that go on first, then the newest."""
+    runs = await run_records.runs_of_tasks(connection, tasks)
+    for run in sorted(runs, key=lambda run: (run.state.status.ended, -run.created_ms)):
+        reported = await report_records.versions_reported_by(connection, run.run_id, worker_id)
+        for version in range(1, run.state.version + 1):
+            if version not in reported:
+                return EvaluationAssignment(
+                    run_id=run.run_id,
+                    version=version,
+                    task=run.spec.task,
+                    tensors=await run_records.tensors_of(connection, run.run_id, version),
+                )
+    return None

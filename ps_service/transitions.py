@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens inside one write transaction: step a machine, save, write down effects and events.
+
+These functions change rows only. Waking, aggregating and counting come after the commit, from what the
+`Transition` has gathered.
+"""
+
+import json
+import secrets
+from collections import Counter
+from dataclasses import dataclass, field
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from protocol.errors import NotFound
+from protocol.messages import RoundStatus
+from ps_service import round_machine, run_machine
+from ps_service.bell import DEADLINES, EFFECTS, VERSIONS, run_topic, worker_topic
+from ps_service.round_machine import Round, RoundEffect, RoundEvent
+from ps_service.run_machine import CancelRound, OpenRound, RunEvent
+from ps_service.storage import report_records, run_records, update_records
+from ps_service.storage.run_records import StoredRound, StoredRun
+from ps_service.storage.update_records import StoredAssignment
+from ps_service.summaries import mean_of_reports, round_summaries, run_summary
+
+
+@dataclass
+class Transition:
+    """An open write transaction, and what is to be done once it is committed."""
+
+    connection: AsyncConnection
+    now_ms: int
+    sent_bytes: Counter[str]
+    """Tensor bytes sent by run, not yet written down; read here, reduced after the commit."""
+    topics: set[str] = field(default_factory=set)
+    ended: list[Round] = field(default_factory=list)
+    written_down: Counter[str] = field(default_factory=Counter)
+
+
+async def the_run(transition: Transition, run_id: str) -> StoredRun:
+    """Raises: NotFound."""
+    run = await run_records.load_run(transition.connection, run_id)
+    if run is None:
+        raise NotFound(f"there is no run {run_id}")
+    return run
+
+
+async def the_round(transition: Transition, run_id: str, number: int) -> StoredRound:
+    """Raises: NotFound."""
+    round_ = await run_records.load_round(transition.connection, run_id, number)
+    if round_ is None:
+        raise NotFound(f"run {run_id} has no round {number}")
+    return round_
+
+
+async def the_assignment(transition: Transition, assignment_id: str) -> StoredAssignment:
+    """Raises: NotFound."""
+    assignment = await update_records.load_assignment(transition.connection, assignment_id)
+    if assignment is None:
+        raise NotFound(f"there is no assignment {assignment_id}")
+    return assignment
+
+
+async def round_event(
+    transition: Transition, run: StoredRun, stored: StoredRound, event: RoundEvent
+) -> Round:
+    """Step a round, save it, and write down what follows; give the round after the event."""
+    round_, effects = round_machine.step(stored.state, event)
+    await run_records.save_round(transition.connection, run.run_id, round_)
+    for effect in effects:
+        match effect:
+            case RoundEffect.AGGREGATE:
+                await update_records.add_effect(
+                    transition.connection, effect.value, run.run_id, round_.number
+                )
+                transition.topics.add(EFFECTS)
+            case RoundEffect.END:
+                await _round_ended(transition, run, round_)
+    return round_
+
+
+async def _round_ended(transition: Transition, run: StoredRun, round_: Round) -> None:
+    connection, run_id = transition.connection, run.run_id
+    committed = round_.status is RoundStatus.COMMITTED
+    await update_records.settle_round(connection, run_id, round_.number)
+    await update_records.conclude_updates(
+        connection,
+        run_id,
+        round_.number,
+        version=round_.base_version + 1 if committed else None,
+        reason=None if committed else f"round {round_.number} was abandoned: {round_.reason}",
+    )
+    await _write_down_sent_bytes(transition, run_id, round_.number)
+    transition.ended.append(round_)
+    slots = tuple(await run_records.eligible_slots(connection, run_id))
+    run_event_: RunEvent
+    if committed:
+        run_event_ = run_machine.RoundCommitted(transition.now_ms, slots)
+        transition.topics.add(VERSIONS)
+    else:
+        run_event_ = run_machine.RoundAbandoned(transition.now_ms, slots, round_.reason or "")
+    await _announce_round(transition, run_id, round_.number)
+    await run_event(transition, await the_run(transition, run_id), run_event_)
+
+
+async def run_event(transition: Transition, run: StoredRun, event: RunEvent) -> None:
+    """Step a run, save it, and do what follows."""
+    state, effects = run_machine.step(run.state, event)
+    await run_records.save_run(transition.connection, run.run_id, state)
+    for effect in effects:
+        match effect:
+            case OpenRound():
+                await _open_round(transition, run.run_id, effect)
+            case CancelRound():
+                await _cancel_round(transition, run.run_id, state.round)
+    if state.status is not run.state.status:
+        await announce_run(transition, run.run_id)
+
+
+async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -> None:
+    connection = transition.connection
+    round_ = Round(
+        number=opening.number,
+        base_version=opening.base_version,
+        invited=len(opening.slots),
+        target=len(opening.slots),
+        quorum=opening.quorum,
+        opened_ms=opening.opened_ms,
+        deadline_ms=opening.deadline_ms,
+        now_ms=opening.opened_ms,
+        partial=opening.partial,
+    )
+    await run_records.add_round(connection, run_id, round_)
+    worker_of = await run_records.eligible_slots(connection, run_id)
+    await update_records.add_assignments(
+        connection,
+        [
+            StoredAssignment(
+                assignment_id=f"a-{secrets.token_hex(12)}",
+                run_id=run_id,
+                round=opening.number,
+                worker_id=worker_of[slot],
+                slot=slot,
+                declined_reason=None,
+                settled=False,
+            )
+            for slot in opening.slots
+        ],
+    )
+    transition.topics |= {worker_topic(worker_of[slot]) for slot in opening.slots} | {DEADLINES}
+    await _announce_round(transition, run_id, opening.number)
+
+
+async def _cancel_round(transition: Transition, run_id: str, number: int) -> None:
+    stored = await run_records.load_round(transition.connection, run_id, number)
+    if stored is not None:
+        run = await the_run(transition, run_id)
+        await round_event(transition, run, stored, round_machine.Cancelled(transition.now_ms))
+
+
+async def workers_changed(transition: Transition, run: StoredRun) -> None:
+    """Give slots to new members and see whether a round can be opened.
+
+    Before the first round nobody has a slot: all are numbered together once a cohort is there.
+    """
+    connection, run_id = transition.connection, run.run_id
+    waiting = await run_records.waiting_members(connection, run_id)
+    if run.state.round == 0 and waiting < run.spec.cohort_size:
+        return
+    await run_records.give_slots(connection, run_id)
+    slots = tuple(await run_records.eligible_slots(connection, run_id))
+    await run_event(transition, run, run_machine.WorkersChanged(transition.now_ms, slots))
+
+
+async def _write_down_sent_bytes(transition: Transition, run_id: str, number: int) -> None:
+    sent = transition.sent_bytes[run_id] - transition.written_down[run_id]
+    await run_records.add_round_traffic(transition.connection, run_id, number, bytes_down=sent)
+    transition.written_down[run_id] += sent
+
+
+# --- events for listeners ----------------------------------------------------------------------
+
+
+async def announce_run(transition: Transition, run_id: str) -> None:
+    run = await the_run(transition, run_id)
+    summary = await run_summary(transition.connection, run)
+    await _announce(transition, run_id, "run", None, summary.model_dump_json())
+
+
+async def _announce_round(transition: Transition, run_id: str, number: int) -> None:
+    stored = await the_round(transition, run_id, number)
+    summary = (await round_summaries(transition.connection, run_id, [stored]))[0]
+    await _announce(transition, run_id, "round", number, summary.model_dump_json())
+
+
+async def announce_metrics(transition: Transition, run_id: str, version: int) -> None:
+    reports = await report_records.reports_of(transition.connection, run_id, version)
+    data = json.dumps({"version": version, "metrics": mean_of_reports(reports[version])})
+    await _announce(transition, run_id, "metrics", None, data)
+
+
+async def _announce(transition: Transition, run_id: str, kind: str, number: int | None, data: str) -> None:
+    await report_records.add_event(transition.connection, run_id, kind, number, data, transition.now_ms)
+    transition.topics.add(run_topic(run_id))

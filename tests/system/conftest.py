@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A parameter server in a process of its own, for tests that kill it."""
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fed_sophia.operator_client import OperatorClient
+from protocol.messages import JoinTokenRequest, Role, RunSummary
+
+READY_S = 60.0
+
+
+class ServerProcess:
+    """`fed-sophia serve` on one data directory and one port, started and ended as often as a test likes."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        command = [sys.executable, "-P", "-m", "fed_sophia", "serve", "--json"]
+        with (self.data_dir.parent / "server.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                *("--port", str(self.port), "--data-dir", str(self.data_dir)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+            )
+        assert self._process.stdout is not None
+        async with asyncio.timeout(READY_S):
+            line = await self._process.stdout.readline()
+        assert json.loads(line)["url"] == self.url
+
+    async def end(self, number: signal.Signals) -> int:
+        """Send a signal, wait for the end, give the exit status."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+        async with asyncio.timeout(READY_S):
+            await self._process.communicate()
+        assert self._process.returncode is not None
+        return self._process.returncode
+
+    async def kill(self) -> None:
+        """As a power cut would end it: no clean-up, no last word."""
+        assert await self.end(signal.SIGKILL) == -signal.SIGKILL
+
+    def operator(self) -> OperatorClient:
+        return OperatorClient(self.url, (self.data_dir / "operator.key").read_text().strip())
+
+    async def join_token(self, uses: int = 1, role: Role = Role.TRAINER) -> str:
+        async with self.operator() as operator:
+            return (await operator.create_token(JoinTokenRequest(uses=uses, role=role))).join_token
+
+    async def run_ended(self, run_id: str, within_s: float = 120.0) -> RunSummary:
+        """Wait for the end of a run."""
+        async with self.operator() as operator, asyncio.timeout(within_s):
+            while not (run := await operator.run(run_id)).status.ended:
+                await asyncio.sleep(0.05)
+            return run
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
+    """A running server, ended after the test whatever state the test left it in."""
+    process = ServerProcess(tmp_path / "server")
+    process.data_dir.mkdir()
+    await process.start()
+    try:
+        yield process
+    finally:
+        await process.end(signal.SIGKILL)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server as a process: how it starts, what it loads, how it stops."""
+
+import asyncio
+import signal
+import stat
+import subprocess
+import sys
+
+from tests.system.conftest import ServerProcess
+
+
+def test_importing_the_application_loads_no_torch() -> None:
+    code = "import ps_service.app, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_a_stop_signal_ends_the_server_cleanly_although_a_worker_is_waiting(
+    server: ServerProcess,
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"200" in await reader.readline()
+    assert await server.end(signal.SIGTERM) == 0
+    writer.close()
+
+
+async def test_the_first_credentials_are_private_and_are_made_once(server: ServerProcess) -> None:
+    files = [server.data_dir / "operator.key", server.data_dir / "join.token"]
+    before = [file.read_text() for file in files]
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
+    await server.kill()
+    await server.start()
+    assert [file.read_text() for file in files] == before
+    async with server.operator() as operator:
+        assert await operator.runs() == ()
