@@ -6,6 +6,7 @@ in `ps_service.combiners` and `ps_service.server_steps`; nothing else knows an a
 Hyper-parameters are validated here once; what reaches a worker are the settings of its optimizer.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
@@ -15,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocol.bound import DeltaBound
 from protocol.errors import InvalidMessage, UnknownAlgorithm
 
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e-30, le=1e30)]
+"""A positive number that float32 holds as a normal one, also after 1e6 steps."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Period = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class Hyperparameters(BaseModel):
@@ -103,13 +106,13 @@ class FedSophiaHyperparameters(_ClippedHyperparameters):
     clip_bound: Rate = 10.0
     momentum_decay: Decay = 0.9
     hessian_decay: Decay = 0.99
-    hessian_every: Annotated[int, Field(ge=1)] = 10
+    hessian_every: Period = 10
     """τ, in local steps over the worker's life in the run."""
 
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         return super().optimizer_settings(local_steps) | {
             "momentum_decay": self.momentum_decay,
-            "hessian_every": self.hessian_every,
+            "hessian_every": float(self.hessian_every),
         }
 
     def bundles_wanted(self, version: int) -> tuple[str, ...]:
@@ -130,7 +133,7 @@ class FedSophiaSharedHyperparameters(_ClippedHyperparameters):
     direction_mixing: Decay | None = None
     """c. None chooses 0.5 when a round invites only some of the workers, 0 when it invites all."""
     hessian_decay: Decay = 0.9
-    refresh_rounds: Annotated[int, Field(ge=1)] = 5
+    refresh_rounds: Period = 5
     """R_h: every so many versions the workers send a fresh Hessian estimate."""
 
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
@@ -143,13 +146,16 @@ class FedSophiaSharedHyperparameters(_ClippedHyperparameters):
 
 
 def momentum_decay_for(momentum_weight: float, local_steps: int) -> float:
-    """Solve (1/J)·Σ_{j=1..J} β1^j = `momentum_weight` for β1, by bisection to float64 precision."""
-    low, high = 0.0, 1.0
+    """Solve (1/J)·Σ_{j=1..J} β1^j = `momentum_weight` for β1 in (0, 1).
+
+    With β1 = e^−x the mean is e^−x·(1 − e^−Jx)/(J·(1 − e^−x)), which falls as x grows: bisection finds x.
+    """
+    low, high = 0.0, 750.0  # e^-750 is 0 in float64
     for _ in range(60):
-        middle = (low + high) / 2
-        mean_weight = middle * (1 - middle**local_steps) / ((1 - middle) * local_steps)
-        low, high = (middle, high) if mean_weight < momentum_weight else (low, middle)
-    return low
+        x = (low + high) / 2
+        mean_weight = math.exp(-x) * math.expm1(-local_steps * x) / (local_steps * math.expm1(-x))
+        low, high = (low, x) if mean_weight < momentum_weight else (x, high)
+    return math.exp(-high)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,11 @@
 coordinate by coordinate, for any data, any momentum m and any Hessian h: the clip of the local step
 (arXiv 2406.06655, the clipped update of Algorithm 1) bounds every u_t. The bound itself is ours.
 It does not stop an attacker who stays inside it.
+
+What float32 adds, for a worker that trains in it: each local step rounds θ three times, in the factor
+1−ηλ, in its product with θ and in the sum with the step, and θ never exceeds |θ_0| + R. A half ulp is
+at most 2⁻²⁴ of the value, so J steps and the final difference add at most 3(J+1)·2⁻²⁴·(|θ_0| + R);
+rounded η, ρ and u add a few 2⁻²⁴·R, and 1e-4·R more than covers them.
 """
 
 import math
@@ -19,6 +24,8 @@ from protocol.encodings import Encoding
 from protocol.errors import OutsideBound
 
 Float32Array = npt.NDArray[np.float32]
+_HALF_ULP = 2.0**-24
+_CONSTANTS_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -35,16 +42,19 @@ class DeltaBound:
         cls, steps: int, *, learning_rate: float, clip_bound: float, weight_decay: float
     ) -> "DeltaBound":
         """The bound after `steps` equal steps of rate η with clip ρ and weight decay λ (0 ≤ ηλ < 1)."""
-        if weight_decay == 0:
-            return cls(radius=clip_bound * steps * learning_rate, shrinkage=0.0, steps=steps)
         shrinkage = -math.expm1(steps * math.log1p(-learning_rate * weight_decay))
-        return cls(radius=clip_bound / weight_decay * shrinkage, shrinkage=shrinkage, steps=steps)
+        if shrinkage < 2.0**-53:  # λ is 0, or too small for float64 to tell from it
+            return cls(radius=clip_bound * steps * learning_rate, shrinkage=shrinkage, steps=steps)
+        return cls(radius=clip_bound * (shrinkage / weight_decay), shrinkage=shrinkage, steps=steps)
 
     def normalise(self, delta: Float32Array, start: Float32Array) -> Float32Array:
-        """q = (Δ + (1−a)·θ_0)/R, in [−1, 1] for an honest worker; same shape as `delta`."""
+        """q = (Δ + (1−a)·θ_0)/R, clipped to [−1, 1]; same shape as `delta`.
+
+        An honest worker's q leaves [−1, 1] by float32 rounding at most.
+        """
         q = delta + np.float32(self.shrinkage) * start
         q /= np.float32(self.radius)
-        return q
+        return np.clip(q, -1, 1, out=q)
 
     def check(self, name: str, delta: Float32Array, start: Float32Array, encoding: Encoding) -> None:
         """Accept a (part of a) delta, or say which coordinate left the box.
@@ -60,9 +70,9 @@ class DeltaBound:
         delta64 = delta.astype(np.float64)
         start64 = start.astype(np.float64)
         moved = np.abs(delta64 + self.shrinkage * start64)
-        allowed = self.radius * (1 + 1e-4) + 2 * (self.steps + 1) * 2.0**-24 * (np.abs(start64) + self.radius)
-        allowed += encoding.rounding(delta64)
-        outside = moved > allowed
+        allowed = self.radius * (1 + _CONSTANTS_ROUNDING) + encoding.rounding(delta64)
+        allowed += 3 * (self.steps + 1) * _HALF_ULP * (np.abs(start64) + self.radius)
+        outside = ~(moved <= allowed)  # so that a NaN is outside too
         if outside.any():
             raise OutsideBound(
                 f"{name}: {int(outside.sum())} of {outside.size} coordinates moved farther than "

@@ -13,77 +13,65 @@ The law of this file: no input or output. The encoder yields buffers and copies 
 import hashlib
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from protocol.encodings import encoding_named
-from protocol.errors import (
-    MalformedTensorMessage,
-    MessageTooLarge,
-    NotFinite,
-    TruncatedTensorMessage,
+from protocol.errors import MalformedTensorMessage, MessageTooLarge, NotFinite, TruncatedTensorMessage
+from protocol.header import (
+    DEFAULT_LIMITS,
+    MAX_TENSOR_BYTES,
+    MAX_TENSORS,
+    Dtype,
+    HeaderParser,
+    Kind,
+    Limits,
+    MessageHeader,
+    TensorHeader,
+    num_elements,
+    pack_header,
+    tensor_header,
 )
+
+__all__ = [
+    "ALIGNMENT",
+    "DEFAULT_LIMITS",
+    "MAX_TENSORS",
+    "MAX_TENSOR_BYTES",
+    "MEDIA_TYPE",
+    "Bundle",
+    "Float32Array",
+    "FrameReader",
+    "Layout",
+    "Limits",
+    "MessageHeader",
+    "NamedTensor",
+    "PayloadPart",
+    "TensorHeader",
+    "bundles_in",
+    "decode_message",
+    "digest_of",
+    "encode_bundle",
+    "encode_message",
+    "layout_of",
+    "num_elements",
+    "pack_header",
+    "preamble",
+    "read_layout",
+    "require_finite",
+    "tensor_header",
+]
 
 MEDIA_TYPE = "application/vnd.fed-sophia.v1+msgpack"
 ALIGNMENT = 64
-MAX_TENSOR_BYTES = 2**32 - 1
 _NIL = 0xC0
 
 Float32Array = npt.NDArray[np.float32]
 Bundle = Mapping[str, Float32Array]
 """A named set of tensors: {tensor name: values}."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a reader accepts. Ours, and documented; never a library's default."""
-
-    header_bytes: int = 1024 * 1024
-    message_bytes: int = 64 * 1024**3
-
-
-DEFAULT_LIMITS = Limits()
-MAX_TENSORS = 10_000
-
-
-class TensorHeader(BaseModel):
-    """What the header says of one tensor."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    bundle: str = Field(min_length=1, max_length=64)
-    name: str = Field(min_length=1, max_length=256)
-    dtype: Literal["float32", "bfloat16", "float16"]
-    shape: tuple[int, ...] = Field(max_length=16, strict=False)
-    encoding: str = Field(min_length=1, max_length=32)
-    constants: dict[str, float] = Field(max_length=8)
-    size_bytes: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _size_follows_from_the_shape(self) -> Self:
-        if any(not 0 <= extent < 2**40 for extent in self.shape):
-            raise ValueError(f"{self.name}: shape {self.shape} has an impossible extent")
-        return self
-
-    @property
-    def num_elements(self) -> int:
-        return num_elements(self.shape)
-
-
-class MessageHeader(BaseModel):
-    """The first object of a tensor message."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    schema_version: Literal[1]
-    kind: Literal["state", "update"]
-    tensors: tuple[TensorHeader, ...] = Field(max_length=MAX_TENSORS, strict=False)
 
 
 @dataclass(frozen=True)
@@ -112,52 +100,34 @@ class NamedTensor:
     name: str
     values: Float32Array
     encoding: str = "f32"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-def num_elements(shape: Sequence[int]) -> int:
-    """How many elements a tensor of this shape has; 1 for a scalar."""
-    product = 1
-    for extent in shape:
-        product *= extent
-    return product
+    dtype: Dtype = "float32"
 
 
 # --- writing -----------------------------------------------------------------------------------
 
 
-def encode_message(kind: Literal["state", "update"], tensors: Iterable[NamedTensor]) -> list[memoryview]:
+def encode_message(kind: Kind, tensors: Iterable[NamedTensor]) -> list[memoryview]:
     """Give the buffers of a tensor message, in order; payloads are views, not copies, where they can be.
 
     Raises:
-        MessageTooLarge: a tensor has more than 4 GiB - 1 of payload.
+        MessageTooLarge: a tensor has more than 4 GiB - 1 of payload, or the header exceeds its limit.
+        MalformedTensorMessage: a name or shape does not fit the format, or a tensor stands twice.
         NotFinite: a value does not fit its encoding.
     """
-    headers: list[dict[str, object]] = []
+    headers: list[TensorHeader] = []
     payloads: list[memoryview] = []
     for tensor in tensors:
-        encoding = encoding_named(tensor.encoding)
-        size_bytes = encoding.size_bytes(tensor.values.size)
-        _refuse_large_tensor(tensor.name, size_bytes)
-        payloads.append(encoding.encode(tensor.values))
         headers.append(
-            {
-                "bundle": tensor.bundle,
-                "name": tensor.name,
-                "dtype": tensor.dtype,
-                "shape": list(tensor.values.shape),
-                "encoding": tensor.encoding,
-                "constants": {},
-                "size_bytes": size_bytes,
-            }
+            tensor_header(tensor.bundle, tensor.name, tensor.values.shape, tensor.encoding, tensor.dtype)
         )
-    packed: bytes = msgpack.packb({"schema_version": 1, "kind": kind, "tensors": headers})
+        payloads.append(encoding_named(tensor.encoding).encode(tensor.values))
+    packed = pack_header(kind, headers)
     buffers = [memoryview(packed)]
     offset = len(packed)
     for payload in payloads:
-        preamble = _preamble(offset, payload.nbytes)
-        buffers += [memoryview(preamble), payload]
-        offset += len(preamble) + payload.nbytes
+        between = preamble(offset, payload.nbytes)
+        buffers += [memoryview(between), payload]
+        offset += len(between) + payload.nbytes
     return buffers
 
 
@@ -182,18 +152,11 @@ def _bin_prefix(size_bytes: int) -> bytes:
     return struct.pack(">BI", 0xC6, size_bytes)
 
 
-def _preamble(offset: int, size_bytes: int) -> bytes:
+def preamble(offset: int, size_bytes: int) -> bytes:
     """The nils and the bin prefix that stand between `offset` and an aligned payload."""
     prefix = _bin_prefix(size_bytes)
     padding = -(offset + len(prefix)) % ALIGNMENT
     return bytes([_NIL]) * padding + prefix
-
-
-def _refuse_large_tensor(name: str, size_bytes: int) -> None:
-    if size_bytes > MAX_TENSOR_BYTES:
-        raise MessageTooLarge(
-            f"{name}: {size_bytes} bytes; a tensor holds at most {MAX_TENSOR_BYTES}. Split it."
-        )
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -203,13 +166,14 @@ class FrameReader:
     """Reads a tensor message fed in chunks of any size, in memory bounded by the header limit.
 
     `feed` yields the `MessageHeader` once, as soon as it is whole, then `PayloadPart`s that are views
-    into the chunk: use them before the chunk is reused. `finish` says whether the message was whole.
+    into the chunk: use them before the chunk is reused, and iterate to the end before feeding more.
+    `finish` says whether the message was whole. A reader that raised is of no further use.
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self.header: MessageHeader | None = None
         self._limits = limits
-        self._header_parser = _HeaderParser(limits)
+        self._header_parser = HeaderParser(limits)
         self._position = 0
         self._index = -1
         self._expected = b""  # what must come next before the payload
@@ -261,7 +225,7 @@ class FrameReader:
             self._complete = True
             return
         self._payload_size = self._payload_left = self.header.tensors[self._index].size_bytes
-        self._expected = _preamble(self._position, self._payload_size)
+        self._expected = preamble(self._position, self._payload_size)
         self._position += len(self._expected) + self._payload_size
 
     def _read_payloads(self, view: memoryview) -> Iterator[PayloadPart]:
@@ -293,7 +257,7 @@ def layout_of(header: MessageHeader, header_bytes: int) -> Layout:
     offsets = []
     position = header_bytes
     for tensor in header.tensors:
-        position += len(_preamble(position, tensor.size_bytes))
+        position += len(preamble(position, tensor.size_bytes))
         offsets.append(position)
         position += tensor.size_bytes
     return Layout(header, tuple(offsets), position)
@@ -306,7 +270,7 @@ def read_layout(prefix: bytes | bytearray | memoryview, limits: Limits = DEFAULT
         TruncatedTensorMessage: the header is not whole.
         MalformedTensorMessage, MessageTooLarge, UnknownEncoding: as `FrameReader.feed`.
     """
-    parsed = _HeaderParser(limits).feed(memoryview(prefix))
+    parsed = HeaderParser(limits).feed(memoryview(prefix))
     if parsed is None:
         raise TruncatedTensorMessage(f"the first {len(prefix)} bytes hold no whole header")
     return layout_of(*parsed)
@@ -323,7 +287,7 @@ def decode_message(message: bytes | bytearray | memoryview) -> dict[str, dict[st
     for _ in reader.feed(view):
         pass
     reader.finish()
-    layout = read_layout(view[: DEFAULT_LIMITS.header_bytes])
+    layout = read_layout(view)
     bundles: dict[str, dict[str, Float32Array]] = {}
     for tensor, offset in zip(layout.header.tensors, layout.offsets, strict=True):
         payload = view[offset : offset + tensor.size_bytes]
@@ -339,79 +303,21 @@ def _decode(tensor: TensorHeader, payload: memoryview) -> Float32Array:
     return values.reshape(tensor.shape)
 
 
-class _HeaderParser:
-    """Reads the header map from chunks; msgpack's own parser keeps its place between them."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.fed_bytes = 0
-        self._limit = limits.header_bytes
-        self._unpacker = msgpack.Unpacker(
-            max_buffer_size=limits.header_bytes,
-            max_str_len=256,
-            max_bin_len=0,
-            max_ext_len=0,
-            max_array_len=MAX_TENSORS,
-            max_map_len=16,
-            strict_map_key=True,
-        )
-
-    def feed(self, chunk: memoryview) -> tuple[MessageHeader, int] | None:
-        """Give (header, its length in bytes) once it is whole; the rest of the chunk is not looked at."""
-        taken = chunk[: self._limit - self.fed_bytes]
-        self._unpacker.feed(taken)
-        self.fed_bytes += len(taken)
-        try:
-            fields = self._unpacker.unpack()
-        except msgpack.OutOfData:
-            if self.fed_bytes >= self._limit:
-                raise MessageTooLarge(f"the header is longer than {self._limit} bytes") from None
-            return None
-        except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-            raise MalformedTensorMessage(
-                f"the header is not a msgpack map of the right form: {type(error).__name__}"
-            ) from None
-        return _validated(fields), self._unpacker.tell()
-
-
-def _validated(fields: object) -> MessageHeader:
-    try:
-        header = MessageHeader.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "header"
-        raise MalformedTensorMessage(f"header, {where}: {first['msg']}") from None
-    _check_tensors(header)
-    return header
-
-
-def _check_tensors(header: MessageHeader) -> None:
-    seen: set[tuple[str, str]] = set()
-    for tensor in header.tensors:
-        if (tensor.bundle, tensor.name) in seen:
-            raise MalformedTensorMessage(f"{tensor.bundle}/{tensor.name} stands twice in the header")
-        seen.add((tensor.bundle, tensor.name))
-        expected = encoding_named(tensor.encoding).size_bytes(tensor.num_elements)
-        if tensor.size_bytes != expected:
-            raise MalformedTensorMessage(
-                f"{tensor.name}: shape {tensor.shape} as {tensor.encoding} takes {expected} bytes, "
-                f"the header says {tensor.size_bytes}"
-            )
-        _refuse_large_tensor(tensor.name, tensor.size_bytes)
-        if tensor.constants:
-            raise MalformedTensorMessage(f"{tensor.name}: encoding {tensor.encoding} takes no constants")
-
-
 def _refuse_long_message(layout: Layout, limits: Limits) -> None:
     if layout.size_bytes > limits.message_bytes:
         raise MessageTooLarge(f"{layout.size_bytes} bytes; at most {limits.message_bytes} are accepted")
 
 
 def require_finite(name: str, values: Float32Array) -> None:
-    """Raises: NotFinite: `values` holds NaN or an infinity."""
+    """Let finite values pass.
+
+    Raises:
+        NotFinite: `values` holds NaN or an infinity.
+    """
     if not np.isfinite(values).all():
         raise NotFinite(f"{name}: holds NaN or an infinity")
 
 
 def bundles_in(header: MessageHeader) -> tuple[str, ...]:
-    """The bundle names of a message, in order of first appearance."""
+    """The bundle names in the order the message carries them; one that is interrupted stands twice."""
     return tuple(name for name, _ in itertools.groupby(tensor.bundle for tensor in header.tensors))

@@ -247,6 +247,14 @@ class UploadInProgress(FedSophiaError):
     retryable = True
 
 
+class UploadInterrupted(FedSophiaError):
+    """The body stopped arriving before it was whole."""
+
+    code = "upload-interrupted"
+    fault = Fault.CALLER
+    retryable = True
+
+
 class QuorumMissing(FedSophiaError):
     """The round has too few updates to be closed with an aggregate."""
 

@@ -10,12 +10,26 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from protocol.algorithms import algorithm_named
-from protocol.codec import num_elements
 from protocol.encodings import ENCODINGS, encoding_named
 from protocol.errors import FedSophiaError, InvalidMessage
+from protocol.header import (
+    DEFAULT_LIMITS,
+    MAX_DIMENSIONS,
+    MAX_TENSOR_BYTES,
+    entry_bytes_at_most,
+    num_elements,
+)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -114,8 +128,14 @@ class TensorSpec(Said):
     """One tensor of the model, as every message of the run must carry it."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    shape: tuple[Annotated[int, Field(ge=0, lt=2**40)], ...]
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**40)], ...], Field(max_length=MAX_DIMENSIONS)]
     dtype: Literal["float32"] = "float32"
+
+    @model_validator(mode="after")
+    def _fits_in_one_payload(self) -> Self:
+        if 4 * num_elements([max(extent, 1) for extent in self.shape]) > MAX_TENSOR_BYTES:
+            raise ValueError(f"{self.name}: a tensor holds at most {MAX_TENSOR_BYTES} bytes. Split it.")
+        return self
 
     @property
     def num_elements(self) -> int:
@@ -176,6 +196,16 @@ class RunSpec(Said):
                 raise ValueError(f"{field}: {self.algorithm} sends no bundle {sorted(unknown)[0]!r}")
         if not set(self.encodings.values()) <= set(ENCODINGS):
             raise ValueError(f"encodings: expected some of {', '.join(ENCODINGS)}")
+        header_bytes = 64 + sum(
+            entry_bytes_at_most(bundle, tensor.name, tensor.shape, self.encoding_of(bundle))
+            for bundle in algorithm.combiners
+            for tensor in self.model
+        )
+        if header_bytes > DEFAULT_LIMITS.header_bytes:
+            raise ValueError(
+                f"model: the header of an update would take up to {header_bytes} bytes; "
+                f"at most {DEFAULT_LIMITS.header_bytes} are accepted"
+            )
         return self
 
     def encoding_of(self, bundle: str) -> str:
@@ -217,11 +247,17 @@ class RoundStatus(StrEnum):
         return self in (RoundStatus.COMMITTED, RoundStatus.ABANDONED)
 
 
+def _without_unknown_fields(spec: object) -> object:
+    if isinstance(spec, Mapping):
+        return {name: value for name, value in spec.items() if name in RunSpec.model_fields}
+    return spec
+
+
 class RunSummary(Answered):
     """`GET /v1/runs/{run}`."""
 
     run_id: str
-    spec: RunSpec
+    spec: Annotated[RunSpec, BeforeValidator(_without_unknown_fields)]
     status: RunStatus
     reason: str | None = None
     round: int

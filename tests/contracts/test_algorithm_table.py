@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every row of the algorithm table promises, and that the rooms it points into keep it."""
+
+import importlib
+import math
+import re
+
+import pytest
+
+from protocol.algorithms import ALGORITHMS, Algorithm, algorithm_named, momentum_decay_for
+from protocol.bound import DeltaBound
+from protocol.errors import InvalidMessage, UnknownAlgorithm
+
+every_row = pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in ALGORITHMS.items()])
+clipped_rows = pytest.mark.parametrize("name", ["fed-sophia", "fed-sophia-shared"])
+KEBAB = r"[a-z0-9]+(-[a-z0-9]+)*"
+SNAKE = r"[a-z]+(_[a-z]+)*"
+
+
+@every_row
+def test_names_are_kebab_case_and_the_row_is_filed_under_its_own(row: Algorithm) -> None:
+    assert ALGORITHMS[row.name] is row
+    for name in (row.name, row.optimizer, row.server_step, *row.combiners.values()):
+        assert re.fullmatch(KEBAB, name)
+    for bundle in (*row.combiners, *row.state_bundles, *row.derived):
+        assert re.fullmatch(SNAKE, bundle)
+    assert row.summary
+
+
+@every_row
+def test_the_defaults_are_hyperparameters_that_work(row: Algorithm) -> None:
+    hyperparameters = row.parse({})
+    for local_steps in (1, 10, 54, 1_000_000):
+        settings = hyperparameters.optimizer_settings(local_steps)
+        assert settings
+        for name, value in settings.items():
+            assert re.fullmatch(r"[a-z]+(_[a-z]+)*", name)
+            assert type(value) is float
+            assert math.isfinite(value)
+
+
+@every_row
+def test_every_bundle_a_worker_may_send_has_a_combiner_and_the_delta_is_one(row: Algorithm) -> None:
+    hyperparameters = row.parse({})
+    wanted = {bundle for version in range(100) for bundle in hyperparameters.bundles_wanted(version)}
+    assert wanted == set(row.combiners)
+    assert all("delta" in hyperparameters.bundles_wanted(version) for version in range(100))
+    assert all(
+        len(set(hyperparameters.bundles_wanted(version))) == len(hyperparameters.bundles_wanted(version))
+        for version in range(100)
+    )
+
+
+@every_row
+def test_state_is_kept_beside_params_and_derived_from_what_is_sent(row: Algorithm) -> None:
+    assert "params" not in (*row.state_bundles, *row.combiners)
+    assert set(row.derived) <= set(row.state_bundles)
+    assert set(row.derived.values()) <= set(row.combiners)
+    assert not set(row.derived) & set(row.combiners)
+
+
+@every_row
+def test_a_bound_grows_with_the_steps_done_or_there_is_none(row: Algorithm) -> None:
+    bounds = [row.parse({}).bound(steps, 10) for steps in range(1, 11)]
+    if bounds[0] is None:
+        assert set(bounds) == {None}
+        return
+    radii = [bound.radius for bound in bounds if bound is not None]
+    assert len(radii) == 10
+    assert radii[0] > 0
+    assert radii == sorted(radii)
+
+
+@every_row
+def test_an_unknown_hyperparameter_is_refused_by_name(row: Algorithm) -> None:
+    with pytest.raises(InvalidMessage, match=f"warmup of {row.name}"):
+        row.parse({"warmup": 3})
+
+
+@every_row
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, "much", None, [0.1]])
+def test_no_hyperparameter_takes_nonsense(row: Algorithm, value: object) -> None:
+    for name in row.hyperparameters.model_fields:
+        if name == "direction_mixing" and value is None:
+            continue
+        with pytest.raises(InvalidMessage, match=name):
+            row.parse({name: value})
+
+
+@every_row
+def test_the_optimizer_is_on_the_workers_menu(row: Algorithm) -> None:
+    optimizers = importlib.import_module("worker.optimizers")
+    assert row.optimizer in optimizers.OPTIMIZERS
+
+
+@every_row
+def test_the_combiners_and_the_server_step_are_on_the_servers_menus(row: Algorithm) -> None:
+    combiners = importlib.import_module("ps_service.combiners")
+    server_steps = importlib.import_module("ps_service.server_steps")
+    assert set(row.combiners.values()) <= set(combiners.COMBINERS)
+    assert row.server_step in server_steps.SERVER_STEPS
+
+
+def test_an_unknown_algorithm_is_refused_and_the_known_ones_are_named() -> None:
+    with pytest.raises(UnknownAlgorithm, match=r"'adam'.*fed-sophia-shared, fed-sophia, fedavg"):
+        algorithm_named("adam")
+
+
+@clipped_rows
+@pytest.mark.parametrize("local_steps", [1, 10, 54, 1000])
+def test_a_round_moves_a_coordinate_by_max_round_step_whatever_the_number_of_steps(
+    name: str, local_steps: int
+) -> None:
+    bound = (
+        ALGORITHMS[name].parse({"max_round_step": 0.02, "weight_decay": 0}).bound(local_steps, local_steps)
+    )
+    assert isinstance(bound, DeltaBound)
+    assert bound.radius == pytest.approx(0.02, rel=1e-12)
+
+
+@clipped_rows
+def test_weight_decay_that_would_erase_the_parameters_is_refused(name: str) -> None:
+    hyperparameters = ALGORITHMS[name].parse({"max_round_step": 1.0, "clip_bound": 0.1, "weight_decay": 0.1})
+    assert hyperparameters.optimizer_settings(2)["learning_rate"] == 5.0
+    with pytest.raises(InvalidMessage, match="must stay below 1"):
+        hyperparameters.optimizer_settings(1)
+
+
+def test_the_shared_form_asks_for_the_hessian_every_few_versions() -> None:
+    hyperparameters = ALGORITHMS["fed-sophia-shared"].parse({"refresh_rounds": 3})
+    asked = ["hessian" in hyperparameters.bundles_wanted(version) for version in range(7)]
+    assert asked == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("local_steps", [1, 2, 10, 54, 1000, 1_000_000])
+@pytest.mark.parametrize("weight", [1e-6, 0.5, 0.92, 0.999])
+def test_momentum_keeps_its_mean_weight_over_a_round(weight: float, local_steps: int) -> None:
+    decay = momentum_decay_for(weight, local_steps)
+    assert 0 < decay < 1
+    if local_steps <= 1000:
+        mean_weight = sum(decay**step for step in range(1, local_steps + 1)) / local_steps
+        assert mean_weight == pytest.approx(weight, rel=1e-9)
+
+
+def test_the_momentum_of_the_default_run_is_what_was_measured() -> None:
+    assert momentum_decay_for(0.92, 1) == pytest.approx(0.92)
+    assert momentum_decay_for(0.92, 10) == pytest.approx(0.985, abs=5e-4)
+    assert momentum_decay_for(0.92, 54) == pytest.approx(0.997, abs=5e-4)
+
+
+@pytest.mark.parametrize("weight", [5e-324, 1 - 2**-53])
+def test_momentum_is_defined_at_the_edges(weight: float) -> None:
+    assert 0 <= momentum_decay_for(weight, 10) < 1
