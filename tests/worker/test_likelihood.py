@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Likelihoods: losses against torch's own, draws against the distribution they come from."""
+
+import pytest
+import torch
+
+from protocol.errors import InvalidTask
+from worker.tasks.likelihood import LIKELIHOODS, likelihood_named
+
+
+def a_generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)], ids=["examples", "tokens"])
+def test_categorical_labels_have_the_shape_of_targets_and_every_one_is_a_loss_term(
+    shape: tuple[int, ...],
+) -> None:
+    categorical = LIKELIHOODS["categorical"]
+    outputs = torch.randn(*shape, generator=a_generator())
+    drawn = categorical.sample(outputs, a_generator())
+    assert drawn.shape == shape[:-1]
+    assert categorical.num_terms(drawn) == 6
+    expected = -torch.log_softmax(outputs, -1).gather(-1, drawn.unsqueeze(-1)).mean()
+    torch.testing.assert_close(categorical.loss(outputs, drawn), expected)
+
+
+def test_categorical_labels_are_drawn_as_often_as_the_softmax_says() -> None:
+    logits = torch.tensor([2.0, 0.0, -1.0, -30.0])
+    drawn = LIKELIHOODS["categorical"].sample(logits.expand(40_000, 4), a_generator())
+    frequency = torch.bincount(drawn, minlength=4) / 40_000
+    p = torch.softmax(logits, 0)
+    assert ((frequency - p).abs() <= 5 * (p * (1 - p) / 40_000).sqrt() + 1e-9).all()
+
+
+def test_bernoulli_draws_have_their_probability_and_gaussian_ones_unit_variance() -> None:
+    bernoulli = LIKELIHOODS["bernoulli"].sample(torch.full((40_000,), 1.0), a_generator())
+    assert bernoulli.mean().item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.012)
+    gaussian = LIKELIHOODS["gaussian"].sample(torch.full((40_000,), 3.0), a_generator())
+    assert gaussian.mean().item() == pytest.approx(3.0, abs=0.025)
+    assert gaussian.var().item() == pytest.approx(1.0, abs=0.04)
+
+
+def test_the_gaussian_loss_is_half_the_mean_squared_error() -> None:
+    loss = LIKELIHOODS["gaussian"].loss(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [5.0]]))
+    assert loss.item() == pytest.approx((0 + 9) / 2 / 2)
+
+
+@pytest.mark.parametrize("name", sorted(LIKELIHOODS))
+def test_metrics_are_sums_so_that_two_batches_add_up_to_one(name: str) -> None:
+    likelihood = LIKELIHOODS[name]
+    outputs = torch.randn(10, 4, generator=a_generator())
+    targets = likelihood.sample(outputs, a_generator())
+    whole = likelihood.metrics(outputs, targets)
+    parts = [likelihood.metrics(outputs[rows], targets[rows]) for rows in (slice(3), slice(3, None))]
+    for metric, value in whole.items():
+        assert sum(part[metric] for part in parts) == pytest.approx(value, rel=1e-5)
+
+
+def test_accuracy_counts_right_answers() -> None:
+    logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    assert LIKELIHOODS["categorical"].metrics(logits, torch.tensor([0, 1, 1]))["accuracy"] == 2
+    assert LIKELIHOODS["bernoulli"].metrics(logits - 1.5, (logits > 2.5).float())["accuracy"] == 5
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian"])
+def test_targets_that_would_broadcast_against_outputs_are_refused(name: str) -> None:
+    with pytest.raises(InvalidTask, match=r"expected shape \(3, 1\), got \(3,\)"):
+        LIKELIHOODS[name].loss(torch.zeros(3, 1), torch.zeros(3))
+
+
+def test_an_unknown_likelihood_is_refused_with_the_menu() -> None:
+    with pytest.raises(InvalidTask, match="categorical, bernoulli, gaussian"):
+        likelihood_named("poisson")

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local training: what a round gives, that it is repeatable, and what is refused."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from protocol.algorithms import ALGORITHMS
+from protocol.codec import decode_message, encode_bundle
+from protocol.errors import (
+    BundleMismatch,
+    InvalidMessage,
+    InvalidTask,
+    NotFinite,
+    ShapeMismatch,
+)
+from protocol.messages import Assignment
+from worker.local_state import Kept
+from worker.model import Arrays
+from worker.tasks import Examples, Task, load_task
+from worker.training import Trainer, initial_parameters
+
+CPU = torch.device("cpu")
+
+
+torch.set_num_threads(1)
+
+
+@cache
+def digits() -> Task:
+    return load_task("digits")
+
+
+def a_trainer(task: Task | None = None) -> Trainer:
+    task = task or digits()
+    return Trainer(task, task.training_data().batch(torch.arange(200)), CPU)
+
+
+def an_assignment(
+    algorithm: str = "fed-sophia-shared",
+    *,
+    seed: int = 3,
+    version: int = 1,
+    local_steps: int = 10,
+    **hyperparameters: float,
+) -> Assignment:
+    row = ALGORITHMS[algorithm]
+    values = row.parse(hyperparameters)
+    return Assignment(
+        assignment_id="a1",
+        run_id="r1",
+        round=version + 1,
+        version=version,
+        slot=0,
+        phase="train",
+        task="digits",
+        tensors={},
+        bundles=values.bundles_wanted(version),
+        encodings={},
+        optimizer=row.optimizer,
+        settings=values.optimizer_settings(local_steps),
+        local_steps=local_steps,
+        batch_size=32,
+        seed=seed,
+        deadline_ms=0,
+    )
+
+
+def a_bundle(seed: int, low: float, high: float) -> Arrays:
+    rng = np.random.default_rng(seed)
+    shapes = {name: array.shape for name, array in initial_parameters(digits(), 0).items()}
+    return {name: rng.uniform(low, high, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def a_state(algorithm: str) -> dict[str, Arrays]:
+    state = {"params": initial_parameters(digits(), 0)}
+    if algorithm == "fed-sophia-shared":
+        state |= {"direction": a_bundle(1, -1, 1), "hessian": a_bundle(2, 0, 0.1)}
+    return state
+
+
+def assert_same_bits(first: dict[str, Arrays], second: dict[str, Arrays]) -> None:
+    assert list(first) == list(second)
+    for bundle in first:
+        assert list(first[bundle]) == list(second[bundle])
+        assert all(first[bundle][name].tobytes() == second[bundle][name].tobytes() for name in first[bundle])
+
+
+# --- what a round gives ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [0, 1, 5])
+def test_a_round_gives_exactly_the_bundles_wanted_with_the_tensors_of_params_in_their_order(
+    version: int,
+) -> None:
+    params = initial_parameters(digits(), 0)
+    trained = a_trainer().train(an_assignment(version=version), {"params": params}, None)
+    assert list(trained.bundles) == (["delta", "hessian"] if version % 5 == 0 else ["delta"])
+    for bundle in trained.bundles.values():
+        assert [(name, array.shape) for name, array in bundle.items()] == [
+            (name, array.shape) for name, array in params.items()
+        ]
+        assert all(array.dtype == np.float32 for array in bundle.values())
+    assert (trained.num_examples, trained.local_steps) == (200, 10)
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_training_by_the_algorithms_defaults_lowers_the_loss(algorithm: str) -> None:
+    trainer, params, kept = a_trainer(), initial_parameters(digits(), 0), None
+    losses = []
+    for version in range(1, 16):
+        assignment = an_assignment(algorithm, version=version, seed=version)
+        trained = trainer.train(assignment, {"params": params}, kept)
+        kept = trained.kept
+        losses.append(trained.metrics["train_loss"])
+        params = {name: params[name] + delta for name, delta in trained.bundles["delta"].items()}
+    assert losses[-1] < losses[0] / 2
+    assert trainer.evaluate({"params": params}).metrics["test_accuracy"] > 0.6
+
+
+def test_the_hessian_uploaded_is_the_estimate_of_the_first_step_itself_not_an_average() -> None:
+    """Whatever Hessian the server has, the raw estimate at θ_0 is the same."""
+    assignment, state = an_assignment(version=0), a_state("fed-sophia-shared")
+    with_server_hessian = a_trainer().train(assignment, state, None)
+    from_zeros = a_trainer().train(assignment, {"params": state["params"]}, None)
+    hessian = with_server_hessian.bundles["hessian"]
+    assert_same_bits({"hessian": hessian}, {"hessian": from_zeros.bundles["hessian"]})
+    assert all((array >= 0).all() for array in hessian.values())
+    assert any((array > 0).any() for array in hessian.values())
+
+
+def test_metrics_say_the_loss_the_time_and_for_sophia_how_much_was_clipped() -> None:
+    state = a_state("fed-sophia")
+    assert set(a_trainer().train(an_assignment("fedavg"), state, None).metrics) == {
+        "train_loss",
+        "train_seconds",
+    }
+    metrics = a_trainer().train(an_assignment("fed-sophia"), state, None).metrics
+    assert 0 <= metrics["clip_fraction"] <= 1
+
+
+def test_evaluation_averages_over_all_examples_whatever_the_batches() -> None:
+    params = initial_parameters(digits(), 0)
+    evaluated = Trainer(digits(), None, CPU).evaluate({"params": params})
+    data = digits().evaluation_data()
+    names = list(params)
+    hidden = np.maximum(data.inputs.numpy() @ params[names[0]].T + params[names[1]], 0)
+    logits = hidden @ params[names[2]].T + params[names[3]]
+    assert evaluated.num_examples == len(data) == 360
+    right = logits.argmax(axis=1) == data.targets.numpy()
+    assert evaluated.metrics["test_accuracy"] == pytest.approx(right.mean())
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(360), data.targets.numpy()]
+    assert evaluated.metrics["test_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+# --- repeatable ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_the_same_assignment_gives_the_same_bits_whatever_the_trainer_did_before(algorithm: str) -> None:
+    fresh, used = a_trainer(), a_trainer()
+    used.train(an_assignment(algorithm, seed=99), a_state(algorithm), None)
+    used.evaluate(a_state(algorithm))
+    torch.rand(7)  # torch's global generator is nobody's business
+    results = [t.train(an_assignment(algorithm, version=5), a_state(algorithm), None) for t in (fresh, used)]
+    assert_same_bits(results[0].bundles, results[1].bundles)
+
+
+def test_another_seed_gives_another_delta_also_when_only_its_high_bits_differ() -> None:
+    state = a_state("fedavg")
+    deltas = [
+        a_trainer().train(an_assignment("fedavg", seed=seed), state, None).bundles["delta"]
+        for seed in (3, 4, 3 + 2**40)
+    ]
+    first = next(iter(deltas[0]))
+    assert len({delta[first].tobytes() for delta in deltas}) == 3
+
+
+def test_drawing_labels_for_the_hessian_does_not_change_which_batches_are_drawn() -> None:
+    """With a step too short to matter, the training loss says which examples were seen."""
+    losses = [
+        a_trainer()
+        .train(
+            an_assignment("fed-sophia", hessian_every=every, max_round_step=1e-12),
+            a_state("fed-sophia"),
+            None,
+        )
+        .metrics["train_loss"]
+        for every in (1, 10)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_state_saved_and_loaded_between_rounds_gives_the_same_bits_as_state_kept_in_memory() -> None:
+    state = a_state("fed-sophia")
+    trainer = a_trainer()
+    kept = trainer.train(an_assignment("fed-sophia", local_steps=7), state, None).kept
+    assert kept is not None and kept.step == 7 and list(kept.bundles) == ["momentum", "hessian"]
+    stored = {name: b"".join(encode_bundle(name, bundle)) for name, bundle in kept.bundles.items()}
+    loaded = Kept(kept.step, {name: decode_message(message)[name] for name, message in stored.items()})
+
+    next_round = an_assignment("fed-sophia", seed=8)
+    from_memory, from_disk = (trainer.train(next_round, state, k) for k in (kept, loaded))
+
+    assert_same_bits(from_memory.bundles, from_disk.bundles)
+    assert from_memory.kept is not None and from_disk.kept is not None
+    assert from_memory.kept.step == from_disk.kept.step == 17
+    assert_same_bits(from_memory.kept.bundles, from_disk.kept.bundles)
+
+
+def test_what_a_round_returned_does_not_change_when_the_trainer_goes_on() -> None:
+    trainer = a_trainer()
+    trained = trainer.train(an_assignment("fed-sophia"), a_state("fed-sophia"), None)
+    assert trained.kept is not None
+    before = {name: array.copy() for name, array in trained.kept.bundles["momentum"].items()}
+    trainer.train(an_assignment("fed-sophia"), a_state("fed-sophia"), trained.kept)
+    assert_same_bits({"momentum": before}, {"momentum": trained.kept.bundles["momentum"]})
+
+
+class WithDropout(Task):
+    name = "with-dropout"
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10))
+
+    def training_data(self) -> Examples:
+        return digits().training_data()
+
+    def evaluation_data(self) -> Examples:
+        return digits().evaluation_data()
+
+
+def test_a_model_that_draws_by_itself_is_repeatable_too_and_draws_nothing_when_evaluated() -> None:
+    task = WithDropout()
+    state = {"params": initial_parameters(task, 0)}
+    trainer = a_trainer(task)
+    before = torch.get_rng_state()
+    first, second = (trainer.train(an_assignment("fedavg"), state, None) for _ in range(2))
+    assert_same_bits(first.bundles, second.bundles)
+    assert trainer.evaluate(state) == trainer.evaluate(state)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- refused ---------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_is_refused_by_its_step() -> None:
+    params = {name: np.full_like(array, np.inf) for name, array in initial_parameters(digits(), 0).items()}
+    with pytest.raises(NotFinite, match="local step 0"):
+        a_trainer().train(an_assignment("fedavg"), {"params": params}, None)
+    with pytest.raises(NotFinite):
+        a_trainer().evaluate({"params": params})
+
+
+def test_training_that_diverges_is_refused_rather_than_sent() -> None:
+    with pytest.raises(NotFinite):
+        a_trainer().train(an_assignment("fedavg", learning_rate=1e30), a_state("fedavg"), None)
+
+
+@pytest.mark.parametrize("bundle", ["params", "hessian"])
+def test_a_bundle_of_another_model_is_refused_by_name(bundle: str) -> None:
+    state = a_state("fed-sophia-shared")
+    first = next(iter(state[bundle]))
+    state[bundle][first] = state[bundle][first].T[:5]
+    with pytest.raises(ShapeMismatch, match=rf"{bundle}/{first}: expected \(64, 64\), got \(5, 64\)"):
+        a_trainer().train(an_assignment(), state, None)
+    state[bundle] = {f"other.{name}": array for name, array in state[bundle].items()}
+    with pytest.raises(ShapeMismatch, match="expected 4 tensors"):
+        a_trainer().train(an_assignment(), state, None)
+
+
+def test_a_bundle_the_optimizer_cannot_give_is_refused() -> None:
+    assignment = an_assignment("fedavg").model_copy(update={"bundles": ("delta", "hessian")})
+    with pytest.raises(BundleMismatch, match="sgd gives delta, not hessian"):
+        a_trainer().train(assignment, a_state("fedavg"), None)
+
+
+def test_an_optimizer_this_worker_does_not_have_is_refused_with_the_menu() -> None:
+    assignment = an_assignment().model_copy(update={"optimizer": "newton"})
+    with pytest.raises(InvalidMessage, match="this worker has sgd, sophia, sophia-shared"):
+        a_trainer().train(assignment, a_state("fedavg"), None)
+
+
+@pytest.mark.parametrize("examples", [None, Examples(torch.zeros(0, 64), torch.zeros(0))])
+def test_a_worker_without_examples_cannot_train(examples: Examples | None) -> None:
+    with pytest.raises(InvalidTask, match="no training examples"):
+        Trainer(digits(), examples, CPU).train(an_assignment(), a_state("fedavg"), None)
+
+
+def test_a_task_without_evaluation_examples_cannot_be_evaluated() -> None:
+    class Unmeasured(WithDropout):
+        def evaluation_data(self) -> Examples:
+            return Examples(torch.zeros(0, 64), torch.zeros(0))
+
+    task = Unmeasured()
+    with pytest.raises(InvalidTask, match="no evaluation examples"):
+        Trainer(task, None, CPU).evaluate({"params": initial_parameters(task, 0)})

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimates of the diagonal of a loss's curvature. Pure: no state, randomness as an argument.
+
+Gauss–Newton–Bartlett:
+
+    ŷ_b ~ p(· | outputs_b)                   for each of the B loss terms of a mini-batch
+    ĝ = ∇ (1/B) Σ_b ℓ(outputs_b, ŷ_b)
+    ĥ = B·ĝ⊙ĝ,      E[ĥ] = diagonal of the Gauss–Newton matrix of the mini-batch's mean loss
+
+Source: Liu et al. 2023 (arXiv 2305.14342), Algorithm 2. Where we differ: the estimate is taken on the
+outputs of the training step it falls on (one forward pass, two backward passes) where the paper draws
+a mini-batch of its own; and B counts loss terms, which are tokens for a language model.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from protocol.errors import NotFinite
+from worker.tasks.likelihood import Likelihood
+
+
+def gauss_newton_bartlett(
+    outputs: Tensor,
+    parameters: Sequence[Tensor],
+    likelihood: Likelihood,
+    generator: torch.Generator,
+    *,
+    retain_graph: bool,
+) -> list[Tensor]:
+    """Estimate the diagonal of the Gauss–Newton matrix of the mean loss.
+
+    Labels are drawn from the model's own predictive distribution, so no true label is used.
+
+    Args:
+        outputs: of the training step, with their graph; shape as the likelihood takes it.
+        generator: source of the drawn labels, on the outputs' device; the same seed gives the same estimate.
+        retain_graph: keep the graph, for the step's own backward pass.
+
+    Returns:
+        For each parameter, B·ĝ⊙ĝ: same shape and type; never negative; zeros where the outputs do
+        not depend on it.
+
+    Raises:
+        NotFinite: the loss on the drawn labels is NaN or infinite.
+    """
+    with torch.no_grad():
+        drawn = likelihood.sample(outputs, generator)
+    loss = likelihood.loss(outputs, drawn)
+    if not loss.isfinite():
+        raise NotFinite("the loss on labels drawn from the model is NaN or infinite")
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True)
+    num_terms = likelihood.num_terms(drawn)
+    return [gradient.square().mul_(num_terms) for gradient in gradients]

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Menu: optimizers, the worker half of an algorithm. To add one, copy `sgd.py` and add a line below."""
+
+from protocol.errors import InvalidMessage
+from worker.optimizers.base import BeginRound
+from worker.optimizers.sgd import Sgd
+from worker.optimizers.sophia import Sophia, SophiaShared
+
+OPTIMIZERS: dict[str, BeginRound] = {
+    "sgd": Sgd.begin,
+    "sophia": Sophia.begin,
+    "sophia-shared": SophiaShared.begin,
+}
+
+
+def optimizer_named(name: str) -> BeginRound:
+    """Give the optimizer with this name.
+
+    Raises:
+        InvalidMessage: there is none.
+    """
+    try:
+        return OPTIMIZERS[name]
+    except KeyError:
+        raise InvalidMessage(f"optimizer {name!r}: this worker has {', '.join(OPTIMIZERS)}") from None

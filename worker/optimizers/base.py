@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an optimizer of the worker half is: a frozen value that says where it stands.
+
+A round begins with `begin(settings, start)`; every `step` returns the next value; at the end the value
+says what to upload and what to keep. Nothing is hidden: what is worth saving is in `kept()`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from protocol.errors import InvalidMessage
+
+Tensors = tuple[torch.Tensor, ...]
+"""One tensor for each exchanged parameter, in the model's order."""
+
+
+@dataclass(frozen=True)
+class LocalState:
+    """What an optimizer keeps on its worker between rounds."""
+
+    step: int
+    """Local steps done so far, over the worker's life in the run."""
+    bundles: Mapping[str, Tensors]
+
+
+@dataclass(frozen=True)
+class RoundStart:
+    """What an optimizer is given when a round begins. It changes none of these tensors."""
+
+    parameters: Tensors
+    """θ_0, the parameters the assignment named."""
+    shared: Mapping[str, Tensors]
+    """The server's other bundles, by name; an absent one is zeros."""
+    kept: LocalState | None
+    """What this optimizer kept after the last round; None in the first, or when it was lost."""
+    bundles_wanted: tuple[str, ...]
+    """What the update must carry."""
+
+    def shared_or_zeros(self, bundle: str) -> Tensors:
+        return self.shared[bundle] if bundle in self.shared else zeros_like(self.parameters)
+
+
+class Optimizer(Protocol):
+    """Where an optimizer stands in a round."""
+
+    @property
+    def wants_hessian(self) -> bool:
+        """Whether the next step is to be given a fresh Hessian estimate."""
+        ...
+
+    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Optimizer":
+        """Move `parameters` in place by one local step; return where the optimizer stands after it.
+
+        Gradients and estimate are those of the parameters before the step; they are not changed.
+        """
+        ...
+
+    def uploads(self) -> Mapping[str, Tensors]:
+        """Bundles for the server, beside the delta."""
+        ...
+
+    def kept(self) -> LocalState | None:
+        """What the next round must be given; None if nothing."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers about the last step."""
+        ...
+
+
+class BeginRound(Protocol):
+    """How an optimizer enters a round: one line of the menu.
+
+    Raises:
+        InvalidMessage: a setting is missing.
+    """
+
+    def __call__(self, settings: Mapping[str, float], start: RoundStart) -> Optimizer: ...
+
+
+def zeros_like(tensors: Tensors) -> Tensors:
+    return tuple(torch.zeros_like(tensor) for tensor in tensors)
+
+
+def setting(settings: Mapping[str, float], name: str) -> float:
+    """Give one of an assignment's settings.
+
+    Raises:
+        InvalidMessage: it is missing.
+    """
+    try:
+        return settings[name]
+    except KeyError:
+        found = ", ".join(sorted(settings)) or "none"
+        raise InvalidMessage(f"settings: {name} is missing; found {found}") from None

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Likelihoods: how a model's outputs become a loss, and labels drawn from the model itself.
+
+Both follow from one distribution p(target | outputs): the loss is its mean negative logarithm, and the
+Gauss–Newton–Bartlett estimate needs targets drawn from it. To add a likelihood, write a class with the
+methods of `Likelihood` and add a line to `LIKELIHOODS`.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from torch import Tensor
+
+from protocol.errors import InvalidTask
+
+
+class Likelihood(Protocol):
+    """A distribution of targets given outputs."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean negative log-likelihood over the loss terms, a scalar.
+
+        Raises:
+            InvalidTask: the shapes do not belong together.
+        """
+        ...
+
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw targets from the outputs; `generator` is on the outputs' device."""
+        ...
+
+    def num_terms(self, targets: Tensor) -> int:
+        """How many loss terms `loss` averages: B of the Gauss–Newton–Bartlett estimate."""
+        ...
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Sums over the loss terms, so that batches add up; divide by their number for the mean."""
+        ...
+
+
+class Categorical:
+    """One of C classes; outputs are logits (…, C), targets class numbers (…).
+
+    A loss term is one example for (B, C) and one token for (B, T, C).
+    """
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        _require_shape(targets, outputs.shape[:-1])
+        return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        # Gumbel-max: the argmax of logits + Gumbel noise has the distribution softmax(logits).
+        # -log(E) of a standard exponential E is Gumbel noise.
+        exponential = torch.empty(outputs.shape, device=outputs.device).exponential_(generator=generator)
+        return (outputs - exponential.log_()).argmax(dim=-1)
+
+    def num_terms(self, targets: Tensor) -> int:
+        return targets.numel()
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        loss = self.loss(outputs, targets) * targets.numel()
+        correct = (outputs.argmax(dim=-1) == targets).sum()
+        return {"loss": loss.item(), "accuracy": correct.item()}
+
+
+class Bernoulli:
+    """Independent yes or no; outputs are logits, targets 0 or 1 of the same shape; each is a loss term."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        _require_shape(targets, outputs.shape)
+        return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
+
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(outputs), generator=generator)
+
+    def num_terms(self, targets: Tensor) -> int:
+        return targets.numel()
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        loss = self.loss(outputs, targets) * targets.numel()
+        correct = ((outputs > 0) == (targets > 0.5)).sum()
+        return {"loss": loss.item(), "accuracy": correct.item()}
+
+
+class Gaussian:
+    """Independent normal values of unit variance; outputs are means, targets of the same shape.
+
+    Each value is a loss term: (output - target)²/2. The constant log(2π)/2 is left out.
+    """
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        _require_shape(targets, outputs.shape)
+        return F.mse_loss(outputs, targets.to(outputs.dtype)) / 2
+
+    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        return outputs + torch.empty_like(outputs).normal_(generator=generator)
+
+    def num_terms(self, targets: Tensor) -> int:
+        return targets.numel()
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        loss = self.loss(outputs, targets) * targets.numel()
+        return {"loss": loss.item(), "squared_error": 2 * loss.item()}
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    "categorical": Categorical(),
+    "bernoulli": Bernoulli(),
+    "gaussian": Gaussian(),
+}
+
+
+def likelihood_named(name: str) -> Likelihood:
+    """Give the likelihood with this name.
+
+    Raises:
+        InvalidTask: there is none.
+    """
+    try:
+        return LIKELIHOODS[name]
+    except KeyError:
+        raise InvalidTask(f"likelihood {name!r}: expected one of {', '.join(LIKELIHOODS)}") from None
+
+
+def _require_shape(targets: Tensor, expected: torch.Size) -> None:
+    # without this (B,) targets against (B, 1) outputs broadcast to B·B wrong terms
+    if targets.shape != expected:
+        raise InvalidTask(f"targets: expected shape {tuple(expected)}, got {tuple(targets.shape)}")
