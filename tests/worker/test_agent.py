@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's loop against a small honest server, with a stub in the trainer's seat."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from protocol.codec import decode_message
+from protocol.errors import InvalidUsage, NotFinite, WorkerRevoked
+from protocol.messages import Assignment
+from tests.worker.small_server import (
+    ANSWER_LOST,
+    PARAMS,
+    SmallServer,
+    a_server,
+    evaluation,
+    in_turn,
+    message_of,
+    problem,
+    training,
+)
+from worker.agent import serve
+from worker.events import AgentEvent, Enrolled, Evaluated, Reconnecting, Refused, Sent, Training
+from worker.local_state import Kept, LocalState
+from worker.options import WorkerOptions
+from worker.patience import Pauses
+from worker.update import Tensors
+
+
+@dataclass(frozen=True)
+class StubTrained:
+    bundles: dict[str, Tensors]
+    kept: Kept | None
+    num_examples: int = 12
+    local_steps: int = 3
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class StubTrainer:
+    """Gives delta = 1 + steps kept before; counts what it was asked."""
+
+    trained: list[str] = field(default_factory=list)
+    fails_with: Exception | None = None
+    gives: float = 1.0
+    holds: Callable[[], object] = lambda: None
+
+    def train(self, assignment: Assignment, state: dict[str, Tensors], kept: Kept | None) -> StubTrained:
+        self.trained.append(assignment.assignment_id)
+        self.holds()
+        if self.fails_with is not None:
+            raise self.fails_with
+        assert all(np.array_equal(state["params"][name], PARAMS[name]) for name in PARAMS)
+        step = 0 if kept is None else kept.step
+        delta = {name: np.full_like(values, self.gives + step) for name, values in PARAMS.items()}
+        return StubTrained({"delta": delta}, Kept(step + 3, {"momentum": delta}))
+
+    def evaluate(self, state: dict[str, Tensors]) -> tuple[int, dict[str, float]]:
+        if self.fails_with is not None:
+            raise self.fails_with
+        return 7, {"test_accuracy": 0.5}
+
+
+@dataclass
+class Workplace:
+    """One worker's disk and what it reported; `work` is one life of its process."""
+
+    state_dir: Path
+    server: SmallServer
+    events: list[AgentEvent] = field(default_factory=list)
+    slept: list[float] = field(default_factory=list)
+    join_token: str | None = "token"
+    heartbeat_s: float = 20.0
+
+    async def work(self, trainer: StubTrainer, max_assignments: int) -> None:
+        async def sleep(wait_s: float) -> None:
+            self.slept.append(wait_s)
+
+        options = WorkerOptions(
+            server_url="http://fed.example",
+            join_token=self.join_token,
+            name="mine",
+            state_dir=self.state_dir,
+            task="digits",
+            max_assignments=max_assignments,
+        )
+        pauses = Pauses(sleep=sleep, jitter=lambda: 0.5, heartbeat_s=self.heartbeat_s)
+        async with asyncio.timeout(20):
+            await serve(options, "digits", trainer, self.events.append, pauses, None, self.server)
+
+    def told(self, kind: type[AgentEvent]) -> list[AgentEvent]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def kept_step(self) -> int | None:
+        kept = LocalState(self.state_dir / "local_state").load("run-1")
+        return None if kept is None else kept.step
+
+    def outbox(self) -> list[Path]:
+        return list((self.state_dir / "outbox").iterdir())
+
+
+async def test_an_assignment_is_trained_declared_sent_and_settled(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(training()))
+
+    await place.work(StubTrainer(), max_assignments=1)
+
+    delta = decode_message(place.server.received["a-1"])["delta"]
+    assert list(delta) == ["w", "b"]
+    assert np.array_equal(delta["w"], np.ones((2, 3)))
+    assert place.kept_step() == 3
+    assert place.outbox() == []
+    [sent] = place.told(Sent)
+    assert isinstance(sent, Sent)
+    assert sent.size_bytes == len(place.server.received["a-1"])
+    assert place.told(Training) == [Training("run-1", 1, worker="mine")]
+
+
+async def test_the_next_round_goes_on_from_the_kept_state_and_pulls_nothing_it_has(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(training(1), training(2)))
+
+    await place.work(StubTrainer(), max_assignments=2)
+
+    assert place.kept_step() == 6
+    assert decode_message(place.server.received["a-2"])["delta"]["b"].tolist() == [4, 4]
+    assert place.server.asked.count("tensors_of") == 1
+
+
+async def test_killed_while_sending_the_restarted_worker_sends_the_same_bytes_untrained(tmp_path: Path):
+    server = a_server(training())
+    place = Workplace(tmp_path, server)
+    sending = asyncio.Event()
+
+    async def hang() -> None:
+        sending.set()
+        await asyncio.Event().wait()
+
+    server.before["upload"] = hang
+    life = asyncio.create_task(place.work(StubTrainer(), max_assignments=1))
+    await sending.wait()
+    life.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await life
+    assert place.kept_step() is None
+
+    del server.before["upload"]
+    second = StubTrainer(gives=99.0)
+    await place.work(second, max_assignments=1)
+
+    assert second.trained == []
+    first_bytes, second_bytes = (body for route, body in server.bodies if route == "upload")
+    assert first_bytes == second_bytes == server.received["a-1"]
+    assert place.kept_step() == 3
+    assert place.outbox() == []
+
+
+async def test_killed_after_the_server_had_it_the_restarted_worker_gets_the_same_receipt(tmp_path: Path):
+    server = a_server(training())
+    server.after["upload"] = in_turn(asyncio.CancelledError())
+    place = Workplace(tmp_path, server)
+    with pytest.raises(asyncio.CancelledError):
+        await place.work(StubTrainer(), max_assignments=1)
+    assert "a-1" in server.received
+    assert place.kept_step() is None
+
+    second = StubTrainer(gives=99.0)
+    await place.work(second, max_assignments=1)
+
+    assert second.trained == []
+    assert server.asked.count("upload") == 1
+    assert place.kept_step() == 3
+    assert len(place.told(Sent)) == 1
+
+
+async def test_a_lost_answer_to_the_upload_is_asked_for_again_and_not_sent_twice(tmp_path: Path):
+    server = a_server(training())
+    server.after["upload"] = in_turn(ANSWER_LOST)
+    place = Workplace(tmp_path, server)
+    trainer = StubTrainer()
+    await place.work(trainer, max_assignments=1)
+
+    assert trainer.trained == ["a-1"]
+    assert server.asked.count("upload") == 1
+    assert place.kept_step() == 3
+
+
+async def test_an_update_too_late_for_its_round_is_dropped_and_the_worker_goes_on(tmp_path: Path):
+    server = a_server(training(1), training(2))
+    server.before["declare"] = in_turn(problem("round-closed"))
+    place = Workplace(tmp_path, server)
+    trainer = StubTrainer(holds=lambda: server.settle("a-1"))
+
+    await place.work(trainer, max_assignments=2)
+
+    assert trainer.trained == ["a-1", "a-2"]
+    assert place.told(Refused) == [Refused("round-closed", "because", worker="mine")]
+    assert list(server.received) == ["a-2"]
+    assert server.declined == {}, "the server has settled it already"
+    assert decode_message(server.received["a-2"])["delta"]["b"].tolist() == [1, 1], (
+        "the state of an update that was not received is not kept"
+    )
+
+
+@pytest.mark.parametrize("code", ["run-ended", "update-conflict", "assignment-declined", "not-found"])
+async def test_whatever_else_settled_the_assignment_drops_the_update_too(tmp_path: Path, code: str):
+    server = a_server(training(1))
+    server.before["upload"] = in_turn(problem(code))
+    place = Workplace(tmp_path, server)
+
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert place.outbox() == []
+    assert [event.code for event in place.told(Refused) if isinstance(event, Refused)] == [code]
+
+
+async def test_training_that_diverges_declines_with_the_reason(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(training(1)))
+
+    await place.work(StubTrainer(fails_with=NotFinite("loss of step 2")), max_assignments=1)
+
+    assert place.server.declined == {"a-1": "not-finite: loss of step 2"}
+    assert place.outbox() == []
+
+
+async def test_a_delta_that_is_not_finite_never_leaves_the_worker(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(training(1)))
+
+    await place.work(StubTrainer(gives=float("nan")), max_assignments=1)
+
+    assert place.server.declined == {"a-1": "not-finite: delta/w: holds NaN or an infinity"}
+    assert "declare" not in place.server.asked
+
+
+async def test_an_update_the_server_finds_wrong_is_declined_so_that_it_is_not_trained_for_ever(
+    tmp_path: Path,
+):
+    server = a_server(training(1))
+    server.before["upload"] = in_turn(problem("outside-bound", 422))
+    place = Workplace(tmp_path, server)
+
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert server.declined == {"a-1": "outside-bound: because"}
+    assert place.outbox() == []
+
+
+async def test_an_assignment_for_another_task_is_declined_untrained(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(training(task="other")))
+    trainer = StubTrainer()
+
+    await place.work(trainer, max_assignments=1)
+
+    assert trainer.trained == []
+    assert place.server.declined == {"a-1": "invalid-task: this worker serves digits, not other"}
+
+
+async def test_tensors_that_are_not_what_they_are_called_decline_the_assignment(tmp_path: Path):
+    server = a_server(training(1))
+    server.tensors = dict.fromkeys(server.tensors, message_of(PARAMS)[:-1] + b"\xff")
+    place = Workplace(tmp_path, server)
+    trainer = StubTrainer()
+
+    await place.work(trainer, max_assignments=1)
+
+    assert trainer.trained == []
+    assert server.declined["a-1"].startswith("digest-mismatch: ")
+
+
+@pytest.mark.parametrize("route", ["enrol", "next", "tensors_of", "declare", "upload"])
+async def test_a_server_that_is_away_for_a_moment_costs_a_pause_and_no_training(tmp_path: Path, route: str):
+    server = a_server(training(1))
+    server.before[route] = in_turn(httpx.ConnectError("refused"))
+    place = Workplace(tmp_path, server)
+    trainer = StubTrainer()
+
+    await place.work(trainer, max_assignments=1)
+
+    assert trainer.trained == ["a-1"]
+    assert "a-1" in server.received
+    assert len(place.told(Reconnecting)) == 1
+    assert place.slept == [0.25]
+
+
+async def test_a_server_that_stays_away_is_asked_ever_more_rarely(tmp_path: Path):
+    server = a_server(training(1))
+    server.before["next"] = in_turn(*[httpx.ConnectError("refused")] * 8)
+    place = Workplace(tmp_path, server)
+
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert place.slept == [0.25, 0.5, 1, 2, 4, 8, 15, 15]
+
+
+async def test_the_pause_the_server_asks_for_is_kept(tmp_path: Path):
+    server = a_server(training(1))
+    server.before["declare"] = in_turn(problem("not-ready", 503, {"Retry-After": "7"}))
+    place = Workplace(tmp_path, server)
+
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert place.slept == [7.25]
+
+
+async def test_an_evaluator_reports_the_metrics_of_the_version(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(evaluation(4)))
+
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert place.server.metrics == [{"version": 4, "num_examples": 7, "metrics": {"test_accuracy": 0.5}}]
+    assert place.told(Evaluated) == [Evaluated(4, {"test_accuracy": 0.5}, worker="mine")]
+
+
+async def test_a_version_that_cannot_be_evaluated_is_not_tried_in_a_tight_circle(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(evaluation(4)))
+
+    await place.work(StubTrainer(fails_with=NotFinite("loss")), max_assignments=3)
+
+    assert [event.code for event in place.told(Refused) if isinstance(event, Refused)] == ["not-finite"] * 3
+    assert place.slept == [0.5, 1, 2]
+
+
+async def test_long_training_sends_heartbeats_and_they_may_fail(tmp_path: Path):
+    server = a_server(training(1))
+    heard = threading.Event()
+    failing = in_turn(httpx.ConnectError("refused"))
+
+    async def hear() -> None:
+        await failing()
+        heard.set()
+
+    server.before["heartbeat"] = hear
+    place = Workplace(tmp_path, server, heartbeat_s=0.001)
+
+    await place.work(StubTrainer(holds=lambda: heard.wait(10)), max_assignments=1)
+
+    assert heard.is_set()
+    assert "a-1" in server.received
+
+
+async def test_a_revoked_worker_ends_with_that_error(tmp_path: Path):
+    server = a_server(training(1))
+    server.before["next"] = in_turn(problem("worker-revoked", 403))
+    place = Workplace(tmp_path, server)
+    with pytest.raises(WorkerRevoked):
+        await place.work(StubTrainer(), max_assignments=1)
+
+
+async def test_a_worker_that_is_cancelled_while_training_leaves_nothing_half_done(tmp_path: Path):
+    server = a_server(training(1))
+    loop = asyncio.get_running_loop()
+    begun = asyncio.Event()
+    released = threading.Event()
+
+    def hold() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        released.wait(10)
+
+    place = Workplace(tmp_path, server)
+    life = asyncio.create_task(place.work(StubTrainer(holds=hold), max_assignments=1))
+    await begun.wait()
+    life.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await life
+    released.set()
+
+    assert place.outbox() == []
+    assert place.kept_step() is None
+    await place.work(StubTrainer(), max_assignments=1)
+    assert "a-1" in server.received
+
+
+async def test_a_lost_answer_to_the_enrolment_repeats_it_with_the_same_secret(tmp_path: Path):
+    server = a_server(training(1))
+    server.after["enrol"] = in_turn(ANSWER_LOST)
+    place = Workplace(tmp_path, server)
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert len(server.enrolments) == 2
+    assert server.enrolments[0] == server.enrolments[1]
+    assert server.enrolments[0]["tasks"] == ["digits"]
+
+
+async def test_a_restarted_worker_needs_no_token_and_does_not_enrol_again(tmp_path: Path):
+    server = a_server(training(1), training(2))
+    place = Workplace(tmp_path, server)
+    await place.work(StubTrainer(), max_assignments=1)
+
+    place.join_token = None
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert len(server.enrolments) == 1
+    assert place.told(Enrolled) == [Enrolled("w-1", worker="mine")] * 2
+    assert list(server.received) == ["a-1", "a-2"]
+
+
+async def test_a_first_start_without_a_token_says_what_is_missing(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(), join_token=None)
+    with pytest.raises(InvalidUsage, match="join token"):
+        await place.work(StubTrainer(), max_assignments=1)

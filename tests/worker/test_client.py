@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the worker's client takes from a server, and what it refuses."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+import pytest
+
+from protocol.codec import MEDIA_TYPE, digest_of, encode_bundle
+from protocol.errors import (
+    DigestMismatch,
+    FedSophiaError,
+    InvalidUsage,
+    MessageTooLarge,
+    NotReady,
+    RoundClosed,
+    ServerUnreachable,
+    UnexpectedAnswer,
+    every_error,
+)
+from protocol.messages import Enrolment, Receipt, UpdateHeader, UploadOffer
+from worker.client import ServerClient
+from worker.retry import RetryAfter
+
+BUFFERS = encode_bundle("params", {"w": np.arange(100_000, dtype=np.float32)})
+MESSAGE = b"".join(BUFFERS)
+DIGEST = digest_of(BUFFERS)
+RECEIPT = Receipt(assignment_id="a-1", digest=DIGEST, received_ms=1, outcome="pending")
+HEADER = UpdateHeader(
+    digest=DIGEST,
+    size_bytes=len(MESSAGE),
+    bundles=("delta",),
+    encodings={"delta": "f32"},
+    num_examples=1,
+    local_steps=1,
+)
+
+
+class Wire(httpx.AsyncBaseTransport):
+    """Hands requests to a function and its answers back, their bodies still to be read."""
+
+    def __init__(self, answer: Callable[[httpx.Request], httpx.Response]) -> None:
+        self._answer = answer
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        answer = self._answer(request)
+        if not answer.is_closed:
+            return answer
+        return httpx.Response(
+            answer.status_code, headers=answer.headers, stream=httpx.ByteStream(answer.content)
+        )
+
+
+def client_of(answer: Callable[[httpx.Request], httpx.Response], **options: int) -> ServerClient:
+    return ServerClient("https://fed.example", "credential", Wire(answer), **options)
+
+
+def problem(code: str, status: int = 409, headers: dict[str, str] | None = None) -> httpx.Response:
+    body = {
+        "type": "about:blank",
+        "title": "t",
+        "status": status,
+        "detail": "because",
+        "code": code,
+        "retryable": False,
+    }
+    return httpx.Response(
+        status,
+        content=json.dumps(body).encode(),
+        headers={"Content-Type": "application/problem+json", **(headers or {})},
+    )
+
+
+def tensors(content: bytes) -> httpx.Response:
+    return httpx.Response(200, content=content, headers={"Content-Type": MEDIA_TYPE})
+
+
+@asynccontextmanager
+async def listening(
+    answer: Callable[[bytes], bytes], requests: list[bytes] | None = None
+) -> AsyncIterator[str]:
+    """A socket on loopback that reads one request's head, answers these bytes and closes."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if requests is not None:
+            requests.append(head)
+        writer.write(answer(head))
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def one_mebibyte_at_a_time(content: bytes) -> AsyncIterator[bytes]:
+    for offset in range(0, len(content), 2**20):
+        yield content[offset : offset + 2**20]
+
+
+# --- downloads ---------------------------------------------------------------------------------
+
+
+async def test_tensors_arrive_whole_and_cannot_be_written_to():
+    async with client_of(lambda request: tensors(MESSAGE)) as client:
+        message = await client.fetch_tensors("run-1", DIGEST)
+    assert message == MESSAGE
+    assert message.readonly
+
+
+async def test_tensors_with_another_digest_are_refused():
+    async with client_of(lambda request: tensors(MESSAGE[:-1] + b"\xff")) as client:
+        with pytest.raises(DigestMismatch, match=DIGEST):
+            await client.fetch_tensors("run-1", DIGEST)
+
+
+async def test_a_download_cut_short_may_be_tried_again():
+    cut = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(MESSAGE), MESSAGE[:70_000])
+    async with listening(lambda head: cut) as url, ServerClient(url, "credential") as client:
+        with pytest.raises(ServerUnreachable) as refused:
+            await client.fetch_tensors("run-1", DIGEST)
+    assert refused.value.retryable
+
+
+async def test_a_download_that_ends_early_without_a_broken_connection_is_noticed_too():
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=MESSAGE[:70_000], headers={"Content-Length": str(len(MESSAGE))})
+
+    async with client_of(answer) as client:
+        with pytest.raises(ServerUnreachable, match=f"after 70000 of {len(MESSAGE)} bytes"):
+            await client.fetch_tensors("run-1", DIGEST)
+
+
+async def test_tensors_over_the_limit_are_refused_before_any_memory_is_taken():
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=b"", headers={"Content-Length": str(10**18)})
+
+    async with client_of(answer, max_download_bytes=10**6) as client:
+        with pytest.raises(MessageTooLarge, match="at most 1000000"):
+            await client.fetch_tensors("run-1", DIGEST)
+
+
+async def test_tensors_of_unknown_length_are_refused():
+    async with client_of(
+        lambda request: httpx.Response(200, content=one_mebibyte_at_a_time(MESSAGE))
+    ) as client:
+        with pytest.raises(UnexpectedAnswer, match="Content-Length"):
+            await client.fetch_tensors("run-1", DIGEST)
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: error.code)
+async def test_every_problem_code_becomes_its_own_error(error: type[FedSophiaError]):
+    async with client_of(lambda request: problem(error.code)) as client:
+        with pytest.raises(error) as refused:
+            await client.declare("a-1", HEADER)
+    assert type(refused.value) is error
+    assert refused.value.detail == "because"
+
+
+async def test_a_code_of_a_newer_server_is_an_unexpected_answer_that_names_it():
+    async with client_of(lambda request: problem("brand-new")) as client:
+        with pytest.raises(UnexpectedAnswer, match="409 brand-new: because"):
+            await client.receipt("a-1")
+
+
+async def test_retry_after_travels_with_the_error_as_its_cause():
+    async with client_of(lambda request: problem("not-ready", 503, {"Retry-After": "7"})) as client:
+        with pytest.raises(NotReady) as refused:
+            await client.next_assignment("w-1", 30)
+    assert isinstance(refused.value.__cause__, RetryAfter)
+    assert refused.value.__cause__.wait_s == 7
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_an_ingress_that_answers_for_an_absent_server_may_be_tried_again(status: int):
+    answer = httpx.Response(status, content=b"<html>", headers={"Retry-After": "3"})
+    async with client_of(lambda request: answer) as client:
+        with pytest.raises(ServerUnreachable, match=str(status)) as refused:
+            await client.receipt("a-1")
+    assert isinstance(refused.value.__cause__, RetryAfter)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff"])
+async def test_a_problem_without_a_code_is_an_unexpected_answer(body: bytes):
+    answer = httpx.Response(409, content=body, headers={"Content-Type": "application/problem+json"})
+    async with client_of(lambda request: answer) as client:
+        with pytest.raises(UnexpectedAnswer, match="409"):
+            await client.receipt("a-1")
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"kind": "dance"}'])
+async def test_an_assignment_that_is_none_is_an_unexpected_answer(body: bytes):
+    async with client_of(lambda request: httpx.Response(200, content=body)) as client:
+        with pytest.raises(UnexpectedAnswer, match="assignment"):
+            await client.next_assignment("w-1", 30)
+
+
+async def test_endless_json_is_refused_after_four_mebibytes():
+    taken = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 2**20
+            yield b" " * 2**20
+
+    async with client_of(lambda request: httpx.Response(200, content=endless())) as client:
+        with pytest.raises(UnexpectedAnswer, match="bytes of JSON"):
+            await client.receipt("a-1")
+    assert taken == 5 * 2**20
+
+
+async def test_a_server_that_is_away_may_be_tried_again():
+    async with listening(lambda head: b"") as url:
+        pass  # the port is closed again
+    async with ServerClient(url, "credential") as client:
+        with pytest.raises(ServerUnreachable):
+            await client.next_assignment("w-1", 30)
+
+
+async def test_a_server_that_hangs_up_without_a_word_may_be_tried_again():
+    async with listening(lambda head: b"") as url, ServerClient(url, "credential") as client:
+        with pytest.raises(ServerUnreachable):
+            await client.next_assignment("w-1", 30)
+
+
+# --- credentials -------------------------------------------------------------------------------
+
+
+async def test_a_redirect_is_refused_and_nothing_reaches_where_it_points():
+    seen_elsewhere: list[bytes] = []
+    async with listening(lambda head: b"", seen_elsewhere) as elsewhere:
+
+        def redirect(head: bytes) -> bytes:
+            return b"HTTP/1.1 307 Away\r\nLocation: %b/\r\nContent-Length: 0\r\n\r\n" % elsewhere.encode()
+
+        async with listening(redirect) as url, ServerClient(url, "credential") as client:
+            with pytest.raises(UnexpectedAnswer, match="307: redirects are not followed"):
+                await client.next_assignment("w-1", 30)
+    assert seen_elsewhere == []
+
+
+@pytest.mark.parametrize(
+    "upload_url",
+    ["https://evil.example/v1/uploads/1", "//evil.example/v1/uploads/1", "v1/uploads/1", "", "http:/x"],
+)
+async def test_an_upload_address_that_is_no_path_of_this_server_is_refused(upload_url: str):
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, content=RECEIPT.model_dump_json())
+
+    async with client_of(answer) as client:
+        with pytest.raises(UnexpectedAnswer, match="a path on this server"):
+            await client.upload(upload_url, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+    assert asked == []
+
+
+async def test_enrolment_shows_the_join_token_and_everything_else_the_workers_own_secret():
+    shown: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        shown.append(request.headers["Authorization"])
+        enrolled = {"worker_id": "w-1", "role": "trainer", "protocol_version": 1, "new_field": 1}
+        return httpx.Response(201, json=enrolled) if request.method == "POST" else httpx.Response(204)
+
+    async with client_of(answer) as client:
+        enrolled = await client.enrol(
+            "join-token", Enrolment(name="mine", secret="s" * 43, tasks=("digits",))
+        )
+        assert await client.next_assignment(enrolled.worker_id, 30) is None
+    assert shown == ["Bearer join-token", "Bearer credential"]
+
+
+@pytest.mark.parametrize("url", ["fed.example", "ftp://fed.example", "https://", "https://me:pw@fed.example"])
+async def test_an_address_that_is_not_a_servers_is_refused_without_repeating_a_password(url: str):
+    with pytest.raises(InvalidUsage) as refused:
+        ServerClient(url, "credential")
+    assert "pw" not in refused.value.detail
+
+
+# --- uploads -----------------------------------------------------------------------------------
+
+
+async def test_a_declared_update_is_sent_whole_with_its_length_and_media_type():
+    received: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        received.append(request)
+        if request.method == "POST":
+            return httpx.Response(201, json={"upload_url": "/v1/uploads/u-1", "offset": 0})
+        return httpx.Response(200, content=RECEIPT.model_dump_json())
+
+    async with client_of(answer) as client:
+        offer = await client.declare("a-1", HEADER)
+        assert isinstance(offer, UploadOffer)
+        receipt = await client.upload(offer.upload_url, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+
+    assert receipt == RECEIPT
+    put = received[1]
+    assert (put.method, put.url) == ("PUT", "https://fed.example/v1/uploads/u-1")
+    assert put.content == MESSAGE
+    assert put.headers["Content-Length"] == str(len(MESSAGE))
+    assert put.headers["Content-Type"] == MEDIA_TYPE
+    assert "Transfer-Encoding" not in put.headers
+
+
+async def test_declaring_what_the_server_holds_already_gives_its_receipt():
+    async with client_of(lambda request: httpx.Response(200, content=RECEIPT.model_dump_json())) as client:
+        assert await client.declare("a-1", HEADER) == RECEIPT
+
+
+async def test_a_refused_declaration_is_told_by_its_code():
+    async with client_of(lambda request: problem("round-closed")) as client:
+        with pytest.raises(RoundClosed):
+            await client.declare("a-1", HEADER)
+
+
+async def test_a_server_behind_a_prefix_is_asked_under_it():
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(200, content=RECEIPT.model_dump_json())
+
+    async with ServerClient("https://fed.example/fl/", "c", Wire(answer)) as client:
+        await client.receipt("a/1")
+        await client.upload("/v1/uploads/u-1", len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+    assert asked == [
+        "https://fed.example/fl/v1/assignments/a%2F1/update",
+        "https://fed.example/fl/v1/uploads/u-1",
+    ]
+
+
+async def test_waiting_for_an_assignment_says_how_long_and_listens_longer():
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(204)
+
+    async with client_of(answer) as client:
+        await client.next_assignment("w-1", 30)
+    assert seen[0].headers["Prefer"] == "wait=30"
+    assert seen[0].extensions["timeout"]["read"] == 45
+    assert seen[0].extensions["timeout"]["connect"] == 10

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a worker is stays on its disk, and belongs to one server."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import InvalidUsage, LocalStateCorrupt
+from worker.identity import Identity, identity_in, save_identity
+
+SERVER = "https://fed.example"
+
+
+def test_the_secret_is_on_disk_before_anyone_can_send_it(tmp_path: Path):
+    made = identity_in(tmp_path / "state", SERVER)
+
+    assert identity_in(tmp_path / "state", SERVER) == made
+    assert made.worker_id is None
+    assert len(made.secret) >= 43
+
+
+def test_two_workers_never_share_a_secret(tmp_path: Path):
+    assert identity_in(tmp_path / "a", SERVER).secret != identity_in(tmp_path / "b", SERVER).secret
+
+
+def test_the_file_and_its_directory_are_closed_to_other_users(tmp_path: Path):
+    identity_in(tmp_path / "state", SERVER)
+
+    assert stat.S_IMODE((tmp_path / "state" / "identity.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+def test_the_id_given_at_enrolment_is_found_at_the_next_start(tmp_path: Path):
+    made = identity_in(tmp_path, SERVER)
+    save_identity(tmp_path, made.model_copy(update={"worker_id": "w-1"}))
+
+    assert identity_in(tmp_path, SERVER) == Identity(server_url=SERVER, secret=made.secret, worker_id="w-1")
+
+
+def test_a_state_directory_refuses_to_serve_a_second_server(tmp_path: Path):
+    identity_in(tmp_path, SERVER)
+
+    with pytest.raises(InvalidUsage, match=r"belongs to https://fed\.example, not to https://other"):
+        identity_in(tmp_path, "https://other.example")
+
+
+def test_a_slash_at_the_end_does_not_make_another_server(tmp_path: Path):
+    assert identity_in(tmp_path, SERVER) == identity_in(tmp_path, SERVER + "/")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"server_url": "https://fed.example", "secret": "short"}'])
+def test_a_damaged_identity_is_named_and_not_replaced_by_a_new_one(tmp_path: Path, damage: bytes):
+    (tmp_path / "identity.json").write_bytes(damage)
+
+    with pytest.raises(LocalStateCorrupt, match="the worker's identity"):
+        identity_in(tmp_path, SERVER)
+    assert (tmp_path / "identity.json").read_bytes() == damage
+
+
+def test_the_secret_is_not_in_what_is_printed_of_an_identity(tmp_path: Path):
+    made = identity_in(tmp_path, SERVER)
+    assert made.secret not in repr(made)
+
+
+def test_a_crash_while_saving_leaves_the_old_identity(tmp_path: Path):
+    made = identity_in(tmp_path, SERVER)
+
+    def crash(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_identity(tmp_path, made.model_copy(update={"worker_id": "w-1"}), crash)
+    assert identity_in(tmp_path, SERVER) == made

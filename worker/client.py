@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker asks of the server: the only file of this package that knows URLs and httpx.
+
+The law of this file: every wait for the network has a time-out; every answer has a size limit; the
+credential goes to one origin (no redirect is followed, no foreign upload address taken); and only
+errors of `protocol.errors` leave it.
+"""
+
+import functools
+import hashlib
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from types import TracebackType
+from typing import NoReturn, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from protocol.codec import DEFAULT_LIMITS, MEDIA_TYPE
+from protocol.errors import (
+    DigestMismatch,
+    InvalidUsage,
+    MessageTooLarge,
+    ServerUnreachable,
+    UnexpectedAnswer,
+)
+from protocol.messages import (
+    ANY_ASSIGNMENT,
+    Assignment,
+    Decline,
+    Enrolled,
+    Enrolment,
+    EvaluationAssignment,
+    Heartbeat,
+    MetricsReport,
+    Receipt,
+    UpdateHeader,
+    UploadOffer,
+)
+from worker.problems import error_of
+from worker.retry import RetryAfter
+
+CONNECT_TIMEOUT_S = 10.0
+SILENCE_TIMEOUT_S = 60.0
+"""Longest pause between two bytes, either way."""
+LONG_POLL_MARGIN_S = 15.0
+KEEPALIVE_S = 4.0
+"""Idle connections are dropped before the usual server (5 s) drops them under a request."""
+MAX_JSON_BYTES = 4 * 1024 * 1024
+
+Transport = httpx.AsyncBaseTransport
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ServerClient:
+    """One worker's conversation with one server; an async context manager.
+
+    Every method raises, beside what it names: `ServerUnreachable` when no answer came,
+    `UnexpectedAnswer` when it cannot be understood, and the error whose code a problem answer carries,
+    caused by a `RetryAfter` when the answer had that header.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        credential: str,
+        transport: Transport | None = None,
+        max_download_bytes: int = DEFAULT_LIMITS.message_bytes,
+    ) -> None:
+        self._origin = _checked_origin(base_url)
+        self._max_download_bytes = max_download_bytes
+        self._http = httpx.AsyncClient(
+            base_url=self._origin,
+            headers={"Authorization": f"Bearer {credential}", "Accept-Encoding": "identity"},
+            timeout=_timeout(SILENCE_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=8, keepalive_expiry=KEEPALIVE_S),
+            verify=_tls(),
+            transport=transport,
+            follow_redirects=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.__aexit__(kind, error, traceback)
+
+    async def enrol(self, join_token: str, enrolment: Enrolment) -> Enrolled:
+        """Become a worker of this server; with a known secret, the same worker as before."""
+        headers = {"Authorization": f"Bearer {join_token}"}
+        _, body = await self._ask("POST", "/v1/workers", (200, 201), enrolment, headers=headers)
+        return _parsed(Enrolled, body)
+
+    async def heartbeat(self, worker_id: str, heartbeat: Heartbeat) -> None:
+        await self._ask("POST", f"/v1/workers/{_part(worker_id)}/heartbeat", (204,), heartbeat)
+
+    async def next_assignment(
+        self, worker_id: str, wait_s: float
+    ) -> Assignment | EvaluationAssignment | None:
+        """Wait on the server for something to do; None when nothing came within `wait_s`."""
+        status, body = await self._ask(
+            "GET",
+            f"/v1/workers/{_part(worker_id)}/assignment",
+            (200, 204),
+            headers={"Prefer": f"wait={wait_s:g}"},
+            silence_s=wait_s + LONG_POLL_MARGIN_S,
+        )
+        if status == HTTPStatus.NO_CONTENT:
+            return None
+        try:
+            return ANY_ASSIGNMENT.validate_json(body)
+        except ValidationError as error:
+            raise UnexpectedAnswer(f"an assignment was expected: {_first_of(error)}") from None
+
+    async def fetch_tensors(self, run_id: str, digest: str) -> memoryview:
+        """Give the whole tensor message with this digest, read-only.
+
+        Raises:
+            DigestMismatch: the bytes that came are not those.
+            MessageTooLarge: they are more than this worker takes.
+        """
+        path = f"/v1/runs/{_part(run_id)}/tensors/{_part(digest)}"
+        async with self._answer("GET", path, (200,), headers={"Accept": MEDIA_TYPE}) as response:
+            size_bytes = self._size_of(response)
+            message = _buffer_of(size_bytes)
+            sha256 = hashlib.sha256()
+            received = 0
+            async for chunk in response.aiter_raw():
+                if received + len(chunk) > size_bytes:
+                    raise UnexpectedAnswer(f"more bytes came than the {size_bytes} that were announced")
+                message[received : received + len(chunk)] = chunk
+                received += len(chunk)
+                sha256.update(chunk)
+        if received < size_bytes:
+            raise ServerUnreachable(f"the answer ended after {received} of {size_bytes} bytes")
+        if sha256.hexdigest() != digest:
+            raise DigestMismatch(f"tensors {digest}: the bytes received have digest {sha256.hexdigest()}")
+        return message.toreadonly()
+
+    async def declare(self, assignment_id: str, header: UpdateHeader) -> UploadOffer | Receipt:
+        """Announce an update: an offer to send its body, or the receipt if the server holds it already."""
+        path = f"/v1/assignments/{_part(assignment_id)}/update"
+        status, body = await self._ask("POST", path, (200, 201), header)
+        return _parsed(Receipt, body) if status == HTTPStatus.OK else _parsed(UploadOffer, body)
+
+    async def upload(self, upload_url: str, size_bytes: int, chunks: AsyncIterator[bytes]) -> Receipt:
+        """Send the body of a declared update, whole.
+
+        Args:
+            chunks: `size_bytes` bytes in all, about 1 MiB each.
+        """
+        if not upload_url.startswith("/") or upload_url.startswith("//"):
+            raise UnexpectedAnswer("upload_url: expected a path on this server")
+        _, body = await self._ask(
+            "PUT",
+            upload_url,
+            (200,),
+            chunks,
+            headers={"Content-Type": MEDIA_TYPE, "Content-Length": str(size_bytes)},
+        )
+        return _parsed(Receipt, body)
+
+    async def receipt(self, assignment_id: str) -> Receipt:
+        """Ask what became of an update; `NotFound` if none was received."""
+        _, body = await self._ask("GET", f"/v1/assignments/{_part(assignment_id)}/update", (200,))
+        return _parsed(Receipt, body)
+
+    async def decline(self, assignment_id: str, decline: Decline) -> None:
+        await self._ask("POST", f"/v1/assignments/{_part(assignment_id)}/decline", (204,), decline)
+
+    async def report_metrics(self, run_id: str, report: MetricsReport) -> None:
+        await self._ask("POST", f"/v1/runs/{_part(run_id)}/metrics", (204,), report)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        expected: tuple[int, ...],
+        content: BaseModel | AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        silence_s: float = SILENCE_TIMEOUT_S,
+    ) -> tuple[int, bytes]:
+        async with self._answer(method, path, expected, content, headers, silence_s) as response:
+            return response.status_code, await _small_body(response)
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        expected: tuple[int, ...],
+        content: BaseModel | AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        silence_s: float = SILENCE_TIMEOUT_S,
+    ) -> AsyncIterator[httpx.Response]:
+        """Send one request and give its answer, unread; everything else becomes one of our errors."""
+        all_headers = dict(headers or {})
+        body: AsyncIterator[bytes] | bytes | None
+        if isinstance(content, BaseModel):
+            body = content.model_dump_json().encode()
+            all_headers["Content-Type"] = "application/json"
+        else:
+            body = content
+        request = self._http.build_request(
+            method, path, content=body, headers=all_headers, timeout=_timeout(silence_s)
+        )
+        try:
+            response = await self._http.send(request, stream=True)
+            try:
+                if response.status_code not in expected:
+                    await _refuse(response)
+                yield response
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            raise ServerUnreachable(f"{self._origin}: {type(error).__name__} {error}".rstrip()) from None
+
+    def _size_of(self, response: httpx.Response) -> int:
+        length = response.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()):
+            raise UnexpectedAnswer("tensors came without a Content-Length")
+        if int(length) > self._max_download_bytes:
+            raise MessageTooLarge(f"{length} bytes of tensors; at most {self._max_download_bytes} are taken")
+        return int(length)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    # one for all: building it takes milliseconds and memory that a swarm would pay for every worker
+    return httpx.create_ssl_context()
+
+
+def _timeout(read_s: float) -> httpx.Timeout:
+    return httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_s)
+
+
+def _checked_origin(base_url: str) -> str:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL:
+        raise InvalidUsage(f"server address {base_url!r}: not a URL") from None
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
+        raise InvalidUsage(f"server address: expected http(s)://host[:port][/prefix], got {url.scheme!r} URL")
+    return base_url.rstrip("/")
+
+
+def _part(identifier: str) -> str:
+    return quote(identifier, safe="")
+
+
+def _buffer_of(size_bytes: int) -> memoryview:
+    try:
+        return np.empty(size_bytes, dtype=np.uint8).data  # unlike a bytearray, takes its pages as they fill
+    except MemoryError:
+        raise MessageTooLarge(f"{size_bytes} bytes of tensors do not fit in this machine's memory") from None
+
+
+def _parsed(message: type[M], body: bytes) -> M:
+    try:
+        return message.model_validate_json(body)
+    except ValidationError as error:
+        raise UnexpectedAnswer(f"{message.__name__} was expected: {_first_of(error)}") from None
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+async def _small_body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            raise UnexpectedAnswer(f"an answer of more than {MAX_JSON_BYTES} bytes of JSON")
+    return bytes(body)
+
+
+async def _refuse(response: httpx.Response) -> NoReturn:
+    """Raise the error that an answer stands for which is not among those expected."""
+    refusal = await _small_body(response)
+    error = error_of(response.status_code, response.headers.get("Content-Type", ""), refusal)
+    after = response.headers.get("Retry-After", "")
+    if after.isascii() and after.isdigit():
+        raise error from RetryAfter(float(after))
+    raise error

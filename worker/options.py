@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user chooses for one worker, or for a swarm of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """One worker: which server, which task, whose data, on what machine."""
+
+    server_url: str
+    join_token: str | None
+    """Needed at the first start in a state directory, and not later."""
+    name: str
+    state_dir: Path
+    task: str
+    """A name of the menu, or path/to/file.py[:ClassName]."""
+    data_dir: Path | None = None
+    partition: str | None = None
+    """`iid`, `dirichlet:ALPHA` or `shards:K`; None keeps all the data of this place."""
+    partition_index: int = 0
+    partition_of: int = 1
+    partition_seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    max_assignments: int | None = None
+    """Stop after so many; None goes on until cancelled."""
+
+
+@dataclass(frozen=True)
+class SwarmOptions:
+    """Many workers in one process, each with a part of one data set."""
+
+    server_url: str
+    join_token: str | None
+    """Needs a use for every worker."""
+    state_dir: Path
+    """Each worker has its own folder in it."""
+    task: str
+    num_workers: int
+    first_index: int = 0
+    """Part and number of the first worker, where several swarms share a data set."""
+    of: int | None = None
+    """Parts of the data set in all; None means first_index + num_workers."""
+    name_prefix: str = "swarm"
+    evaluator_token: str | None = None
+    """Adds one evaluator."""
+    data_dir: Path | None = None
+    partition: str | None = "iid"
+    partition_seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    parallel_training: int = 1
+    """How many workers train at the same time."""
+    max_assignments: int | None = None
+    """Of every trainer. The evaluator goes on until the trainers have done theirs."""
+
+    @property
+    def indices(self) -> range:
+        return range(self.first_index, self.first_index + self.num_workers)
+
+    def member(self, index: int) -> WorkerOptions:
+        """The worker with this part of the data."""
+        # padded: the server gives slots in the order of names
+        return self._worker(f"{self.name_prefix}-{index:05d}", self.join_token, index, self.max_assignments)
+
+    def evaluator(self) -> WorkerOptions:
+        return self._worker(f"{self.name_prefix}-evaluator", self.evaluator_token, 0, None)
+
+    def _worker(
+        self, name: str, join_token: str | None, index: int, max_assignments: int | None
+    ) -> WorkerOptions:
+        return WorkerOptions(
+            server_url=self.server_url,
+            join_token=join_token,
+            name=name,
+            state_dir=self.state_dir / name,
+            task=self.task,
+            data_dir=self.data_dir,
+            partition=self.partition,
+            partition_index=index,
+            partition_of=self.indices.stop if self.of is None else self.of,
+            partition_seed=self.partition_seed,
+            device=self.device,
+            threads=self.threads,
+            max_assignments=max_assignments,
+        )

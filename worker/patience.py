@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repeats what may be repeated, with the pauses that `retry` decides on."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from protocol.errors import FedSophiaError
+from worker.events import Reconnecting, Report
+from worker.retry import wait_before_retry
+
+HEARTBEAT_S = 20.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """How a worker waits and draws lots: the seam through which a test does neither."""
+
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    jitter: Callable[[], float] = random.random
+    heartbeat_s: float = HEARTBEAT_S
+
+
+REAL_PAUSES = Pauses()
+
+
+async def persistently(action: Callable[[], Awaitable[T]], worker: str, report: Report, pauses: Pauses) -> T:
+    """Give the action's result, repeating it for as long as its errors may be tried again."""
+    attempt = 0
+    while True:
+        try:
+            return await action()
+        except FedSophiaError as error:
+            wait_s = wait_before_retry(error, attempt, pauses.jitter())
+            if wait_s is None:
+                raise
+            report(Reconnecting(error.detail, wait_s, worker=worker))
+        await pauses.sleep(wait_s)
+        attempt += 1

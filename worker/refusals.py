@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an error means for the assignment it came up in; an error in neither list ends the worker."""
+
+from protocol.errors import (
+    AssignmentDeclined,
+    BundleMismatch,
+    DigestMismatch,
+    InvalidMessage,
+    InvalidTask,
+    LengthRequired,
+    MalformedTensorMessage,
+    MessageTooLarge,
+    NegativeHessian,
+    NotFinite,
+    NotFound,
+    OutsideBound,
+    RoundClosed,
+    RunEnded,
+    ShapeMismatch,
+    SizeMismatch,
+    TruncatedTensorMessage,
+    UnknownAlgorithm,
+    UnknownEncoding,
+    UpdateConflict,
+)
+
+OVERTAKEN = (RoundClosed, RunEnded, UpdateConflict, AssignmentDeclined, NotFound)
+"""The server has settled the assignment without this update: it is dropped."""
+
+CANNOT_BE_DONE = (
+    InvalidTask,
+    InvalidMessage,
+    UnknownAlgorithm,
+    UnknownEncoding,
+    NotFinite,
+    OutsideBound,
+    NegativeHessian,
+    BundleMismatch,
+    ShapeMismatch,
+    SizeMismatch,
+    DigestMismatch,
+    MessageTooLarge,
+    LengthRequired,
+    MalformedTensorMessage,
+    TruncatedTensorMessage,
+)
+"""This worker has no update to give, or none that the server takes: the assignment is declined."""
