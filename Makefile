@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+# What people type. `make` alone lists the verbs. CI runs `make check`, and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+EXTRAS := server,worker,dev
+# One PyTorch for everybody, installed first: the rest of the lock then keeps it.
+TORCH := $(shell grep -h '^torch==' $(LOCK) 2>/dev/null || echo torch)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo compare test check lock clean
+
+help: ## List the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(VENV)/.installed ## Make .venv and install everything into it; quick when there is nothing to do
+	@echo "Everything is installed in $(VENV)."
+
+demo: $(VENV)/.installed ## Train a real federation on this machine; options by ARGS="--rounds 5"
+	@$(BIN)/fed-sophia demo $(ARGS)
+
+compare: $(VENV)/.installed ## The demo with all three algorithms, side by side
+	@$(BIN)/fed-sophia demo --compare $(ARGS)
+
+test: $(VENV)/.installed ## Run the tests
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.installed ## What CI runs: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lock: ## Renew requirements.lock from a fresh virtual environment
+	@$(call require_python)
+	@set -eu; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	"$(PYTHON)" -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/pip" install --quiet --upgrade pip; \
+	"$$folder/venv/bin/pip" install --quiet $(TORCH); \
+	"$$folder/venv/bin/pip" install --quiet -e '.[$(EXTRAS)]'; \
+	{ echo "# Versions known to work together. Written by 'make lock'."; \
+	  "$$folder/venv/bin/pip" freeze --exclude-editable \
+	  | sed -E 's/^([A-Za-z0-9._-]+==[^+]+).*$$/\1/' | grep -E '^[A-Za-z0-9._-]+==[^ @]+$$' | LC_ALL=C sort -f; \
+	} > "$$folder/lock"; \
+	cp "$$folder/lock" $(LOCK); echo "$(LOCK): $$(grep -c == $(LOCK)) pins"
+
+clean: ## Remove .venv and every cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Removed first and written last: an installation that failed is tried again, wholly.
+$(VENV)/.installed: pyproject.toml $(LOCK)
+	@$(call require_python)
+	@rm -f $@
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "Making $(VENV) failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV); the first time this takes some minutes."
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet $(TORCH) -c $(LOCK)
+	@$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]' -c $(LOCK)
+	@touch $@
+
+define require_python
+"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "fed-sophia needs Python 3.11 or newer; '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 || true)." >&2; \
+  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+endef

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: the command line, and the names that users import.
+
+Importing this package loads neither PyTorch nor the server; `Task` and `Examples` are fetched from
+`worker` when they are first asked for.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from protocol.errors import FedSophiaError
+
+if TYPE_CHECKING:
+    from worker.tasks.base import Examples, Task
+
+try:
+    __version__ = version("fed-sophia")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0"
+
+__all__ = ["Examples", "FedSophiaError", "Task", "__version__"]
+
+_FROM_WORKER = {"Examples": "worker.tasks.base", "Task": "worker.tasks.base"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _FROM_WORKER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_FROM_WORKER[name]), name)

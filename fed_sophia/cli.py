@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `fed-sophia`: which commands there are, and how each of them ends.
+
+An error is one line on standard error, never a stack trace: exit code 1, or 2 when the command line
+itself was wrong. With `--json` it is one JSON line on standard output.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import fed_sophia
+from fed_sophia.commands import demo, run_swarm, run_worker, runs, serve, token
+from fed_sophia.interruptible import Interrupted
+from fed_sophia.output import one_line, output_for
+from protocol.errors import FedSophiaError, InvalidUsage
+
+_CTRL_C = 130
+ROOT_EXAMPLES = """\b
+Examples:
+  fed-sophia demo
+  fed-sophia serve
+  fed-sophia COMMAND --help
+"""
+
+
+def _group(help_text: str) -> typer.Typer:
+    group = typer.Typer(help=help_text, pretty_exceptions_enable=False)
+
+    @group.callback(invoke_without_command=True)
+    def without_command(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    return group
+
+
+app = typer.Typer(
+    help="Federated learning with curvature built in.",
+    epilog=ROOT_EXAMPLES,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"fed-sophia {fed_sophia.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
+app.command("worker", epilog=run_worker.EXAMPLES)(run_worker.worker)
+app.command("swarm", epilog=run_swarm.EXAMPLES)(run_swarm.swarm)
+
+_tokens = _group("Join tokens, by which devices enrol.")
+_tokens.command("create", epilog=token.EXAMPLES)(token.create)
+app.add_typer(_tokens, name="token")
+
+_runs = _group("Training jobs.")
+_runs.command("create", epilog=runs.CREATE_EXAMPLES)(runs.create)
+_runs.command("list", epilog=runs.LIST_EXAMPLES)(runs.list_runs)
+_runs.command("show", epilog=runs.SHOW_EXAMPLES)(runs.show)
+_runs.command("cancel", epilog=runs.CANCEL_EXAMPLES)(runs.cancel)
+_runs.command("export", epilog=runs.EXPORT_EXAMPLES)(runs.export)
+app.add_typer(_runs, name="run")
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit with its code."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run a command; say what went wrong in one line; give the exit code."""
+    output = output_for("--json" in arguments)
+    try:
+        code: int = app(arguments, prog_name="fed-sophia", standalone_mode=False) or 0
+    except FedSophiaError as error:
+        output.error(error)
+        return 2 if isinstance(error, InvalidUsage) else 1
+    except typer.TyperException as error:
+        output.error(InvalidUsage(f"{one_line(error.format_message())} (--help shows what is expected)"))
+        return 2
+    except Interrupted as interrupted:
+        output.summary("stopped", {"interrupted": str(interrupted)})
+        return interrupted.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = _CTRL_C
+    except BrokenPipeError:
+        return 141
+    if code == _CTRL_C:
+        output.summary("stopped", {"interrupted": "SIGINT"})
+    return code

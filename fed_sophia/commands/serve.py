@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fed-sophia serve`: run the parameter server in the foreground."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fed_sophia.extras import needing
+from fed_sophia.options import ExitWithParent, JsonLines
+from fed_sophia.output import output_for
+from fed_sophia.parent_watch import exit_with_parent
+
+EXAMPLES = """\b
+Examples:
+  fed-sophia serve
+  fed-sophia serve --port 9000 --data-dir /srv/fed-sophia
+"""
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(envvar="FED_SOPHIA_HOST", help="Address to listen on; 0.0.0.0 is every one.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar="FED_SOPHIA_PORT", min=0, max=65535, help="Port to listen on; 0 takes any free one."
+        ),
+    ] = 8080,
+    data_dir: Annotated[
+        Path,
+        typer.Option(
+            envvar="FED_SOPHIA_SERVER_DATA_DIR",
+            help="Where runs, tensors and the first credentials are kept.",
+        ),
+    ] = Path("fed-sophia-data"),
+    leave_with_parent: ExitWithParent = False,
+    json_lines: JsonLines = False,
+) -> None:
+    """Run the parameter server until Ctrl-C.
+
+    The first start makes an operator key and a join token in the data directory. Started again on the
+    same directory, it goes on with the rounds it had open.
+    """
+    if leave_with_parent:
+        exit_with_parent()
+    with needing("server"):
+        from ps_service.server import serve as run_server
+        from ps_service.settings import Settings
+
+    output = output_for(json_lines)
+
+    def announce(url: str) -> None:
+        key_file, token_file = data_dir / "operator.key", data_dir / "join.token"
+        output.event(
+            "listening",
+            f"parameter server on {url}\n"
+            f"  operator key   {key_file}\n"
+            f"  join token     {token_file}\n\n"
+            "Next, in another terminal, on a machine that holds data:\n"
+            f"  fed-sophia worker --server {url} --join-token-file {token_file} --task digits\n"
+            "and begin a run:\n"
+            f"  fed-sophia run create --server {url} --operator-key-file {key_file} "
+            "--task digits --cohort-size 1 --follow",
+            {
+                "url": url,
+                "data_dir": str(data_dir),
+                "operator_key_file": str(key_file),
+                "join_token_file": str(token_file),
+            },
+        )
+
+    run_server(Settings(host=host, port=port, server_data_dir=data_dir), announce)
+    output.summary("stopped; start again with the same --data-dir to go on", {"stopped": True})

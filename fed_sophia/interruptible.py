@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a coroutine that Ctrl-C and SIGTERM end tidily."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """A signal asked the command to stop, and it has."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end; the first SIGINT or SIGTERM cancels it, later ones wait for its clean-up.
+
+    Raises:
+        Interrupted: a signal came before `work` was done.
+    """
+    return asyncio.run(_with_signals(work))
+
+
+def run_until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Run what has no end of its own: to be stopped by a signal is how it succeeds."""
+    with suppress(Interrupted):
+        run_interruptibly(work)
+
+
+async def _with_signals(work: Coroutine[Any, Any, T]) -> T:
+    received: list[int] = []
+    task = asyncio.ensure_future(work)
+
+    def stop(number: int) -> None:
+        if not received:
+            task.cancel()
+        received.append(number)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if received:
+            raise Interrupted(received[0]) from None
+        raise

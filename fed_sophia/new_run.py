@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Begins a run on the operator's side: the task's model is initialised here, with the run's seed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fed_sophia.extras import needing
+from fed_sophia.operator_client import OperatorClient
+from protocol.codec import digest_of, encode_bundle
+from protocol.messages import RunSpec, RunSummary, TensorSpec, parse
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What an operator chooses; the model and the digest of its first parameters follow from it."""
+
+    task: str
+    name: str
+    rounds: int
+    cohort_size: int
+    quorum: int
+    algorithm: str = "fed-sophia-shared"
+    local_steps: int = 10
+    batch_size: int = 32
+    deadline_s: float = 600.0
+    seed: int = 0
+    hyperparameters: dict[str, float | int | None] = field(default_factory=dict)
+    encodings: dict[str, str] = field(default_factory=dict)
+    combiners: dict[str, str] = field(default_factory=dict)
+    data_dir: Path | None = None
+
+
+def prepare(request: RunRequest) -> tuple[RunSpec, list[memoryview]]:
+    """Initialise the model; give the run's spec and the `params` message it names.
+
+    Raises:
+        InvalidMessage: the request's numbers do not go together.
+        InvalidTask: there is no such task, or it gives no model.
+    """
+    with needing("worker"):
+        from worker.tasks import load_task
+        from worker.training import initial_parameters
+
+    task = load_task(request.task, request.data_dir)
+    params = initial_parameters(task, request.seed)
+    message = encode_bundle("params", params)
+    spec = parse(
+        RunSpec,
+        {
+            "name": request.name,
+            "task": task.name,
+            "algorithm": request.algorithm,
+            "hyperparameters": request.hyperparameters,
+            "model": tuple(TensorSpec(name=name, shape=values.shape) for name, values in params.items()),
+            "params_digest": digest_of(message),
+            "seed": request.seed,
+            "rounds": request.rounds,
+            "local_steps": request.local_steps,
+            "batch_size": request.batch_size,
+            "cohort_size": request.cohort_size,
+            "quorum": request.quorum,
+            "deadline_s": request.deadline_s,
+            "encodings": request.encodings,
+            "combiners": request.combiners,
+        },
+    )
+    return spec, message
+
+
+async def begin(client: OperatorClient, request: RunRequest) -> RunSummary:
+    """Store the first parameters, then create the run that names them."""
+    spec, message = prepare(request)
+    await client.put_tensors(message)
+    return await client.create_run(spec)

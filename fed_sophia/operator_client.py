@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's half of the HTTP API, `docs/reference/http-api.md`.
+
+The only file of the command line that knows URLs and httpx. A refusal arrives as the error class
+that its code names; no answer at all is `ServerUnreachable`.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from fed_sophia.event_stream import ServerEvent, read_events
+from protocol.codec import MEDIA_TYPE, digest_of
+from protocol.errors import (
+    DigestMismatch,
+    FedSophiaError,
+    InvalidMessage,
+    InvalidUsage,
+    ServerUnreachable,
+    UnexpectedAnswer,
+    every_error,
+)
+from protocol.messages import (
+    JoinTokenIssued,
+    JoinTokenRequest,
+    Problem,
+    RoundSummary,
+    RunSpec,
+    RunSummary,
+    VersionSummary,
+    WorkerSummary,
+    parse,
+)
+
+M = TypeVar("M", bound=BaseModel)
+
+_ERRORS = {error.code: error for error in every_error()}
+_TIMEOUT_S = 30.0
+_SILENCE_S = 45.0  # three of the comment lines by which the server keeps an event stream alive
+
+
+class _Workers(BaseModel):
+    workers: tuple[WorkerSummary, ...]
+
+
+class _Runs(BaseModel):
+    runs: tuple[RunSummary, ...]
+
+
+class _Rounds(BaseModel):
+    rounds: tuple[RoundSummary, ...]
+
+
+class _Versions(BaseModel):
+    versions: tuple[VersionSummary, ...]
+
+
+class OperatorClient:
+    """What an operator may ask of a parameter server."""
+
+    def __init__(
+        self, server_url: str, operator_key: str, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.server_url = server_url.rstrip("/")
+        if not self.server_url.startswith(("http://", "https://")):
+            raise InvalidUsage(f"server {server_url!r}: expected an address like http://127.0.0.1:8080")
+        self._http = httpx.AsyncClient(
+            base_url=self.server_url,
+            headers={"Authorization": f"Bearer {operator_key}"},
+            timeout=_TIMEOUT_S,
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def create_token(self, request: JoinTokenRequest) -> JoinTokenIssued:
+        return parse_answer(JoinTokenIssued, await self._send("POST", "/v1/tokens", said=request))
+
+    async def workers(self) -> tuple[WorkerSummary, ...]:
+        return parse_answer(_Workers, await self._send("GET", "/v1/workers")).workers
+
+    async def put_tensors(self, message: Sequence[memoryview]) -> str:
+        """Store a `state` message; give its digest."""
+        digest = digest_of(message)
+        size_bytes = sum(buffer.nbytes for buffer in message)
+        headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(size_bytes)}
+
+        async def body() -> AsyncIterator[bytes]:
+            for buffer in message:
+                for start in range(0, buffer.nbytes, 1 << 20):
+                    yield bytes(buffer[start : start + (1 << 20)])
+
+        await self._send("PUT", f"/v1/tensors/{digest}", content=body(), headers=headers)
+        return digest
+
+    async def create_run(self, spec: RunSpec) -> RunSummary:
+        return parse_answer(RunSummary, await self._send("POST", "/v1/runs", said=spec))
+
+    async def runs(self) -> tuple[RunSummary, ...]:
+        return parse_answer(_Runs, await self._send("GET", "/v1/runs")).runs
+
+    async def run(self, run_id: str) -> RunSummary:
+        return parse_answer(RunSummary, await self._send("GET", f"/v1/runs/{run_id}"))
+
+    async def cancel(self, run_id: str) -> RunSummary:
+        return parse_answer(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/cancel"))
+
+    async def rounds(self, run_id: str, after: int = 0) -> tuple[RoundSummary, ...]:
+        path = f"/v1/runs/{run_id}/rounds?after={after}"
+        return parse_answer(_Rounds, await self._send("GET", path)).rounds
+
+    async def versions(self, run_id: str) -> tuple[VersionSummary, ...]:
+        return parse_answer(_Versions, await self._send("GET", f"/v1/runs/{run_id}/versions")).versions
+
+    async def tensors(self, run_id: str, digest: str) -> bytes:
+        """Fetch one bundle of the run's state.
+
+        Raises:
+            DigestMismatch: what arrived is not what the digest names.
+        """
+        answer = await self._send("GET", f"/v1/runs/{run_id}/tensors/{digest}")
+        received = hashlib.sha256(answer.content).hexdigest()
+        if received != digest:
+            raise DigestMismatch(f"expected tensors {digest[:12]}…, received {received[:12]}…")
+        return answer.content
+
+    async def events(self, run_id: str, max_failures: int = 10) -> AsyncGenerator[ServerEvent, None]:
+        """Everything that happens in a run, from its beginning, over as many connections as it takes.
+
+        Raises:
+            ServerUnreachable: so many attempts in a row brought nothing.
+        """
+        last_id, ended, failures = "", False, 0
+        while failures < max_failures:
+            try:
+                async with aclosing(self._events_after(run_id, last_id)) as events:
+                    async for event in events:
+                        last_id, failures = event.id or last_id, 0
+                        if event.kind == "run":
+                            ended = parse(RunSummary, event.data).status.ended
+                        yield event
+                if ended:
+                    return
+            except ServerUnreachable:
+                pass
+            failures += 1
+            await asyncio.sleep(min(0.1 * 2**failures, 5.0))
+        raise ServerUnreachable(f"{self.server_url}: {max_failures} attempts to follow the run failed")
+
+    async def _events_after(self, run_id: str, last_id: str) -> AsyncGenerator[ServerEvent, None]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
+        path = f"/v1/runs/{run_id}/events"
+        timeout = httpx.Timeout(_TIMEOUT_S, read=_SILENCE_S)
+        try:
+            async with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
+                if answer.is_error:
+                    await answer.aread()
+                    raise error_in(answer)
+                async with aclosing(read_events(answer.aiter_lines())) as events:
+                    async for event in events:
+                        yield event
+        except httpx.TransportError as error:
+            raise ServerUnreachable(f"{self.server_url}: {type(error).__name__}") from None
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        said: BaseModel | None = None,
+        content: AsyncIterator[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Response:
+        body: bytes | AsyncIterator[bytes] | None = content
+        if said is not None:
+            body, headers = said.model_dump_json().encode(), {"Content-Type": "application/json"}
+        try:
+            answer = await self._http.request(method, path, content=body, headers=headers)
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise InvalidUsage(f"server {self.server_url!r}: {error}") from None
+        except httpx.TransportError as error:
+            raise ServerUnreachable(
+                f"{self.server_url}: no answer ({type(error).__name__}); is the server running?"
+            ) from None
+        if not answer.is_success:
+            raise error_in(answer)
+        return answer
+
+
+def parse_answer(message: type[M], answer: httpx.Response) -> M:
+    """Read the answer's body as `message`.
+
+    Raises:
+        UnexpectedAnswer: it is something else; perhaps this is no parameter server.
+    """
+    try:
+        return parse(message, answer.content)
+    except InvalidMessage as error:
+        raise UnexpectedAnswer(
+            f"{answer.request.url.path} answered no {message.__name__}: {error.detail}"
+        ) from None
+
+
+def error_in(answer: httpx.Response) -> FedSophiaError:
+    """The error that a refusal carries."""
+    try:
+        problem = parse(Problem, answer.content)
+    except InvalidMessage:
+        return UnexpectedAnswer(
+            f"{answer.request.method} {answer.request.url.path} answered {answer.status_code} without a "
+            "problem document; is this the parameter server's address?"
+        )
+    kind = _ERRORS.get(problem.code)
+    return kind(problem.detail) if kind else UnexpectedAnswer(f"{problem.code}: {problem.detail}")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: it explains itself, fails in one line, and speaks JSON when asked."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fed_sophia.cli import run_command
+
+COMMANDS = [
+    "demo",
+    "serve",
+    "worker",
+    "swarm",
+    "token create",
+    "run create",
+    "run list",
+    "run show",
+    "run cancel",
+    "run export",
+]
+NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def fed_sophia(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Run a command in an empty folder, with these variables and no other of ours."""
+    for name in [name for name in os.environ if name.startswith("FED_SOPHIA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, **variables: str) -> Ended:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        code = run_command(list(arguments))
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_examples(command: str, fed_sophia: Run) -> None:
+    done = fed_sophia(*command.split(), "--help")
+    assert done.code == 0
+    assert f"fed-sophia {command}" in done.stdout.partition("Examples:")[2]
+    assert "--json" in done.stdout
+
+
+def test_the_version_is_printed(fed_sophia: Run) -> None:
+    assert fed_sophia("--version").stdout.startswith("fed-sophia 0.")
+
+
+@pytest.mark.parametrize("group", [[], ["run"], ["token"]])
+def test_without_a_command_the_commands_are_listed(group: list[str], fed_sophia: Run) -> None:
+    done = fed_sophia(*group)
+    assert done.code == 0
+    assert "Commands" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "exit_code"),
+    [
+        (["nonsense"], "invalid-usage", 2),
+        (["demo", "--rounds", "none"], "invalid-usage", 2),
+        (["demo", "--compare", "--set", "clip_bound=1"], "invalid-usage", 2),
+        (["demo", "--algorithm", "fedmagic"], "unknown-algorithm", 1),
+        (["run", "show"], "invalid-usage", 2),
+        (["run", "list", "--server", NOBODY], "invalid-usage", 2),
+        (["token", "create", "--expires", "soon"], "invalid-usage", 2),
+        (["token", "create", "--uses", "0"], "invalid-message", 1),
+        (["worker", "--task", "digits", "--join-token-file", "absent"], "invalid-usage", 2),
+    ],
+)
+def test_an_error_is_one_line_that_ends_with_its_code(
+    arguments: list[str], code: str, exit_code: int, fed_sophia: Run
+) -> None:
+    done = fed_sophia(*arguments)
+    assert done.code == exit_code
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith(f"({code})\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_server_that_is_not_there_is_named(fed_sophia: Run) -> None:
+    done = fed_sophia("run", "list", "--server", NOBODY, FED_SOPHIA_OPERATOR_KEY="k")
+    assert done.code == 1
+    assert NOBODY in done.stderr
+    assert done.stderr.endswith("(server-unreachable)\n")
+
+
+def test_with_json_an_error_is_the_summary(fed_sophia: Run) -> None:
+    done = fed_sophia("run", "list", "--json", "--server", NOBODY, FED_SOPHIA_OPERATOR_KEY="k")
+    summary = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert summary["summary"] is True
+    assert summary["error"] == "server-unreachable"
+    assert summary["retryable"] is True
+
+
+def test_the_operator_key_never_appears_in_an_error(fed_sophia: Run) -> None:
+    Path("key").write_text("very-secret-key\n")
+    done = fed_sophia("run", "list", "--server", NOBODY, "--operator-key-file", "key")
+    assert done.stderr
+    assert "very-secret-key" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", ["fed_sophia", "fed_sophia.cli"])
+def test_importing_the_front_door_loads_neither_torch_nor_the_server(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'fastapi', 'sqlalchemy') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_users_import_is_the_worker_s_own() -> None:
+    import fed_sophia
+    from worker.tasks.base import Examples, Task
+
+    assert fed_sophia.Task is Task
+    assert fed_sophia.Examples is Examples
+
+
+@pytest.mark.parametrize("way", ["script", "module"])
+def test_a_folder_with_somebody_s_own_worker_and_protocol_does_not_break_us(way: str, tmp_path: Path) -> None:
+    for name in ("worker", "protocol", "ps_service", "fed_sophia"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this is not fed-sophia')\n")
+    script = [str(Path(sys.executable).with_name("fed-sophia"))]
+    command = script if way == "script" else [sys.executable, "-P", "-m", "fed_sophia"]
+    demo = ["demo", "--task", "digits", "--workers", "2", "--rounds", "1", "--partition", "iid", "--json"]
+    done = subprocess.run(
+        [*command, *demo], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "finished"

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A round is told once, in order, and with its metrics where they come in time."""
+
+from fed_sophia.demo_summary import rounds_to
+from fed_sophia.output import Fields, size_text
+from fed_sophia.rounds_view import RoundLines
+from protocol.errors import FedSophiaError
+from protocol.messages import RoundStatus, RoundSummary
+
+
+class Told:
+    """An output that remembers the rounds it was told of."""
+
+    def __init__(self) -> None:
+        self.rounds: list[tuple[object, object]] = []
+
+    def event(self, event: str, text: str, fields: Fields) -> None:
+        self.rounds.append((fields["round"], fields["test_accuracy"]))
+
+    def summary(self, text: str, fields: Fields) -> None:
+        raise AssertionError(text)
+
+    def error(self, error: FedSophiaError) -> None:
+        raise AssertionError(error)
+
+
+def a_round(
+    number: int, accuracy: float | None = None, status: RoundStatus = RoundStatus.COMMITTED
+) -> RoundSummary:
+    return RoundSummary(
+        round=number,
+        status=status,
+        base_version=number - 1,
+        version=number if status is RoundStatus.COMMITTED else None,
+        invited=2,
+        admitted=2,
+        declined=0,
+        opened_ms=0,
+        deadline_ms=1000,
+        ended_ms=500 if status.ended else None,
+        bytes_up=10,
+        bytes_down=10,
+        metrics={} if accuracy is None else {"test_accuracy": accuracy},
+    )
+
+
+def test_a_round_waits_for_its_metrics_and_is_told_once() -> None:
+    told = Told()
+    lines = RoundLines(told, "r")
+    lines.show([a_round(1)])
+    assert told.rounds == []
+    lines.show([a_round(1, 0.5), a_round(2)])
+    lines.show([a_round(1, 0.5), a_round(2, 0.6)])
+    assert told.rounds == [(1, 0.5), (2, 0.6)]
+
+
+def test_a_round_that_nobody_measures_is_told_when_two_more_have_ended() -> None:
+    told = Told()
+    lines = RoundLines(told, "r")
+    lines.show([a_round(1), a_round(2), a_round(3)])
+    assert told.rounds == [(1, None)]
+
+
+def test_everything_is_told_at_the_end() -> None:
+    told = Told()
+    RoundLines(told, "r").show([a_round(1), a_round(2)], finished=True)
+    assert told.rounds == [(1, None), (2, None)]
+
+
+def test_an_open_round_holds_back_those_after_it() -> None:
+    told = Told()
+    lines = RoundLines(told, "r")
+    lines.show([a_round(1, status=RoundStatus.COLLECTING), a_round(2, 0.5)])
+    assert told.rounds == []
+    lines.show([a_round(1, status=RoundStatus.ABANDONED), a_round(2, 0.5)])
+    assert told.rounds == [(1, None), (2, 0.5)]
+
+
+def test_rounds_to_a_target_is_the_first_that_reached_it() -> None:
+    rounds = [a_round(1, 0.7), a_round(2), a_round(3, 0.76), a_round(4, 0.7), a_round(5, 0.8)]
+    assert rounds_to(0.75, rounds) == 3
+    assert rounds_to(0.8, rounds) == 5
+    assert rounds_to(0.9, rounds) is None
+
+
+def test_sizes_are_in_powers_of_ten() -> None:
+    assert [size_text(n) for n in (0, 999, 1000, 1_250_000, 3e12)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "1.2 MB",
+        "3000.0 GB",
+    ]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be set, asked, measured or refused is documented; an undocumented one fails here."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import typer
+
+from fed_sophia.cli import app as command_line
+from protocol.errors import every_error
+from ps_service.app import create_app
+from ps_service.clock import SystemClock
+from ps_service.metrics import Meters
+from ps_service.routes.problems import STATUS
+from ps_service.settings import Settings
+from ps_service.storage import Stores
+from ps_service.storage.files import FileBlobs
+from ps_service.storage.records import Records
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def sections(document: str) -> dict[str, str]:
+    """{second-level heading: its text} of a page of the reference; back quotes are left out of headings."""
+    parts = re.split(r"^## (.+)$", (REFERENCE / document).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {
+        heading.replace("`", "").strip(): text for heading, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+class Parameter(Protocol):
+    name: str | None
+    opts: list[str]
+    hidden: bool
+    param_type_name: str
+    metavar: str | None
+
+
+class Command(Protocol):
+    params: list[Parameter]
+
+
+def commands(command: Command, path: tuple[str, ...] = ("fed-sophia",)) -> Iterator[tuple[str, Command]]:
+    """(full name, command) of everything that can be run, groups left out."""
+    children: dict[str, Command] = getattr(command, "commands", {})
+    if not children:
+        yield " ".join(path), command
+    for name, child in children.items():
+        yield from commands(child, (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(command_line)))
+
+
+def test_every_error_code_is_explained_and_no_other() -> None:
+    assert set(sections("errors.md")) == {error.code for error in every_error()}
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: error.code)
+def test_an_error_s_page_says_whose_fault_it_is_and_whether_to_try_again(error: type) -> None:
+    text = sections("errors.md")[error.code]
+    assert f"Fault: {error.fault.value}. Retry: {'yes' if error.retryable else 'no'}." in text
+    status = re.search(r"HTTP (\d+)", text)
+    assert (int(status[1]) if status else None) == STATUS.get(error)
+
+
+def test_every_command_has_its_heading_and_no_other() -> None:
+    assert set(sections("cli.md")) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_a_command_has_its_row_and_no_other(name: str) -> None:
+    shown = [each for each in COMMANDS[name].params if each.name != "help" and not each.hidden]
+    expected = {
+        option
+        for each in shown
+        for option in (each.opts if each.param_type_name == "option" else [each.metavar])
+    }
+    cells = re.findall(r"^\| (`[^|]+) \|", sections("cli.md")[name], flags=re.MULTILINE)
+    # a row is "`--option`, `-o` `PLACEHOLDER`"; an argument's row is "`PLACEHOLDER`"
+    documented = {
+        word
+        for cell in cells
+        for word in re.findall(r"`([^`]+)`", cell)
+        if word.startswith("-") or cell.strip() == f"`{word}`"
+    }
+    assert documented == expected
+
+
+def test_every_setting_has_its_heading_and_no_other() -> None:
+    variables = {f"FED_SOPHIA_{name.upper()}" for name in Settings.model_fields}
+    assert set(sections("settings.md")) == variables
+
+
+def test_every_metric_has_its_heading_and_no_other() -> None:
+    assert set(sections("metrics.md")) == set(Meters().names())
+
+
+async def test_every_endpoint_has_its_heading_and_no_other(tmp_path: Path) -> None:
+    records = await Records.open(None)
+    try:
+        app = create_app(Settings(), Stores(records, FileBlobs(tmp_path)), SystemClock())
+        paths: dict[str, dict[str, object]] = app.openapi()["paths"]
+    finally:
+        await records.close()
+    endpoints = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    documented = set(sections("http-api.md"))
+    assert documented <= endpoints
+    undocumented = endpoints - documented
+    # whatever answers GET answers HEAD in the same words
+    assert {
+        endpoint for endpoint in undocumented if endpoint.replace("HEAD", "GET") not in documented
+    } == set()
+
+
+def test_the_example_in_the_guide_is_the_file_that_is_tested() -> None:
+    guide = (ROOT / "docs" / "howto" / "bring-your-own-model.md").read_text(encoding="utf-8")
+    example = (ROOT / "examples" / "my_task.py").read_text(encoding="utf-8")
+    code = example.partition("\n")[2]  # without the licence line
+    assert f"```python\n{code}```" in guide
+    assert len(example.splitlines()) <= 30
+
+
+PAGES = [page.relative_to(ROOT) for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=str)
+def test_no_link_inside_the_project_is_broken(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (ROOT / page.parent / target).exists(), target
+
+
+def test_every_file_that_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./-]+(?:\.py|\.md|/))`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
