@@ -8,6 +8,7 @@ from worker.events import (
     AgentEvent,
     Enrolled,
     Evaluated,
+    Failed,
     Reconnecting,
     Refused,
     Report,
@@ -46,5 +47,7 @@ def _sentence(event: AgentEvent) -> str:
             return f"gave up an assignment: {event.detail} ({event.code})"
         case Reconnecting():
             return f"{event.detail}; trying again in {event.wait_s:.1f} s"
+        case Failed():
+            return f"stopped: {event.detail} ({event.code})"
         case _:
             return type(event).__name__.lower()

@@ -406,7 +406,8 @@ class MetricsReport(Said):
 
     version: Annotated[int, Field(ge=0)]
     num_examples: Annotated[int, Field(ge=1)]
-    metrics: Annotated[Metrics, Field(min_length=1, max_length=32)]
+    metrics: Annotated[Metrics, Field(max_length=32)]
+    """Empty when the version cannot be measured, its loss being NaN for instance: it is not offered again."""
 
 
 class Problem(Answered):

@@ -173,9 +173,10 @@ class Auth:
 def bearer(request: Request) -> str:
     """Raises: Unauthenticated: the request has no `Authorization: Bearer …`."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    secret = secret.strip()
     if scheme.lower() != "bearer" or not secret:
         raise Unauthenticated("expected `Authorization: Bearer …`")
-    return secret.strip()
+    return secret
 
 
 async def require_bearer(request: Request) -> None:

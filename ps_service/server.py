@@ -24,7 +24,10 @@ log = logging.getLogger("fed_sophia.server")
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; call `announce(url)` once requests are answered."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    asyncio.run(_serve(settings, announce))
+    # the loop uvicorn would choose: uvloop where it is installed
+    loop_factory = uvicorn.Config("ps_service.app:create_app").get_loop_factory()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_serve(settings, announce))
 
 
 async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from protocol.codec import decode_message
-from protocol.errors import BundleMismatch, FedSophiaError, InvalidTask
+from protocol.errors import BundleMismatch, FedSophiaError, InvalidTask, NotFinite
 from protocol.messages import (
     Assignment,
     Decline,
@@ -188,13 +188,20 @@ class Agent:
 
     async def _evaluate(self, assignment: EvaluationAssignment) -> None:
         state = await self._pull(assignment.run_id, assignment.tensors)
-        num_examples, metrics = await self._beside_heartbeats(partial(self._trainer.evaluate, state))
+        try:
+            num_examples, metrics = await self._beside_heartbeats(partial(self._trainer.evaluate, state))
+        except (
+            NotFinite
+        ) as error:  # said to the server as an empty report, so that it offers the next version
+            self._report(Refused(error.code, error.detail, worker=self._name))
+            num_examples, metrics = 1, {}
         report = parse(
             MetricsReport,
             {"version": assignment.version, "num_examples": num_examples, "metrics": metrics},
         )
         await self._persistently(partial(self._client.report_metrics, assignment.run_id, report))
-        self._report(Evaluated(assignment.version, metrics, worker=self._name))
+        if metrics:
+            self._report(Evaluated(assignment.version, metrics, worker=self._name))
 
     async def _beside_heartbeats(self, work: Callable[[], T]) -> T:
         """Do long work in a thread; tell the server now and then that it goes on."""

@@ -11,8 +11,8 @@ from protocol.errors import (
     FedSophiaError,
     LengthRequired,
     SizeMismatch,
-    UploadInterrupted,
     UnsupportedMediaType,
+    UploadInterrupted,
 )
 from ps_service.intake import Intake
 from ps_service.metrics import Meters

@@ -25,7 +25,6 @@ from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.run_records import StoredRun
 from ps_service.summaries import round_summaries, run_summary
 
-
 RoundNumber = Annotated[int, Field(ge=0, lt=2**63)]
 
 

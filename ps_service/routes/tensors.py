@@ -61,9 +61,8 @@ def router(service: Service) -> APIRouter:
             raise
         return {"digest": digest}
 
-    @routes.api_route(
-        "/runs/{run_id}/tensors/{digest}", methods=["GET", "HEAD"], response_class=StreamingResponse
-    )
+    @routes.get("/runs/{run_id}/tensors/{digest}", response_class=StreamingResponse)
+    @routes.head("/runs/{run_id}/tensors/{digest}", include_in_schema=False)
     async def fetch(request: Request, run_id: str, digest: DigestPath) -> Response:
         """One bundle of a version of the run's state, whole or in part."""
         await _require_reader(service, await auth.caller(request), run_id, digest)

@@ -27,7 +27,10 @@ class Records:
 
     @classmethod
     async def open(cls, path: Path | None) -> "Records":
-        """Open (and create or migrate) the database in this file; None keeps it in memory, for tests."""
+        """Open (and create or migrate) the database in this file; None keeps it in memory, for tests.
+
+        In memory it is lost with its connection, which a cancelled statement closes.
+        """
         from ps_service.storage import migrations
 
         engine = _sqlite_engine(path)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from protocol.codec import decode_message
-from protocol.errors import InvalidUsage, NotFinite, WorkerRevoked
+from protocol.errors import InvalidTask, InvalidUsage, NotFinite, WorkerRevoked
 from protocol.messages import Assignment
 from tests.worker.small_server import (
     ANSWER_LOST,
@@ -318,10 +318,19 @@ async def test_an_evaluator_reports_the_metrics_of_the_version(tmp_path: Path):
 async def test_a_version_that_cannot_be_evaluated_is_not_tried_in_a_tight_circle(tmp_path: Path):
     place = Workplace(tmp_path, a_server(evaluation(4)))
 
-    await place.work(StubTrainer(fails_with=NotFinite("loss")), max_assignments=3)
+    await place.work(StubTrainer(fails_with=InvalidTask("other data")), max_assignments=3)
 
-    assert [event.code for event in place.told(Refused) if isinstance(event, Refused)] == ["not-finite"] * 3
+    assert [event.code for event in place.told(Refused) if isinstance(event, Refused)] == ["invalid-task"] * 3
     assert place.slept == [0.5, 1, 2]
+
+
+async def test_a_version_whose_loss_is_not_finite_is_reported_without_metrics(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(evaluation(4)))
+
+    await place.work(StubTrainer(fails_with=NotFinite("loss")), max_assignments=1)
+
+    assert place.server.metrics == [{"version": 4, "num_examples": 1, "metrics": {}}]
+    assert not place.told(Evaluated)
 
 
 async def test_long_training_sends_heartbeats_and_they_may_fail(tmp_path: Path):

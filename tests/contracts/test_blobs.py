@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of `storage/blobs.py`, for every store."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import StorageCorrupt
+from ps_service.storage.blobs import BlobStore
+from ps_service.storage.files import FileBlobs
+
+STORES: dict[str, Callable[[Path], BlobStore]] = {"files": FileBlobs}
+CONTENT = bytes(range(256)) * 40
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(params=STORES)
+def open_store(request, tmp_path):
+    """Opens the store on the same place each time it is called."""
+    return lambda: STORES[request.param](tmp_path)
+
+
+def everything(store, digest=DIGEST):
+    buffer = bytearray(store.size(digest))
+    store.read_into(digest, 0, buffer)
+    return bytes(buffer)
+
+
+def stored(store, content=CONTENT):
+    staged = store.stage()
+    staged.write(content)
+    staged.seal(hashlib.sha256(content).hexdigest())
+    return staged
+
+
+def files_under(path):
+    return [file for file in path.rglob("*") if file.is_file()]
+
+
+def test_nothing_can_be_read_before_the_seal(open_store):
+    store = open_store()
+    staged = store.stage()
+    staged.write(CONTENT)
+    assert store.size(DIGEST) is None
+    with pytest.raises(StorageCorrupt):
+        store.read_into(DIGEST, 0, bytearray(1))
+    staged.seal(DIGEST)
+    assert everything(store) == CONTENT
+
+
+def test_a_seal_survives_the_end_of_the_store(open_store):
+    stored(open_store())
+    assert everything(open_store()) == CONTENT
+
+
+def test_writes_of_any_kind_and_size_are_put_together(open_store):
+    store = open_store()
+    staged = store.stage()
+    for part in (CONTENT[:1], bytearray(CONTENT[1:5]), b"", memoryview(CONTENT)[5:]):
+        staged.write(part)
+    staged.seal(DIGEST)
+    assert everything(store) == CONTENT
+
+
+@pytest.mark.parametrize("after", ["nothing", "some bytes", "the seal"])
+def test_discarding_leaves_nothing_but_what_was_sealed(open_store, tmp_path, after):
+    store = open_store()
+    staged = store.stage()
+    if after != "nothing":
+        staged.write(CONTENT)
+    if after == "the seal":
+        staged.seal(DIGEST)
+    staged.discard()
+    staged.discard()
+    assert store.size(DIGEST) == (len(CONTENT) if after == "the seal" else None)
+    assert len(files_under(tmp_path)) == (after == "the seal")
+
+
+def test_the_same_bytes_may_be_sealed_twice(open_store, tmp_path):
+    store = open_store()
+    first, second = store.stage(), store.stage()
+    for staged in (first, second):
+        staged.write(CONTENT)
+    first.seal(DIGEST)
+    second.seal(DIGEST)
+    assert everything(store) == CONTENT
+    assert len(files_under(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, len(CONTENT) + 1), (len(CONTENT), 1), (10**9, 1)])
+def test_a_short_read_is_corruption_not_fewer_bytes(open_store, offset, length):
+    store = open_store()
+    stored(store)
+    with pytest.raises(StorageCorrupt):
+        store.read_into(DIGEST, offset, bytearray(length))
+
+
+def test_a_part_is_read_from_anywhere(open_store):
+    store = open_store()
+    stored(store)
+    buffer = bytearray(7)
+    store.read_into(DIGEST, 1000, buffer)
+    assert buffer == CONTENT[1000:1007]
+    store.read_into(DIGEST, 5, bytearray(0))
+
+
+def test_what_a_crash_left_behind_is_gone_after_the_next_start(open_store, tmp_path):
+    staged = open_store().stage()
+    staged.write(CONTENT)  # and then the process dies
+    assert len(files_under(tmp_path)) == 1
+    store = open_store()
+    assert files_under(tmp_path) == []
+    assert store.size(DIGEST) is None
+    staged.discard()
+
+
+def test_a_deleted_blob_is_gone_and_deleting_it_again_is_no_error(open_store):
+    store = open_store()
+    stored(store)
+    store.delete(DIGEST)
+    store.delete(DIGEST)
+    assert store.size(DIGEST) is None
+
+
+def test_a_healthy_store_passes_its_check_and_keeps_nothing_of_it(open_store, tmp_path):
+    open_store().check()
+    assert files_under(tmp_path) == []
+
+
+SEAL = """
+import sys
+from pathlib import Path
+from ps_service.storage.files import FileBlobs
+store = FileBlobs(Path(sys.argv[1]))
+staged = store.stage()
+staged.write(b"x" * 100)
+staged.seal(sys.argv[2])
+"""
+
+
+def test_a_seal_is_file_fsync_then_rename_then_directory_fsync(tmp_path, require_part):
+    require_part(shutil.which("strace") is not None, "strace")
+    digest = "ab" * 32
+    FileBlobs(tmp_path)
+    trace = tmp_path / "trace"
+    traced = "trace=openat,fsync,rename,renameat,renameat2"
+    command = ["strace", "-f", "-y", "-e", traced, "-o", str(trace), sys.executable, "-c", SEAL]
+    done = subprocess.run([*command, str(tmp_path), digest], capture_output=True, text=True, timeout=120)
+    if not trace.exists() or "PTRACE" in done.stderr or "ptrace" in done.stderr:
+        require_part(False, "permission to trace a process")
+    assert done.returncode == 0, done.stderr
+    lines = trace.read_text().splitlines()
+    staging = next(i for i, line in enumerate(lines) if "fsync(" in line and "/staging/" in line)
+    rename = next(i for i, line in enumerate(lines) if "rename" in line and digest in line)
+    directory = next(i for i, line in enumerate(lines) if "fsync(" in line and line.count("/blobs/ab>"))
+    assert staging < rename < directory

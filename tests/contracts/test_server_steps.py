@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws that every server step obeys, and a hand-worked case of each."""
+
+import numpy as np
+import pytest
+
+from protocol.algorithms import ALGORITHMS, FedSophiaSharedHyperparameters
+from ps_service.server_steps import SERVER_STEPS, StepContext
+
+COORDINATES = 53
+WORKERS = 3
+
+
+def a_context(server_step, *, partial=False):
+    algorithm = next(row for row in ALGORITHMS.values() if row.server_step == server_step)
+    hyperparameters = algorithm.hyperparameters()
+    bounds = tuple(hyperparameters.bound(steps, 10) for steps in (10, 5, 1))
+    return algorithm, StepContext(hyperparameters, bounds, partial)
+
+
+def step_of(server_step, state, received, context, chunk=slice(None)):
+    """Derive and apply on a range of coordinates, the mean as every combiner, in slot order."""
+    step = SERVER_STEPS[server_step]
+    state = {bundle: values[chunk].copy() for bundle, values in state.items()}
+    received = {bundle: rows[:, chunk].copy() for bundle, rows in received.items()}
+    everything = received | dict(step.derive(received, state, context))
+    combined = {bundle: sum(rows) / np.float32(len(rows)) for bundle, rows in everything.items()}
+    return dict(step.apply(state, combined, context))
+
+
+def a_case(algorithm, bundles):
+    generator = np.random.default_rng(3)
+    state = {
+        bundle: generator.normal(scale=0.1, size=COORDINATES).astype(np.float32)
+        for bundle in ("params", *algorithm.state_bundles)
+    }
+    received = {
+        bundle: np.abs(generator.normal(scale=0.002, size=(WORKERS, COORDINATES))).astype(np.float32)
+        for bundle in bundles
+    }
+    return state, received
+
+
+@pytest.mark.parametrize("wanted", [False, True], ids=["delta only", "every bundle"])
+@pytest.mark.parametrize("server_step", SERVER_STEPS)
+def test_every_split_of_the_coordinates_gives_the_same_bits(server_step, wanted):
+    algorithm, context = a_context(server_step)
+    state, received = a_case(algorithm, algorithm.combiners if wanted else ("delta",))
+    whole = step_of(server_step, state, received, context)
+    for width in (1, 2, 5, 8, 17):
+        parts = [
+            step_of(server_step, state, received, context, slice(at, at + width))
+            for at in range(0, COORDINATES, width)
+        ]
+        for bundle, values in whole.items():
+            assert np.concatenate([part[bundle] for part in parts]).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("server_step", SERVER_STEPS)
+def test_only_known_bundles_change_and_all_stay_float32(server_step):
+    algorithm, context = a_context(server_step)
+    state, received = a_case(algorithm, algorithm.combiners)
+    changed = step_of(server_step, state, received, context)
+    assert "params" in changed
+    assert set(changed) <= {"params", *algorithm.state_bundles}
+    assert {values.dtype for values in changed.values()} == {np.dtype(np.float32)}
+
+
+def test_the_average_by_hand():
+    """θ = 1, deltas 0.5 and 1.5: θ + (0.5 + 1.5)/2 = 2."""
+    _, context = a_context("average")
+    state = {"params": np.array([1], dtype=np.float32)}
+    received = {"delta": np.array([[0.5], [1.5]], dtype=np.float32)}
+    assert step_of("average", state, received, context)["params"][0] == 2
+
+
+def shared(c=None, *, partial=False):
+    """R = 0.4, ρ = 2, J = 2: η = R/(J·ρ) = 0.1; λ = 1, so η·λ = 0.1; β2 = 0.75."""
+    hyperparameters = FedSophiaSharedHyperparameters(
+        max_round_step=0.4, clip_bound=2, weight_decay=1, hessian_decay=0.75, direction_mixing=c
+    )
+    bounds = (hyperparameters.bound(2, 2), hyperparameters.bound(1, 2))
+    return StepContext(hyperparameters, bounds, partial)
+
+
+STATE = {
+    "params": np.array([0.5], dtype=np.float32),
+    "direction": np.array([-0.4], dtype=np.float32),
+    "hessian": np.array([2.0], dtype=np.float32),
+}
+RECEIVED = {"delta": np.array([[0.1], [-0.15]], dtype=np.float32)}
+
+
+def test_the_shared_step_by_hand_with_weight_decay_and_unequal_steps():
+    """Worker 1 did J_1 = 2 steps, worker 2 did J_2 = 1, from θ = 0.5.
+
+    a_1 = 0.9² = 0.81, 1−a_1 = 0.19, R_1 = (ρ/λ)·0.19 = 0.38; a_2 = 0.9, 1−a_2 = 0.1, R_2 = 0.2.
+    q_1 = (0.1 + 0.19·0.5)/0.38 = 0.195/0.38 = 0.513158;  q_2 = (−0.15 + 0.1·0.5)/0.2 = −0.5.
+    q̄ = 0·(−0.4) + 1·(0.513158 − 0.5)/2 = 0.006579;  θ = 0.5 + (0.1 − 0.15)/2 = 0.475.
+    """
+    changed = step_of("sophia-shared", STATE, RECEIVED, shared())
+    assert set(changed) == {"params", "direction"}
+    assert changed["params"][0] == pytest.approx(0.475, rel=1e-6)
+    assert changed["direction"][0] == pytest.approx((0.195 / 0.38 - 0.5) / 2, abs=1e-7)
+
+
+@pytest.mark.parametrize(("c", "partial"), [(0.5, False), (None, True)])
+def test_the_shared_direction_is_mixed_under_partial_participation(c, partial):
+    """c = 0.5: q̄ = 0.5·(−0.4) + 0.5·0.006579 = −0.196711."""
+    changed = step_of("sophia-shared", STATE, RECEIVED, shared(c, partial=partial))
+    assert changed["direction"][0] == pytest.approx(-0.2 + (0.195 / 0.38 - 0.5) / 4, abs=1e-7)
+
+
+def test_the_shared_hessian_moves_when_it_was_wanted():
+    """β2 = 0.75, ĥ = 4 and 8: h = 0.75·2 + 0.25·6 = 3."""
+    received = RECEIVED | {"hessian": np.array([[4], [8]], dtype=np.float32)}
+    assert step_of("sophia-shared", STATE, received, shared())["hessian"][0] == 3
+
+
+def test_the_shared_direction_never_leaves_its_box():
+    received = {"delta": np.array([[0.4], [0.4]], dtype=np.float32)}  # outside what two steps explain
+    state = STATE | {"direction": np.array([1], dtype=np.float32)}
+    assert step_of("sophia-shared", state, received, shared(0.9))["direction"][0] <= 1

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A parameter server inside the test's process, and the words to speak to it.
+
+The clock is moved by hand, the records are a real SQLite and requests go through httpx's ASGI transport,
+which answers nothing before the whole answer is there: what streams is tested over a socket.
+"""
+
+import asyncio
+import hashlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from sqlalchemy import func, select
+
+from protocol.codec import MEDIA_TYPE, NamedTensor, digest_of, encode_message
+from protocol.messages import Receipt, RunSummary
+from ps_service.app import create_app
+from ps_service.auth import hash_secret
+from ps_service.effects import background, perform_effects
+from ps_service.settings import Settings
+from ps_service.storage import Stores, credential_records, schema
+from ps_service.storage.files import FileBlobs
+from ps_service.storage.records import Records
+
+OPERATOR_KEY = "fso_" + "k" * 43
+MODEL = {"weight": (2, 3), "bias": (3,)}
+
+
+class ManualClock:
+    """Time that passes when told to."""
+
+    def __init__(self, now_ms: int = 1_000_000) -> None:
+        self._now_ms = now_ms
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    def advance(self, milliseconds: int) -> None:
+        self._now_ms += milliseconds
+
+
+@dataclass(frozen=True)
+class Update:
+    """A body and what is declared of it."""
+
+    header: dict
+    body: bytes
+
+    def declared(self, **changes) -> dict:
+        return self.header | changes
+
+
+def a_message(kind: str, bundles: dict, encodings: dict | None = None) -> bytes:
+    """The bytes of a tensor message of {bundle: {name: array}}."""
+    tensors = [
+        NamedTensor(bundle, name, np.asarray(values, dtype=np.float32), (encodings or {}).get(bundle, "f32"))
+        for bundle, of_bundle in bundles.items()
+        for name, values in of_bundle.items()
+    ]
+    return b"".join(encode_message(kind, tensors))
+
+
+def values_like(model: dict, value: float, seed: int = 0) -> dict:
+    """Values of this size, one a coordinate, never zero: {name: array}."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: (value * generator.uniform(0.5, 1.0, shape)).astype(np.float32) for name, shape in model.items()
+    }
+
+
+class Worker:
+    """One enrolled worker and its credential."""
+
+    def __init__(self, server: "ParameterServer", worker_id: str, secret: str) -> None:
+        self.server = server
+        self.worker_id = worker_id
+        self.secret = secret
+        self.http = server.client(secret)
+
+    async def ask(self, wait_s: float = 0) -> httpx.Response:
+        headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
+        return await self.http.get(f"/v1/workers/{self.worker_id}/assignment", headers=headers)
+
+    async def assignment(self, wait_s: float = 0) -> dict:
+        answer = await self.ask(wait_s)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def declare(self, assignment: dict, header: dict) -> httpx.Response:
+        return await self.http.post(f"/v1/assignments/{assignment['assignment_id']}/update", json=header)
+
+    async def put(self, url: str, body: object, **headers: str) -> httpx.Response:
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.http.put(url, content=body, headers={"Content-Type": MEDIA_TYPE} | headers)
+
+    async def send(self, assignment: dict, update: Update | None = None) -> Receipt:
+        """Declare and send; an update that fits is made when none is given."""
+        update = update or self.server.an_update(assignment)
+        offer = await self.declare(assignment, update.header)
+        assert offer.status_code == 201, offer.text
+        answer = await self.put(offer.json()["upload_url"], update.body)
+        assert answer.status_code == 200, answer.text
+        return Receipt.model_validate(answer.json())
+
+
+class ParameterServer:
+    """The application under test, an operator's client and helpers in the field's words."""
+
+    def __init__(self, directory: Path, stores: Stores, clock: ManualClock, settings: Settings) -> None:
+        self.directory = directory
+        self.clock = clock
+        self.app = create_app(settings, stores, clock)
+        self.service = self.app.state.service
+        self.runner = self.service.runner
+        self.stores = stores
+        self.operator = self.client(OPERATOR_KEY)
+        self._tokens: dict[str, str] = {}
+
+    def client(self, secret: str | None = None) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers)
+
+    async def join_token(self, **wanted: object) -> str:
+        answer = await self.operator.post("/v1/tokens", json={"uses": 100} | wanted)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["join_token"]
+
+    async def enrol(self, name: str, *, role: str = "trainer", tasks: tuple = ("digits",)) -> Worker:
+        secret = hashlib.sha256(name.encode()).hexdigest()
+        if role not in self._tokens:
+            self._tokens[role] = await self.join_token(role=role)
+        token = self._tokens[role]
+        answer = await self.client(token).post(
+            "/v1/workers", json={"name": name, "secret": secret, "tasks": tasks}
+        )
+        assert answer.status_code == 201, answer.text
+        return Worker(self, answer.json()["worker_id"], secret)
+
+    async def store_params(self, model: dict = MODEL, value: float = 0.1) -> str:
+        message = a_message("state", {"params": values_like(model, value)})
+        digest = digest_of([message])
+        answer = await self.operator.put(
+            f"/v1/tensors/{digest}", content=message, headers={"Content-Type": MEDIA_TYPE}
+        )
+        assert answer.status_code in (200, 201), answer.text
+        return digest
+
+    async def a_spec(self, model: dict = MODEL, **changes: object) -> dict:
+        spec = {
+            "name": "test",
+            "task": "digits",
+            "algorithm": "fed-sophia-shared",
+            "model": [{"name": name, "shape": shape} for name, shape in model.items()],
+            "params_digest": await self.store_params(model),
+            "rounds": 2,
+            "cohort_size": 2,
+            "quorum": 1,
+            "deadline_s": 60,
+        }
+        return spec | changes
+
+    async def a_run(self, **changes: object) -> RunSummary:
+        answer = await self.operator.post("/v1/runs", json=await self.a_spec(**changes))
+        assert answer.status_code == 201, answer.text
+        return RunSummary.model_validate(answer.json())
+
+    async def a_round(self, workers: int = 2, **spec: object) -> tuple[str, list[tuple[Worker, dict]]]:
+        """A run whose first round is open: its id, and each worker with its assignment, in slot order."""
+        run = await self.a_run(**{"cohort_size": workers} | spec)
+        cohort = [await self.enrol(f"worker-{number}") for number in range(workers)]
+        for worker in cohort:
+            await worker.ask()
+        return run.run_id, [(worker, await worker.assignment()) for worker in cohort]
+
+    def an_update(
+        self,
+        assignment: dict,
+        value: float = 0.005,
+        *,
+        model: dict = MODEL,
+        seed: int = 0,
+        bundles: dict | None = None,
+        kind: str = "update",
+        **changes: object,
+    ) -> Update:
+        """An honest update for an assignment; `bundles` replaces its values, `changes` its declaration."""
+        values = {bundle: values_like(model, value, seed) for bundle in assignment["bundles"]}
+        body = a_message(kind, values | (bundles or {}), assignment["encodings"])
+        header = {
+            "digest": digest_of([body]),
+            "size_bytes": len(body),
+            "bundles": assignment["bundles"],
+            "encodings": assignment["encodings"],
+            "num_examples": 10,
+            "local_steps": assignment["local_steps"],
+        }
+        return Update(header | changes, body)
+
+    async def aggregate_now(self) -> None:
+        """Perform what committed transitions asked for."""
+        assert await perform_effects(self.runner)
+
+    async def someone_listens(self, topic: str) -> None:
+        """Come back once a request waits for this topic to ring."""
+        while not self.service.bell._listeners.get(topic):
+            await asyncio.sleep(0)
+
+    async def show(self, run_id: str) -> RunSummary:
+        return RunSummary.model_validate((await self.operator.get(f"/v1/runs/{run_id}")).json())
+
+    async def rounds(self, run_id: str) -> list[dict]:
+        return (await self.operator.get(f"/v1/runs/{run_id}/rounds")).json()["rounds"]
+
+    async def inventory(self) -> tuple[dict[str, int], list[str]]:
+        """What is kept: {table: rows}, and every file but the database's own."""
+        async with self.stores.records.read() as connection:
+            rows = {
+                table.name: (await connection.execute(select(func.count()).select_from(table))).scalar_one()
+                for table in schema.metadata.sorted_tables
+            }
+        files = [str(path) for folder in ("blobs", "staging") for path in self._files(folder)]
+        return rows, files
+
+    def _files(self, folder: str) -> list[Path]:
+        return sorted(path for path in (self.directory / folder).rglob("*") if path.is_file())
+
+    @asynccontextmanager
+    async def on_a_socket(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Serve on a loopback port while this is open; gives an operator's client of it."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        config = uvicorn.Config(self.app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        config.load()
+        server.lifespan = config.lifespan_class(config)
+        await server.startup(sockets=[listener])
+        try:
+            async with httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{port}", headers=self.operator.headers, timeout=10
+            ) as client:
+                yield client
+        finally:
+            self.service.stop_waiting()
+            await server.shutdown(sockets=[listener])
+
+
+@pytest.fixture
+async def start_server(tmp_path: Path) -> AsyncIterator[Callable]:
+    """Start servers: `await start_server(clock=…, on_disk=True, performing=False, <settings>)`."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            *,
+            clock: ManualClock | None = None,
+            on_disk: bool = False,
+            performing: bool = True,
+            directory: Path = tmp_path,
+            **settings: object,
+        ) -> ParameterServer:
+            records = await Records.open(directory / "records.sqlite" if on_disk else None)
+            stack.push_async_callback(records.close)
+            stores = Stores(records, FileBlobs(directory))
+            server = ParameterServer(directory, stores, clock or ManualClock(), Settings(**settings))
+            async with records.write() as connection:
+                if not await credential_records.has_operator_key(connection):
+                    await credential_records.add_operator_key(
+                        connection, hash_secret(OPERATOR_KEY), "test", server.clock.now_ms()
+                    )
+            if performing:
+                await stack.enter_async_context(background(server.runner))
+            return server
+
+        yield start
+
+
+@pytest.fixture
+async def server(start_server: Callable) -> ParameterServer:
+    """A server with its background work."""
+    return await start_server()
+
+
+@pytest.fixture
+def message() -> Callable[..., bytes]:
+    """Makes the bytes of tensor messages."""
+    return a_message

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closed by default: who may do what, and that nobody learns a secret from an answer."""
+
+import asyncio
+import stat
+
+import pytest
+from fastapi.routing import APIRoute
+
+from ps_service.auth import Auth
+from ps_service.routes import ROUTERS
+
+OPEN = {"/healthz", "/readyz"}
+PATH = {
+    "worker_id": "w-1",
+    "assignment_id": "a-1",
+    "upload_id": "u-1",
+    "digest": "0" * 64,
+    "run_id": "run-1",
+    "round": "1",
+}
+
+
+def every_endpoint(server):
+    routes = [route for make in ROUTERS for route in make(server.service).routes]
+    assert all(isinstance(route, APIRoute) for route in routes)
+    return [
+        (method, route.path, route.path.format(**PATH))
+        for route in routes
+        for method in sorted(route.methods)
+    ]
+
+
+@pytest.mark.parametrize("credential", [None, "", "Bearer", "Bearer  ", "Basic b3A6a2V5", "Bearer fso_wrong"])
+@pytest.mark.parametrize("body", [None, {"surprise": 1}])
+async def test_everything_is_closed_without_a_credential(server, credential, body):
+    """Also before a body is judged: a stranger does not learn what it should have been."""
+    headers = {} if credential is None else {"Authorization": credential}
+    endpoints = every_endpoint(server)
+    assert len(endpoints) > 20
+    for method, path, url in endpoints:
+        answer = await server.client().request(method, url, headers=headers, json=body)
+        wrong_token = (method, path) == ("POST", "/v1/workers") and credential == "Bearer fso_wrong"
+        if path in OPEN:
+            assert answer.status_code == 200
+        elif wrong_token:
+            assert answer.status_code in (403, 422)
+        else:
+            assert answer.status_code == 401, (method, path, answer.text)
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_key_in_the_address_opens_nothing(server):
+    key = server.operator.headers["authorization"].removeprefix("Bearer ")
+    for url in (f"/v1/runs?token={key}", f"/v1/runs?access_token={key}"):
+        assert (await server.client().get(url)).status_code == 401
+
+
+async def test_a_worker_cannot_do_what_operators_do(server):
+    run_id, [(worker, _), _] = await server.a_round()
+    for method, url in [
+        ("POST", "/v1/tokens"),
+        ("GET", "/v1/workers"),
+        ("DELETE", f"/v1/workers/{worker.worker_id}"),
+        ("PUT", f"/v1/tensors/{'0' * 64}"),
+        ("POST", "/v1/runs"),
+        ("GET", "/v1/runs"),
+        ("POST", f"/v1/runs/{run_id}/cancel"),
+        ("GET", f"/v1/runs/{run_id}/rounds"),
+        ("POST", f"/v1/runs/{run_id}/rounds/1/aggregate"),
+        ("GET", f"/v1/runs/{run_id}/versions"),
+        ("POST", f"/v1/runs/{run_id}/metrics"),
+        ("GET", f"/v1/runs/{run_id}/events"),
+        ("GET", "/metrics"),
+    ]:
+        report = {"version": 0, "num_examples": 1, "metrics": {"accuracy": 1}}
+        body = report if url.endswith("/metrics") and method == "POST" else {}
+        answer = await worker.http.request(method, url, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), (method, url)
+
+
+async def test_an_operator_cannot_do_what_workers_do(server):
+    _, [(worker, assignment), _] = await server.a_round()
+    a = f"/v1/assignments/{assignment['assignment_id']}"
+    for method, url, body in [
+        ("GET", f"/v1/workers/{worker.worker_id}/assignment", None),
+        ("POST", f"/v1/workers/{worker.worker_id}/heartbeat", {}),
+        ("POST", f"{a}/update", server.an_update(assignment).header),
+        ("POST", f"{a}/decline", {"reason": "mine"}),
+        ("PUT", "/v1/uploads/u-1", {}),
+        ("HEAD", "/v1/uploads/u-1", None),
+    ]:
+        assert (await server.operator.request(method, url, json=body)).status_code == 403, (method, url)
+
+
+async def test_a_worker_touches_only_what_is_its_own(server):
+    _, [(owner, assignment), (other, _)] = await server.a_round()
+    update = server.an_update(assignment)
+    upload_url = (await owner.declare(assignment, update.header)).json()["upload_url"]
+    a = f"/v1/assignments/{assignment['assignment_id']}"
+    before = await server.inventory()
+    for method, url, body, status in [
+        ("GET", a, None, 404),
+        ("GET", f"{a}/update", None, 404),
+        ("POST", f"{a}/update", update.header, 404),
+        ("POST", f"{a}/decline", {"reason": "mine now"}, 404),
+        ("HEAD", upload_url, None, 404),
+        ("GET", f"/v1/workers/{owner.worker_id}/assignment", None, 403),
+        ("POST", f"/v1/workers/{owner.worker_id}/heartbeat", {}, 403),
+    ]:
+        assert (await other.http.request(method, url, json=body)).status_code == status, (method, url)
+    assert (await other.put(upload_url, update.body)).status_code == 404
+    assert await server.inventory() == before
+    await owner.send(assignment, update)
+
+
+def an_enrolment(number=0, **changes):
+    return {"name": f"worker-{number}", "secret": f"{number:043d}", "tasks": ["digits"]} | changes
+
+
+async def test_a_join_token_has_only_so_many_uses(server):
+    device = server.client(await server.join_token(uses=2))
+    statuses = [
+        (await device.post("/v1/workers", json=an_enrolment(number))).status_code for number in range(3)
+    ]
+    assert statuses == [201, 201, 403]
+    assert len((await server.operator.get("/v1/workers")).json()["workers"]) == 2
+
+
+async def test_devices_that_come_together_cannot_share_one_use(server):
+    device = server.client(await server.join_token(uses=1))
+    answers = await asyncio.gather(
+        *(device.post("/v1/workers", json=an_enrolment(number)) for number in range(5))
+    )
+    assert sorted(answer.status_code for answer in answers) == [201, 403, 403, 403, 403]
+
+
+async def test_enrolling_again_with_the_same_secret_is_the_same_worker_and_uses_up_nothing(server):
+    device = server.client(await server.join_token(uses=1))
+    first, again = [await device.post("/v1/workers", json=an_enrolment()) for _ in range(2)]
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json() == again.json()
+
+
+async def test_a_join_token_expires(server):
+    device = server.client(await server.join_token(expires_s=10))
+    server.clock.advance(9_999)
+    assert (await device.post("/v1/workers", json=an_enrolment(1))).status_code == 201
+    server.clock.advance(1)
+    answer = await device.post("/v1/workers", json=an_enrolment(2))
+    assert (answer.status_code, answer.json()["code"]) == (403, "join-token-refused")
+
+
+async def test_a_join_token_opens_enrolment_only(server):
+    device = server.client(await server.join_token())
+    assert (await device.get("/v1/runs")).status_code == 401
+    assert (await device.post("/v1/tokens", json={})).status_code == 401
+
+
+async def test_a_device_cannot_choose_its_role(server):
+    device = server.client(await server.join_token(role="trainer"))
+    assert (await device.post("/v1/workers", json=an_enrolment(role="evaluator"))).status_code == 422
+    enrolled = await device.post("/v1/workers", json=an_enrolment())
+    assert enrolled.json()["role"] == "trainer"
+
+
+async def test_a_worker_of_another_protocol_is_told_so(server):
+    device = server.client(await server.join_token())
+    answer = await device.post("/v1/workers", json=an_enrolment(protocol_min=2, protocol_max=3))
+    assert answer.json()["code"] == "unsupported-version"
+
+
+async def test_a_revoked_worker_is_shut_out_at_once_and_cannot_come_back(server):
+    _, [(worker, assignment), _] = await server.a_round()
+    for _ in range(2):
+        answer = await server.operator.delete(f"/v1/workers/{worker.worker_id}")
+        assert answer.status_code == 204
+    for answer in (
+        await worker.ask(),
+        await worker.declare(assignment, server.an_update(assignment).header),
+        await worker.http.get(f"/v1/runs/{assignment['run_id']}/tensors/{assignment['tensors']['params']}"),
+        await server.client(await server.join_token()).post(
+            "/v1/workers", json={"name": "x", "secret": worker.secret, "tasks": ["digits"]}
+        ),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (403, "worker-revoked")
+    assert (await server.operator.delete("/v1/workers/w-nothing")).status_code == 404
+
+
+async def test_a_worker_revoked_while_it_waits_is_told_at_once(server):
+    worker = await server.enrol("worker")
+    async with asyncio.timeout(10):
+        asking = asyncio.create_task(worker.ask(wait_s=60))
+        await server.someone_listens(f"worker/{worker.worker_id}")
+        await server.operator.delete(f"/v1/workers/{worker.worker_id}")
+        assert (await asking).json()["code"] == "worker-revoked"
+
+
+async def test_no_answer_repeats_a_secret(server):
+    worker = await server.enrol("worker")
+    secret = "s" * 43
+    answers = [
+        await server.client(secret).get("/v1/runs"),
+        await server.client(secret).post("/v1/workers", json=an_enrolment(secret=secret)),
+        await server.client(await server.join_token()).post(
+            "/v1/workers", json=an_enrolment(secret=secret + "!")
+        ),
+        await worker.http.get("/v1/runs"),
+        await worker.http.get("/v1/workers/w-other/assignment"),
+        await server.operator.get("/v1/workers"),
+    ]
+    for answer in answers:
+        assert secret not in answer.text
+        assert worker.secret not in answer.text
+
+
+async def test_secrets_are_stored_as_hashes(start_server):
+    server = await start_server(on_disk=True)
+    token = await server.join_token()
+    worker = await server.enrol("worker")
+    content = b"".join(path.read_bytes() for path in server.directory.glob("records.sqlite*"))
+    assert worker.worker_id.encode() in content
+    for secret in (token, worker.secret, server.operator.headers["authorization"].split()[1]):
+        assert secret.encode() not in content
+
+
+async def test_the_first_start_leaves_working_credentials_in_private_files(start_server, tmp_path):
+    server = await start_server()
+    directory = tmp_path / "first"
+    directory.mkdir()
+    async with server.stores.records.write() as connection:
+        await connection.exec_driver_sql("DELETE FROM operator_keys")
+    auth = Auth(server.stores, server.clock)
+    assert await auth.make_first_credentials(directory)
+    assert not await auth.make_first_credentials(directory)
+    secrets = {path.name: path.read_text().strip() for path in directory.iterdir()}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
+    assert (await server.client(secrets["operator.key"]).get("/v1/runs")).status_code == 200
+    enrolled = await server.client(secrets["join.token"]).post("/v1/workers", json=an_enrolment())
+    assert enrolled.status_code == 201
+
+
+async def test_metrics_are_public_only_if_the_operator_says_so(start_server):
+    server = await start_server(metrics_public=True)
+    assert (await server.client().get("/metrics")).status_code == 200

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A body that is no tensor message is bounded before anything reads it."""
+
+import pytest
+
+from protocol.codec import MEDIA_TYPE
+
+LIMIT = 2_000
+
+
+@pytest.fixture
+async def small_server(start_server):
+    return await start_server(max_json_bytes=LIMIT)
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "text/plain", MEDIA_TYPE, MEDIA_TYPE.upper()])
+@pytest.mark.parametrize("path", ["/v1/workers", "/v1/runs", "/v1/nothing"])
+async def test_a_longer_body_is_refused_whatever_it_calls_itself(small_server, path, media_type):
+    async def endless():
+        """Ends the test, not the server, should nobody stop reading."""
+        for _ in range(1_000):
+            read.append(1)
+            yield b" " * 100
+
+    read = []
+    answer = await small_server.client().post(path, content=endless(), headers={"Content-Type": media_type})
+    assert (answer.status_code, answer.json()["code"]) == (413, "message-too-large")
+    assert len(read) <= LIMIT / 100 + 2
+
+
+async def test_a_body_up_to_the_limit_is_read(small_server):
+    body = b'{"uses": 1}'.ljust(LIMIT)
+    for extra, status in ((b"", 201), (b" ", 413)):
+        answer = await small_server.operator.post(
+            "/v1/tokens", content=body + extra, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == status
+
+
+async def test_tensor_messages_have_a_limit_of_their_own(small_server):
+    await small_server.store_params({"w": (LIMIT,)})

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One round's fate, from counts alone."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.messages import RoundStatus
+from ps_service.round_machine import (
+    Aggregated,
+    AggregationFailed,
+    Cancelled,
+    CloseNow,
+    Round,
+    RoundEffect,
+    Tick,
+    UpdateAdmitted,
+    WorkerDeclined,
+    step,
+)
+
+DEADLINE_MS = 1_000
+
+
+def a_round(*, invited=3, quorum=2, **changes) -> Round:
+    fixed = {
+        "number": 1,
+        "base_version": 0,
+        "invited": invited,
+        "target": invited,
+        "quorum": quorum,
+        "opened_ms": 0,
+        "deadline_ms": DEADLINE_MS,
+        "now_ms": 0,
+    }
+    return Round(**fixed | changes)
+
+
+def after(round_, *events):
+    for event in events:
+        round_, _ = step(round_, event)
+    return round_
+
+
+def test_the_last_invited_worker_closes_the_round():
+    round_ = after(a_round(), UpdateAdmitted(1), UpdateAdmitted(2))
+    assert round_.status is RoundStatus.COLLECTING
+    round_, effects = step(round_, UpdateAdmitted(3))
+    assert (round_.status, effects) == (RoundStatus.AGGREGATING, (RoundEffect.AGGREGATE,))
+
+
+def test_a_straggler_is_left_behind_once_the_deadline_finds_a_quorum():
+    round_ = after(a_round(), UpdateAdmitted(1), UpdateAdmitted(2), Tick(DEADLINE_MS))
+    assert round_.status is RoundStatus.AGGREGATING
+
+
+def test_a_deadline_without_a_quorum_abandons_the_round_and_says_why():
+    round_ = after(a_round(), UpdateAdmitted(1), Tick(DEADLINE_MS))
+    assert round_.status is RoundStatus.ABANDONED
+    assert round_.reason == "the deadline passed with 1 updates; the quorum is 2 of 3"
+    assert round_.ended_ms == DEADLINE_MS
+
+
+def test_a_tick_before_the_deadline_changes_nothing_but_the_time():
+    assert after(a_round(), Tick(DEADLINE_MS - 1)) == a_round(now_ms=DEADLINE_MS - 1)
+
+
+def test_declines_that_leave_a_quorum_are_waited_past():
+    round_ = after(a_round(), WorkerDeclined(1), UpdateAdmitted(2), UpdateAdmitted(3))
+    assert round_.status is RoundStatus.AGGREGATING
+
+
+def test_declines_that_leave_no_quorum_abandon_at_once():
+    round_ = after(a_round(), WorkerDeclined(1), WorkerDeclined(2))
+    assert round_.status is RoundStatus.ABANDONED
+
+
+def test_closing_now_needs_a_quorum():
+    round_ = after(a_round(), UpdateAdmitted(1))
+    assert after(round_, CloseNow(2)).status is RoundStatus.COLLECTING
+    assert after(round_, UpdateAdmitted(2), CloseNow(3)).status is RoundStatus.AGGREGATING
+
+
+def test_an_aggregate_commits_and_a_second_one_changes_nothing():
+    closed = after(a_round(invited=1, quorum=1), UpdateAdmitted(1))
+    committed, effects = step(closed, Aggregated(5))
+    assert (committed.status, effects) == (RoundStatus.COMMITTED, (RoundEffect.END,))
+    assert step(committed, Aggregated(6)) == (committed, ())
+
+
+def test_a_failed_aggregation_abandons_and_says_why():
+    closed = after(a_round(invited=1, quorum=1), UpdateAdmitted(1))
+    assert after(closed, AggregationFailed(2, "a sum overflowed")).reason == (
+        "aggregation failed: a sum overflowed"
+    )
+
+
+def test_an_aggregate_nobody_asked_for_changes_nothing():
+    assert after(a_round(), Aggregated(0), AggregationFailed(0, "?")) == a_round()
+
+
+@pytest.mark.parametrize("events", [[], [UpdateAdmitted(1), UpdateAdmitted(1), UpdateAdmitted(1)]])
+def test_a_cancelled_run_abandons_a_round_that_collects_or_aggregates(events):
+    round_, effects = step(after(a_round(), *events), Cancelled(9))
+    assert (round_.status, effects) == (RoundStatus.ABANDONED, (RoundEffect.END,))
+
+
+times = st.integers(0, 2 * DEADLINE_MS)
+events = st.one_of(
+    *(times.map(kind) for kind in (UpdateAdmitted, WorkerDeclined, Tick, CloseNow, Aggregated, Cancelled)),
+    times.map(lambda now_ms: AggregationFailed(now_ms, "it broke")),
+)
+rounds = st.integers(1, 6).flatmap(
+    lambda invited: st.integers(1, invited).map(lambda quorum: a_round(invited=invited, quorum=quorum))
+)
+ORDER = [RoundStatus.COLLECTING, RoundStatus.AGGREGATING, RoundStatus.COMMITTED, RoundStatus.ABANDONED]
+
+
+@given(rounds, st.lists(events, max_size=20))
+def test_laws_that_hold_whatever_happens_in_whatever_order(round_, happening):
+    ends = aggregates = 0
+    for event in happening:
+        before = round_
+        round_, effects = step(round_, event)
+        ends += effects.count(RoundEffect.END)
+        aggregates += effects.count(RoundEffect.AGGREGATE)
+        if before.status.ended:
+            assert (round_, effects) == (before, ())  # nothing after the end
+        assert round_.now_ms >= before.now_ms  # time does not run backwards
+        assert ORDER.index(round_.status) >= ORDER.index(before.status)
+        if isinstance(event, Tick) and event.now_ms >= round_.deadline_ms:
+            assert round_.status is not RoundStatus.COLLECTING  # nobody collects past the deadline
+        if round_.status in (RoundStatus.AGGREGATING, RoundStatus.COMMITTED):
+            assert round_.admitted >= round_.quorum
+    assert (round_.reason is not None) == (round_.status is RoundStatus.ABANDONED)
+    assert (round_.ended_ms is not None) == round_.status.ended
+    assert ends == round_.status.ended
+    assert aggregates <= 1
+
+
+@given(rounds, st.integers(0, 6), st.integers(0, 6), st.randoms(use_true_random=False))
+def test_the_order_of_what_is_counted_changes_nothing(round_, admitted, declined, shuffle: random.Random):
+    admitted = min(admitted, round_.invited)
+    happening = [UpdateAdmitted(5)] * admitted + [WorkerDeclined(5)] * min(
+        declined, round_.invited - admitted
+    )
+    shuffled = list(happening)
+    shuffle.shuffle(shuffled)
+    one, other = after(round_, *happening), after(round_, *shuffled)
+    assert one.status is other.status
+    assert one.admitted == other.admitted or one.status is RoundStatus.ABANDONED  # ended before the last
+    assert one == other or one.status.ended
+
+
+@given(rounds, st.integers(0, 6))
+def test_quorum_and_deadline_alone_decide_a_round_of_admissions(round_, admitted):
+    round_ = replace(round_, target=round_.invited)
+    admitted = min(admitted, round_.invited)
+    ended = after(round_, *[UpdateAdmitted(1)] * admitted, Tick(DEADLINE_MS))
+    expected = RoundStatus.AGGREGATING if admitted >= round_.quorum else RoundStatus.ABANDONED
+    assert ended.status is expected

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records: their schema, their transactions, and what is left when one is broken off."""
+
+import asyncio
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import func, insert, select, text
+
+from ps_service.storage import migrations
+from ps_service.storage.records import Records
+from ps_service.storage.schema import metadata, operator_keys
+
+
+@pytest.fixture(params=["memory", "file"])
+async def records(request, tmp_path):
+    records = await Records.open(None if request.param == "memory" else tmp_path / "records.sqlite")
+    yield records
+    await records.close()
+
+
+async def add_key(connection, secret_hash="x"):
+    await connection.execute(
+        insert(operator_keys).values(secret_hash=secret_hash, label="test", created_ms=0)
+    )
+
+
+async def keys(records):
+    async with records.read() as connection:
+        return (await connection.execute(select(func.count()).select_from(operator_keys))).scalar_one()
+
+
+async def test_migrations_make_exactly_the_schema(records):
+    def differences(connection):
+        return compare_metadata(MigrationContext.configure(connection), metadata)
+
+    async with records.engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+def test_the_newest_migration_is_the_one_a_start_looks_for():
+    folder = migrations.__path__[0]
+    assert ScriptDirectory(folder).get_current_head() == migrations.HEAD
+
+
+async def test_a_database_is_reopened_as_it_was(tmp_path):
+    for expected in (0, 1):
+        records = await Records.open(tmp_path / "records.sqlite")
+        assert await keys(records) == expected
+        async with records.write() as connection:
+            await add_key(connection, str(expected))
+        await records.close()
+
+
+async def test_an_error_rolls_everything_back(records):
+    with pytest.raises(ZeroDivisionError):
+        async with records.write() as connection:
+            await add_key(connection)
+            raise ZeroDivisionError
+    assert await keys(records) == 0
+    async with records.write() as connection:
+        await add_key(connection)
+    assert await keys(records) == 1
+
+
+async def test_a_cancelled_transaction_leaves_nothing_and_holds_nobody_up(records):
+    begun = asyncio.Event()
+
+    async def broken_off():
+        async with records.write() as connection:
+            await add_key(connection)
+            begun.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(broken_off())
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    async with asyncio.timeout(5):
+        assert await keys(records) == 0
+        async with records.write() as connection:
+            await add_key(connection)
+    assert await keys(records) == 1
+
+
+async def test_a_transaction_may_be_cancelled_at_any_moment(tmp_path):
+    """Broken off after 0, 1, 2 … turns of the loop: always all of it or nothing, and the next one works."""
+    records = await Records.open(tmp_path / "records.sqlite")
+    for turns in range(25):
+
+        async def both(turns=turns):
+            async with records.write() as connection:
+                await add_key(connection, f"{turns}a")
+                await add_key(connection, f"{turns}b")
+
+        task = asyncio.create_task(both())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        async with asyncio.timeout(5):
+            assert await keys(records) % 2 == 0
+    await records.close()
+
+
+async def test_two_transitions_cannot_both_read_and_then_write(tmp_path):
+    """Two processes on one file: the second waits at BEGIN, before it has read anything."""
+    path = tmp_path / "records.sqlite"
+    one, other = await Records.open(path), await Records.open(path)
+    async with one.write() as connection:
+        seen = (await connection.execute(select(func.count()).select_from(operator_keys))).scalar_one()
+
+        async def second():
+            async with other.write() as connection:
+                return (
+                    await connection.execute(select(func.count()).select_from(operator_keys))
+                ).scalar_one()
+
+        waiting = asyncio.create_task(second())
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert not done
+        await add_key(connection)
+    assert seen == 0
+    assert await waiting == 1
+    await one.close()
+    await other.close()
+
+
+async def test_many_transitions_at_once_lose_no_update(records):
+    async with records.write() as connection:
+        await connection.execute(insert(operator_keys).values(secret_hash="n", label="0", created_ms=0))
+
+    async def count_up():
+        async with records.write() as connection:
+            now = (await connection.execute(select(operator_keys.c.created_ms))).scalar_one()
+            await connection.execute(operator_keys.update().values(created_ms=now + 1))
+
+    await asyncio.gather(*(count_up() for _ in range(40)), *(keys(records) for _ in range(20)))
+    async with records.read() as connection:
+        assert (await connection.execute(select(operator_keys.c.created_ms))).scalar_one() == 40
+
+
+async def test_a_reader_sees_one_moment_while_others_write(tmp_path):
+    records = await Records.open(tmp_path / "records.sqlite")
+    async with records.read() as reading:
+        before = (await reading.execute(select(func.count()).select_from(operator_keys))).scalar_one()
+        async with records.write() as connection:
+            await add_key(connection)
+        after = (await reading.execute(select(func.count()).select_from(operator_keys))).scalar_one()
+    assert (before, after, await keys(records)) == (0, 0, 1)
+    await records.close()
+
+
+async def test_commits_are_durable_and_references_are_checked(tmp_path):
+    records = await Records.open(tmp_path / "records.sqlite")
+    async with records.read() as connection:
+        pragmas = {
+            name: (await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    await records.close()
