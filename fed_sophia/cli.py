@@ -95,6 +95,10 @@ def run_command(arguments: list[str]) -> int:
         code = _CTRL_C
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        output.error(InvalidUsage(f"{where}{error.strerror or error}"))
+        return 1
     if code == _CTRL_C:
         output.summary("stopped", {"interrupted": "SIGINT"})
     return code

@@ -78,9 +78,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
     except FedSophiaError as error:
         log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)
         await runner.aggregation_failed(effect, error.detail)
-    except OSError as error:
-        log.exception("run %s, round %d: the store failed", effect.run_id, effect.round)
-        await runner.aggregation_failed(effect, f"the store failed: {error.strerror}")
+    # a store that fails for now (a full disk, say) loses nothing: the effect stays and is tried again
     else:
         runner.meters.aggregation_seconds.observe(time.perf_counter() - started)
         await runner.aggregated(effect, combined)

@@ -22,7 +22,7 @@ from ps_service.run_machine import Run
 from ps_service.storage import Stores, credential_records, report_records, run_records, update_records
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.run_records import StoredRun
-from ps_service.storage.update_records import StoredEffect, StoredUpload
+from ps_service.storage.update_records import StoredAssignment, StoredEffect, StoredUpload
 from ps_service.summaries import round_summaries, run_summary
 from ps_service.transitions import (
     Transition,
@@ -79,7 +79,7 @@ class RoundRunner:
                 await workers_changed(transition, run)
 
     async def revoke(self, worker_id: str) -> None:
-        """Take a worker's credential away at once, and wake whatever waits with it.
+        """Take a worker's credential away at once; its open assignments count as declined.
 
         Raises:
             NotFound: there is no such worker.
@@ -89,6 +89,8 @@ class RoundRunner:
                 raise NotFound(f"there is no worker {worker_id}")
             await credential_records.revoke(transition.connection, worker_id, transition.now_ms)
             transition.topics.add(worker_topic(worker_id))
+            while assignment := await update_records.next_assignment_of(transition.connection, worker_id):
+                await self._decline(transition, assignment, "the worker was revoked")
 
     async def admit(self, upload: StoredUpload) -> Receipt:
         """Record an update whose bytes are sealed in the blob store; give its receipt.
@@ -133,12 +135,7 @@ class RoundRunner:
                 return
             if await update_records.load_receipt(transition.connection, assignment_id) is not None:
                 raise UpdateConflict("an update was received for this assignment; it cannot be declined")
-            run = await the_run(transition, assignment.run_id)
-            round_ = await the_round(transition, run.run_id, assignment.round)
-            if round_.state.status is not RoundStatus.COLLECTING:
-                return
-            await update_records.decline(transition.connection, assignment_id, reason)
-            await round_event(transition, run, round_, round_machine.WorkerDeclined(transition.now_ms))
+            await self._decline(transition, assignment, reason)
 
     async def close_now(self, run_id: str, number: int) -> RoundSummary:
         """Close a collecting round with what it holds; a round that is past that is left as it is.
@@ -222,6 +219,14 @@ class RoundRunner:
         """Note tensor bytes sent for a run; they are written down when its round ends."""
         self.meters.sent_bytes.inc(size_bytes)
         self._sent_bytes[run_id] += size_bytes
+
+    async def _decline(self, transition: Transition, assignment: StoredAssignment, reason: str) -> None:
+        run = await the_run(transition, assignment.run_id)
+        round_ = await the_round(transition, run.run_id, assignment.round)
+        if round_.state.status is not RoundStatus.COLLECTING:
+            return
+        await update_records.decline(transition.connection, assignment.assignment_id, reason)
+        await round_event(transition, run, round_, round_machine.WorkerDeclined(transition.now_ms))
 
     @asynccontextmanager
     async def _transition(self) -> AsyncIterator[Transition]:

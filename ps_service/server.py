@@ -2,14 +2,18 @@
 """Runs the application in this process: opens the stores, listens, stops cleanly when asked to."""
 
 import asyncio
+import fcntl
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
+from protocol.errors import InvalidUsage
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
 from ps_service.service import Service
@@ -24,8 +28,9 @@ log = logging.getLogger("fed_sophia.server")
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; call `announce(url)` once requests are answered."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # the loop uvicorn would choose: uvloop where it is installed
-    loop_factory = uvicorn.Config("ps_service.app:create_app").get_loop_factory()
+    loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(settings, announce))
 
@@ -33,6 +38,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
     directory = settings.server_data_dir
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = _lock(directory)
     listener = _listen(settings)
     stores = Stores(await Records.open(directory / "records.sqlite"), FileBlobs(directory))
     try:
@@ -54,13 +60,34 @@ async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
         await server.serve(sockets=[listener])
     finally:
         await stores.records.close()
+        os.close(lock)
+
+
+def _lock(directory: Path) -> int:
+    """Hold the data directory for this process alone, until it ends.
+
+    Raises:
+        InvalidUsage: another server has it.
+    """
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InvalidUsage(f"data directory {directory}: another server is running on it") from None
+    return descriptor
 
 
 def _listen(settings: Settings) -> socket.socket:
+    """Raises: InvalidUsage: the address is taken or not this machine's."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((settings.host, settings.port))
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise InvalidUsage(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
     return listener
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from fed_sophia.extras import needing
 from fed_sophia.options import ExitWithParent, JsonLines
 from fed_sophia.output import output_for
 from fed_sophia.parent_watch import exit_with_parent
+from protocol.errors import InvalidUsage
 
 EXAMPLES = """\b
 Examples:
@@ -71,5 +73,11 @@ def serve(
             },
         )
 
-    run_server(Settings(host=host, port=port, server_data_dir=data_dir), announce)
+    try:
+        settings = Settings(host=host, port=port, server_data_dir=data_dir)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidUsage(f"FED_SOPHIA_{name}: {first['msg']}") from None
+    run_server(settings, announce)
     output.summary("stopped; start again with the same --data-dir to go on", {"stopped": True})

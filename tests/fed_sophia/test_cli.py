@@ -102,6 +102,20 @@ def test_an_error_is_one_line_that_ends_with_its_code(
     assert done.stderr.count("\n") == 1
 
 
+def test_a_setting_that_is_no_number_is_named(fed_sophia: Run) -> None:
+    done = fed_sophia("serve", FED_SOPHIA_MAX_BODY_BYTES="plenty")
+    assert done.code == 2
+    assert done.stderr.startswith("error: FED_SOPHIA_MAX_BODY_BYTES: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_directory_that_cannot_be_made_is_named(fed_sophia: Run) -> None:
+    done = fed_sophia("serve", "--data-dir", "/proc/nowhere")
+    assert done.code == 1
+    assert done.stderr.startswith("error: /proc/nowhere: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_server_that_is_not_there_is_named(fed_sophia: Run) -> None:
     done = fed_sophia("run", "list", "--server", NOBODY, FED_SOPHIA_OPERATOR_KEY="k")
     assert done.code == 1

@@ -196,6 +196,14 @@ async def test_a_worker_revoked_while_it_waits_is_told_at_once(server):
         assert (await asking).json()["code"] == "worker-revoked"
 
 
+async def test_a_round_does_not_wait_for_a_worker_that_was_revoked(server):
+    run_id, [(revoked, _), (other, assignment)] = await server.a_round(quorum=1)
+    await server.operator.delete(f"/v1/workers/{revoked.worker_id}")
+    await other.send(assignment)
+    first = (await server.rounds(run_id))[0]
+    assert (first["declined"], first["status"]) == (1, "aggregating")
+
+
 async def test_no_answer_repeats_a_secret(server):
     worker = await server.enrol("worker")
     secret = "s" * 43

@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from ps_service.effects import background
+from ps_service.effects import background, perform_effects
 
 
 @pytest.fixture
@@ -98,3 +98,22 @@ async def test_a_broken_off_body_leaves_nothing_and_is_sent_again(start):
     assert (await server.inventory())[1] == [str(server.stores.blobs.path(assignment["tensors"]["params"]))]
     assert (await again(server, worker).put(url, update.body)).status_code == 200
     staged.discard()
+
+
+async def test_a_store_that_fails_for_a_while_costs_no_update(start):
+    server = await start()
+    run_id, cohort = await server.a_round()
+    for worker, assignment in cohort:
+        await worker.send(assignment)
+    staging = server.directory / "staging"
+    staging.rename(server.directory / "away")
+
+    assert not await perform_effects(server.runner)
+    assert (await server.rounds(run_id))[0]["status"] == "aggregating"
+
+    (server.directory / "away").rename(staging)
+    await server.aggregate_now()
+    assert (await server.rounds(run_id))[0]["status"] == "committed"
+    worker, assignment = cohort[0]
+    receipt = (await worker.http.get(f"/v1/assignments/{assignment['assignment_id']}/update")).json()
+    assert (receipt["outcome"], receipt["version"]) == ("counted", 1)

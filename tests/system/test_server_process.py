@@ -34,3 +34,18 @@ async def test_the_first_credentials_are_private_and_are_made_once(server: Serve
     assert [file.read_text() for file in files] == before
     async with server.operator() as operator:
         assert await operator.runs() == ()
+
+
+async def test_a_second_server_on_the_same_data_directory_is_refused_by_name(server: ServerProcess) -> None:
+    command = [sys.executable, "-P", "-m", "fed_sophia", "serve", "--port", "0"]
+    second = await asyncio.create_subprocess_exec(
+        *command,
+        *("--data-dir", str(server.data_dir)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        _, stderr = await second.communicate()
+    assert second.returncode not in (0, None)
+    assert b"another server is running on it" in stderr
+    assert b"Traceback" not in stderr
