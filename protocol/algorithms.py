@@ -16,8 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocol.bound import DeltaBound
 from protocol.errors import InvalidMessage, UnknownAlgorithm
 
-Rate = Annotated[float, Field(ge=1e-30, le=1e30)]
-"""A positive number that float32 holds as a normal one, also after 1e6 steps."""
+MIN_REFRESH_BATCH = 8
+"""Examples that a Hessian estimate is taken over, at least: that of a single one reveals its gradient."""
+
+Rate = Annotated[float, Field(ge=1e-20, le=1e9)]
+"""A positive number; η = R/(J·ρ) stays a normal float32 number for up to 1e6 steps."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Period = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
@@ -25,7 +28,7 @@ Period = Annotated[int, Field(ge=1, le=1_000_000_000)]
 class Hyperparameters(BaseModel):
     """What a user sets for a run; every field has a default that works."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         """The numbers the worker's optimizer needs for a round of `local_steps` steps."""
@@ -195,10 +198,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         Algorithm(
             name="fed-sophia-shared",
             summary="Fed-Sophia with curvature and direction shared through the server; the default",
-            optimizer="sophia-shared",
-            server_step="sophia-shared",
+            optimizer="sophia_shared",
+            server_step="sophia_shared",
             hyperparameters=FedSophiaSharedHyperparameters,
-            combiners={"delta": "mean", "hessian": "trimmed-mean"},
+            combiners={"delta": "mean", "hessian": "trimmed_mean"},
             state_bundles=("direction", "hessian"),
             derived={"direction": "delta"},
         ),

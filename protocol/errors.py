@@ -335,6 +335,13 @@ class LocalStateCorrupt(FedSophiaError):
     fault = Fault.CALLER
 
 
+class StateNotWritable(FedSophiaError):
+    """A worker's state directory cannot be written to: it is full, read-only or another's."""
+
+    code = "state-not-writable"
+    fault = Fault.CALLER
+
+
 class InvalidUsage(FedSophiaError):
     """A command was given options that do not go together."""
 

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from protocol.algorithms import algorithm_named
+from protocol.algorithms import MIN_REFRESH_BATCH, algorithm_named
 from protocol.encodings import ENCODINGS, encoding_named
 from protocol.errors import FedSophiaError, InvalidMessage
 from protocol.header import (
@@ -35,13 +35,23 @@ M = TypeVar("M", bound=BaseModel)
 
 PROTOCOL_VERSION = 1
 
+# Strict: JSON's `true`, `"3"` and `3.0` are no integers here, so that one spec has one way to be said.
+Int = Annotated[int, Field(strict=True)]
+Count = Annotated[Int, Field(ge=0, lt=2**53)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+SchemaVersion = Annotated[Int, Field(ge=1, le=1)]
+"""The one version of each message there is so far."""
+
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=128)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Milliseconds = Annotated[int, Field(ge=0, lt=2**53)]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-Metrics = dict[MetricName, Annotated[float, Field(allow_inf_nan=False)]]
+Metrics = dict[MetricName, Finite]
+PerBundle = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=64)]], Field(max_length=16)
+]
+"""{bundle: a name}."""
 
 
 class Said(BaseModel):
@@ -73,13 +83,13 @@ class Enrolment(Said):
     worker and uses up nothing.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = 1
     name: Identifier
     secret: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43,128}$")]
     """At least 256 random bits, base64url without padding. It is the worker's bearer credential."""
     tasks: Annotated[tuple[Label, ...], Field(min_length=1, max_length=64)]
-    protocol_min: int = Field(default=PROTOCOL_VERSION, ge=1)
-    protocol_max: int = Field(default=PROTOCOL_VERSION, ge=1)
+    protocol_min: Annotated[Count, Field(ge=1)] = PROTOCOL_VERSION
+    protocol_max: Annotated[Count, Field(ge=1)] = PROTOCOL_VERSION
 
 
 class Enrolled(Answered):
@@ -93,8 +103,8 @@ class Enrolled(Answered):
 class JoinTokenRequest(Said):
     """`POST /v1/tokens`."""
 
-    uses: int = Field(default=1, ge=1, le=1_000_000)
-    expires_s: int = Field(default=86_400, ge=1, le=366 * 86_400)
+    uses: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
+    expires_s: Annotated[Int, Field(ge=1, le=366 * 86_400)] = 86_400
     role: Role = Role.TRAINER
     label: Label = "default"
 
@@ -106,7 +116,7 @@ class JoinTokenIssued(Answered):
     join_token: str
     uses: int
     role: Role
-    expires_ms: Milliseconds
+    expires_ms: Count
 
 
 class WorkerSummary(Answered):
@@ -116,9 +126,9 @@ class WorkerSummary(Answered):
     name: str
     role: Role
     tasks: tuple[str, ...]
-    enrolled_ms: Milliseconds
-    last_seen_ms: Milliseconds
-    revoked_ms: Milliseconds | None = None
+    enrolled_ms: Count
+    last_seen_ms: Count
+    revoked_ms: Count | None = None
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -128,7 +138,7 @@ class TensorSpec(Said):
     """One tensor of the model, as every message of the run must carry it."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    shape: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**40)], ...], Field(max_length=MAX_DIMENSIONS)]
+    shape: Annotated[tuple[Annotated[Int, Field(ge=0, lt=2**40)], ...], Field(max_length=MAX_DIMENSIONS)]
     dtype: Literal["float32"] = "float32"
 
     @model_validator(mode="after")
@@ -152,30 +162,32 @@ class Weighting(StrEnum):
 class RunSpec(Said):
     """Everything that defines a training job. `POST /v1/runs`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = 1
     name: Identifier
     task: Label
     """Workers that serve this task are invited. The server never looks behind the name."""
-    algorithm: str
-    hyperparameters: dict[str, float | int | None] = Field(default_factory=dict)
+    algorithm: Label
+    hyperparameters: Annotated[dict[Label, Int | Finite | None], Field(max_length=64)] = Field(
+        default_factory=dict
+    )
     model: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=5_000)]
     params_digest: Digest
     seed: Seed = 0
-    rounds: Annotated[int, Field(ge=1, le=1_000_000)]
+    rounds: Annotated[Int, Field(ge=1, le=1_000_000)]
     """Versions to make; an abandoned round makes none."""
-    local_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 10
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 32
-    cohort_size: Annotated[int, Field(ge=1, le=100_000)]
+    local_steps: Annotated[Int, Field(ge=1, le=1_000_000)] = 10
+    batch_size: Annotated[Int, Field(ge=1, le=1_000_000)] = 32
+    cohort_size: Annotated[Int, Field(ge=1, le=100_000)]
     """Workers invited to each round. The run waits until so many have come."""
-    quorum: Annotated[int, Field(ge=1)]
+    quorum: Annotated[Int, Field(ge=1)]
     """Fewest updates that make a version once the deadline has passed."""
-    deadline_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 600.0
-    max_abandoned_rounds: Annotated[int, Field(ge=1, le=1_000)] = 10
+    deadline_s: Annotated[Finite, Field(gt=0, le=30 * 86_400)] = 600.0
+    max_abandoned_rounds: Annotated[Int, Field(ge=1, le=1_000)] = 10
     """After so many abandoned rounds in a row the run fails."""
     weighting: Weighting = Weighting.UNIFORM
-    combiners: dict[str, str] = Field(default_factory=dict)
+    combiners: PerBundle = Field(default_factory=dict)
     """{bundle: combiner}; what is left out is the algorithm's own choice."""
-    encodings: dict[str, str] = Field(default_factory=dict)
+    encodings: PerBundle = Field(default_factory=dict)
     """{bundle: encoding of its upload}; f32 unless said."""
 
     @model_validator(mode="after")
@@ -185,6 +197,11 @@ class RunSpec(Said):
             algorithm.parse(self.hyperparameters).optimizer_settings(self.local_steps)
         except FedSophiaError as error:
             raise ValueError(error.detail) from None
+        if "hessian" in algorithm.combiners and self.batch_size < MIN_REFRESH_BATCH:
+            raise ValueError(
+                f"batch_size {self.batch_size}: {self.algorithm} estimates the Hessian over at least "
+                f"{MIN_REFRESH_BATCH} examples"
+            )
         if self.quorum > self.cohort_size:
             raise ValueError(f"quorum {self.quorum} is larger than cohort_size {self.cohort_size}")
         names = [tensor.name for tensor in self.model]
@@ -268,8 +285,8 @@ class RunSummary(Answered):
     """The bundles of that version, by digest; an absent bundle is zeros."""
     members: int
     """Workers that have a slot in this run."""
-    created_ms: Milliseconds
-    ended_ms: Milliseconds | None = None
+    created_ms: Count
+    ended_ms: Count | None = None
 
 
 class RoundSummary(Answered):
@@ -284,9 +301,9 @@ class RoundSummary(Answered):
     invited: int
     admitted: int
     declined: int
-    opened_ms: Milliseconds
-    deadline_ms: Milliseconds
-    ended_ms: Milliseconds | None = None
+    opened_ms: Count
+    deadline_ms: Count
+    ended_ms: Count | None = None
     bytes_up: int
     bytes_down: int
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -298,7 +315,7 @@ class VersionSummary(Answered):
 
     version: int
     tensors: dict[str, Digest]
-    created_ms: Milliseconds
+    created_ms: Count
 
 
 # --- assignments and updates -------------------------------------------------------------------
@@ -308,37 +325,37 @@ class Assignment(Answered):
     """What one worker is asked to do in one round."""
 
     kind: Literal["train"] = "train"
-    schema_version: Literal[1] = 1
-    assignment_id: str
-    run_id: str
-    round: int
-    version: int
-    slot: int
+    schema_version: SchemaVersion = 1
+    assignment_id: Identifier
+    run_id: Identifier
+    round: Count
+    version: Count
+    slot: Count
     phase: str
     task: str
-    tensors: dict[str, Digest]
+    tensors: Annotated[dict[str, Digest], Field(max_length=16)]
     """Global state to start from: {bundle: digest}; an absent bundle is zeros."""
     bundles: tuple[str, ...]
     """What the update must carry, in this order; each with the tensors of `params` in their order."""
     encodings: dict[str, str]
     optimizer: str
-    settings: dict[str, float]
+    settings: dict[str, Finite]
     """The optimizer's numbers for this round."""
-    local_steps: int
-    batch_size: int
+    local_steps: Annotated[Int, Field(ge=1, le=1_000_000)]
+    batch_size: Annotated[Int, Field(ge=1, le=1_000_000)]
     seed: Seed
-    deadline_ms: Milliseconds
+    deadline_ms: Count
 
 
 class EvaluationAssignment(Answered):
     """A version that an evaluator is asked to measure; answered by `POST /v1/runs/{run}/metrics`."""
 
     kind: Literal["evaluate"] = "evaluate"
-    schema_version: Literal[1] = 1
-    run_id: str
-    version: int
+    schema_version: SchemaVersion = 1
+    run_id: Identifier
+    version: Count
     task: str
-    tensors: dict[str, Digest]
+    tensors: Annotated[dict[str, Digest], Field(max_length=16)]
 
 
 AnyAssignment = Annotated[Assignment | EvaluationAssignment, Field(discriminator="kind")]
@@ -348,14 +365,14 @@ ANY_ASSIGNMENT: TypeAdapter[Assignment | EvaluationAssignment] = TypeAdapter(Any
 class UpdateHeader(Said):
     """`POST /v1/assignments/{id}/update`: what the worker is about to send."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = 1
     digest: Digest
-    size_bytes: Annotated[int, Field(ge=1, lt=2**53)]
-    bundles: tuple[str, ...]
-    encodings: dict[str, str]
-    num_examples: Annotated[int, Field(ge=1, le=10_000_000)]
+    size_bytes: Annotated[Int, Field(ge=1, lt=2**53)]
+    bundles: Annotated[tuple[Label, ...], Field(max_length=16)]
+    encodings: PerBundle
+    num_examples: Annotated[Int, Field(ge=1, le=10_000_000)]
     """Examples the worker holds, not those it drew."""
-    local_steps: Annotated[int, Field(ge=1)]
+    local_steps: Annotated[Int, Field(ge=1, le=1_000_000)]
     """Steps done: at most those assigned."""
     metrics: Metrics = Field(default_factory=dict, max_length=32)
 
@@ -381,7 +398,7 @@ class Receipt(Answered):
 
     assignment_id: str
     digest: Digest
-    received_ms: Milliseconds
+    received_ms: Count
     outcome: Outcome
     version: int | None = None
     """The version it was counted in."""
@@ -404,8 +421,8 @@ class Heartbeat(Said):
 class MetricsReport(Said):
     """`POST /v1/runs/{run}/metrics`, from an evaluator."""
 
-    version: Annotated[int, Field(ge=0)]
-    num_examples: Annotated[int, Field(ge=1)]
+    version: Count
+    num_examples: Annotated[Count, Field(ge=1)]
     metrics: Annotated[Metrics, Field(max_length=32)]
     """Empty when the version cannot be measured, its loss being NaN for instance: it is not offered again."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.bound import DeltaBound
-from protocol.codec import FrameReader, Limits, MessageHeader, PayloadPart, TensorHeader, require_finite
+from protocol.codec import FrameReader, MessageHeader, PayloadPart, TensorHeader, require_finite
 from protocol.encodings import Encoding, encoding_named
 from protocol.errors import DigestMismatch, NegativeHessian, SizeMismatch
 from ps_service.aggregation import StoredMessage
@@ -45,7 +45,7 @@ class Intake:
         self._size_bytes = size_bytes
         self._check_header = check_header
         self._check_values = check_values
-        self._reader = FrameReader(Limits(message_bytes=size_bytes))
+        self._reader = FrameReader()
         self._sha256 = hashlib.sha256()
         self._received_bytes = 0
         self._part = _TensorPart()

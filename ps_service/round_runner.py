@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from protocol.errors import NotFound, QuorumMissing, UpdateConflict
+from protocol.errors import NotFound, QuorumMissing, UpdateConflict, UploadInterrupted
 from protocol.messages import MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
 from ps_service import round_machine, run_machine
 from ps_service.admission import require_open
@@ -97,6 +97,7 @@ class RoundRunner:
 
         Raises:
             RoundClosed, RunEnded, AssignmentDeclined, UpdateConflict: it came too late or second.
+            UploadInterrupted: the worker declared another update while this one travelled.
             WorkerRevoked: the worker may send no more.
         """
         async with self._transition() as transition:
@@ -105,7 +106,7 @@ class RoundRunner:
             if held is not None:
                 return same_update(held, header.digest)
             if await update_records.load_upload(connection, upload.upload_id) is None:
-                raise UpdateConflict("another update was declared for this assignment meanwhile")
+                raise UploadInterrupted("another update was declared for this assignment meanwhile")
             assignment = await the_assignment(transition, upload.assignment_id)
             run = await the_run(transition, assignment.run_id)
             round_ = await the_round(transition, run.run_id, assignment.round)

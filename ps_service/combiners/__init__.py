@@ -30,5 +30,5 @@ class Combiner(Protocol):
 
 COMBINERS: dict[str, Combiner] = {
     "mean": mean,
-    "trimmed-mean": trimmed_mean,
+    "trimmed_mean": trimmed_mean,
 }

@@ -38,6 +38,9 @@ def require_tensor_message(request: Request, size_bytes: int | None) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != MEDIA_TYPE:
         raise UnsupportedMediaType(f"Content-Type: expected {MEDIA_TYPE}, got {media_type or 'none'}")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding: expected none, got {coding[:32]}")
     length = content_length(request)
     if size_bytes is not None and length != size_bytes:
         raise SizeMismatch(f"Content-Length: {size_bytes} bytes were declared, {length} are announced")

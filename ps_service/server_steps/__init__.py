@@ -9,5 +9,5 @@ __all__ = ["SERVER_STEPS", "ServerStep", "StepContext"]
 
 SERVER_STEPS: dict[str, ServerStep] = {
     "average": Average(),
-    "sophia-shared": SophiaShared(),
+    "sophia_shared": SophiaShared(),
 }

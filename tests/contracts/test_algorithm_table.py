@@ -18,12 +18,12 @@ SNAKE = r"[a-z]+(_[a-z]+)*"
 
 
 @every_row
-def test_names_are_kebab_case_and_the_row_is_filed_under_its_own(row: Algorithm) -> None:
+def test_algorithms_are_written_with_hyphens_and_what_they_are_made_of_like_its_files(row: Algorithm) -> None:
     assert ALGORITHMS[row.name] is row
-    for name in (row.name, row.optimizer, row.server_step, *row.combiners.values()):
-        assert re.fullmatch(KEBAB, name)
-    for bundle in (*row.combiners, *row.state_bundles, *row.derived):
-        assert re.fullmatch(SNAKE, bundle)
+    assert re.fullmatch(KEBAB, row.name)
+    parts = (row.optimizer, row.server_step, *row.combiners.values())
+    for name in (*parts, *row.combiners, *row.state_bundles, *row.derived):
+        assert re.fullmatch(SNAKE, name)
     assert row.summary
 
 

@@ -51,7 +51,7 @@ def test_permuting_workers_changes_nothing_beyond_float_rounding(name, num_worke
 
 def test_the_trimmed_mean_sorts_and_so_forgets_the_order_of_workers_to_the_bit():
     rows = rows_of(33)
-    np.testing.assert_array_equal(combine("trimmed-mean", rows[::-1]), combine("trimmed-mean", rows))
+    np.testing.assert_array_equal(combine("trimmed_mean", rows[::-1]), combine("trimmed_mean", rows))
 
 
 @EVERY_COMBINER
@@ -61,7 +61,7 @@ def test_scaling_every_row_scales_the_result(name, factor):
     rows = rows_of(12)
     scaled = combine(name, rows * np.float32(factor))
     expected = combine(name, rows) * np.float32(factor)
-    if factor < 0 and name == "trimmed-mean":  # turned round, the kept values are added from the other end
+    if factor < 0 and name == "trimmed_mean":  # turned round, the kept values are added from the other end
         np.testing.assert_allclose(scaled, expected, rtol=0, atol=1e-6)
     else:
         np.testing.assert_array_equal(scaled, expected)
@@ -96,11 +96,11 @@ def test_wild_values_never_pass_the_trimmed_mean(num_workers):
     for wild in (1e30, -1e30):
         spoilt = rows.copy()
         spoilt[: trimmed(num_workers)] = wild
-        assert np.abs(combine("trimmed-mean", spoilt)).max() <= rows.max()
+        assert np.abs(combine("trimmed_mean", spoilt)).max() <= rows.max()
 
 
 def test_the_trimmed_mean_by_hand():
     """Of 1, 2, 3, 100 the ends 1 and 100 are dropped, max(⌊4/10⌋, 1) = 1 each: (2 + 3)/2 = 2.5."""
     rows = np.array([[100], [2], [1], [3]], dtype=np.float32)
-    assert combine("trimmed-mean", rows)[0] == 2.5
+    assert combine("trimmed_mean", rows)[0] == 2.5
     assert [trimmed(k) for k in (1, 2, 3, 19, 20, 40)] == [0, 0, 1, 1, 2, 4]

@@ -9,7 +9,7 @@ import torch
 from protocol.algorithms import ALGORITHMS
 from protocol.errors import InvalidMessage
 from worker.optimizers import OPTIMIZERS
-from worker.optimizers.base import LocalState, Optimizer, RoundStart, Tensors
+from worker.optimizers.base import KeptTensors, Optimizer, RoundStart, Tensors
 
 SHAPES = ((4, 3), (3,), ())
 OPTIMIZER_OF_ALGORITHM = [(row.name, row.optimizer) for row in ALGORITHMS.values()]
@@ -25,7 +25,7 @@ def settings_of(algorithm: str) -> dict[str, float]:
     return ALGORITHMS[algorithm].parse({}).optimizer_settings(10)
 
 
-def begin(algorithm: str, name: str, parameters: Tensors, kept: LocalState | None = None) -> Optimizer:
+def begin(algorithm: str, name: str, parameters: Tensors, kept: KeptTensors | None = None) -> Optimizer:
     wanted = ALGORITHMS[algorithm].parse({}).bundles_wanted(0)
     return OPTIMIZERS[name](settings_of(algorithm), RoundStart(parameters, {}, kept, wanted))
 

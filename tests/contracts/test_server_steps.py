@@ -98,7 +98,7 @@ def test_the_shared_step_by_hand_with_weight_decay_and_unequal_steps():
     q_1 = (0.1 + 0.19·0.5)/0.38 = 0.195/0.38 = 0.513158;  q_2 = (−0.15 + 0.1·0.5)/0.2 = −0.5.
     q̄ = 0·(−0.4) + 1·(0.513158 − 0.5)/2 = 0.006579;  θ = 0.5 + (0.1 − 0.15)/2 = 0.475.
     """
-    changed = step_of("sophia-shared", STATE, RECEIVED, shared())
+    changed = step_of("sophia_shared", STATE, RECEIVED, shared())
     assert set(changed) == {"params", "direction"}
     assert changed["params"][0] == pytest.approx(0.475, rel=1e-6)
     assert changed["direction"][0] == pytest.approx((0.195 / 0.38 - 0.5) / 2, abs=1e-7)
@@ -107,17 +107,17 @@ def test_the_shared_step_by_hand_with_weight_decay_and_unequal_steps():
 @pytest.mark.parametrize(("c", "partial"), [(0.5, False), (None, True)])
 def test_the_shared_direction_is_mixed_under_partial_participation(c, partial):
     """c = 0.5: q̄ = 0.5·(−0.4) + 0.5·0.006579 = −0.196711."""
-    changed = step_of("sophia-shared", STATE, RECEIVED, shared(c, partial=partial))
+    changed = step_of("sophia_shared", STATE, RECEIVED, shared(c, partial=partial))
     assert changed["direction"][0] == pytest.approx(-0.2 + (0.195 / 0.38 - 0.5) / 4, abs=1e-7)
 
 
 def test_the_shared_hessian_moves_when_it_was_wanted():
     """β2 = 0.75, ĥ = 4 and 8: h = 0.75·2 + 0.25·6 = 3."""
     received = RECEIVED | {"hessian": np.array([[4], [8]], dtype=np.float32)}
-    assert step_of("sophia-shared", STATE, received, shared())["hessian"][0] == 3
+    assert step_of("sophia_shared", STATE, received, shared())["hessian"][0] == 3
 
 
 def test_the_shared_direction_never_leaves_its_box():
     received = {"delta": np.array([[0.4], [0.4]], dtype=np.float32)}  # outside what two steps explain
     state = STATE | {"direction": np.array([1], dtype=np.float32)}
-    assert step_of("sophia-shared", state, received, shared(0.9))["direction"][0] <= 1
+    assert step_of("sophia_shared", state, received, shared(0.9))["direction"][0] <= 1

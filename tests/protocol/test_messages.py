@@ -165,6 +165,18 @@ def test_a_message_cannot_be_changed(name: str) -> None:
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": True}, "schema_version"),
+        ({"schema_version": 1.0}, "schema_version"),
+        ({"rounds": "3"}, "rounds"),
+        ({"quorum": True}, "quorum"),
+        ({"cohort_size": 4.0}, "cohort_size"),
+        ({"model": [{"name": "w", "shape": [2.0]}]}, r"model\.0\.shape"),
+        ({"hyperparameters": {"clip_bound": "7"}}, "hyperparameters"),
+        ({"hyperparameters": {"refresh_rounds": True}}, "refresh_rounds"),
+        ({"hyperparameters": {"refresh_rounds": 2.5}}, "refresh_rounds"),
+        ({"hyperparameters": {f"h{index}": 1 for index in range(65)}}, "hyperparameters"),
+        ({"algorithm": "a" * 1_000}, "algorithm"),
+        ({"batch_size": 7}, "batch_size 7"),
     ],
 )
 def test_a_run_that_does_not_fit_together_is_refused_and_the_field_is_named(
@@ -200,6 +212,11 @@ def test_a_run_of_thousands_of_tensors_with_ordinary_names_is_accepted() -> None
         ({"local_steps": 0}, "local_steps"),
         ({"size_bytes": 0}, "size_bytes"),
         ({"digest": DIGEST[:-1]}, "digest"),
+        ({"size_bytes": "1000"}, "size_bytes"),
+        ({"num_examples": True}, "num_examples"),
+        ({"metrics": {"loss": True}}, "metrics.loss"),
+        ({"bundles": ["delta"] * 17}, "bundles"),
+        ({"encodings": {f"b{index}": "f32" for index in range(17)}}, "encodings"),
     ],
 )
 def test_a_declaration_out_of_range_is_refused_and_the_field_is_named(
@@ -247,6 +264,26 @@ def test_the_kind_says_which_assignment_it_is() -> None:
     )
     assert isinstance(train, Assignment)
     assert isinstance(evaluate, EvaluationAssignment)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"local_steps": 0}, "local_steps"),
+        ({"local_steps": 10**18}, "local_steps"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"batch_size": 10**13}, "batch_size"),
+        ({"round": -1}, "round"),
+        ({"assignment_id": "../x"}, "assignment_id"),
+        ({"settings": {"hessian_every": float("nan")}}, "settings"),
+        ({"tensors": {f"b{index}": DIGEST for index in range(17)}}, "tensors"),
+    ],
+)
+def test_an_assignment_that_no_worker_should_believe_is_refused(
+    changes: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidMessage, match=rf"Assignment\.{field}"):
+        parse(Assignment, ASSIGNMENT | changes)
 
 
 def test_runs_and_rounds_end_in_the_statuses_that_say_so() -> None:

@@ -13,6 +13,7 @@ ELSEWHERE = {
     errors.DataUnavailable,
     errors.DeviceUnavailable,
     errors.LocalStateCorrupt,
+    errors.StateNotWritable,
     errors.InvalidUsage,
 }
 

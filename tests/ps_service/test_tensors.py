@@ -153,7 +153,7 @@ async def test_storing_the_same_tensors_again_is_no_error(server, message):
     ("values", "kind", "spoil", "code"),
     [
         ([1.0], "state", lambda content: content + b"x", "malformed-tensor-message"),
-        ([1.0], "state", lambda content: content[:-1], "message-too-large"),
+        ([1.0], "state", lambda content: content[:-1], "truncated-tensor-message"),
         ([1.0], "update", bytes, "malformed-tensor-message"),
         ([float("nan")], "state", bytes, "not-finite"),
     ],

@@ -85,7 +85,7 @@ async def test_a_body_is_dropped_if_another_update_was_declared_while_it_travell
         yield first.body[10:]
 
     answer = await worker.put(url, overtaken(), Content_Length=str(len(first.body)))
-    assert (answer.status_code, answer.json()["code"]) == (409, "update-conflict")
+    assert (answer.status_code, answer.json()["code"]) == (408, "upload-interrupted")
     assert (await server.inventory())[0]["updates"] == 0
 
 
@@ -174,7 +174,7 @@ REFUSED_BODIES = {
     "the digest of something else": ("digest-mismatch", lambda u, a: u.an_update(a, digest="0" * 64)),
     "no tensor message at all": ("malformed-tensor-message", lambda u, a: no_message(u, a)),
     "zeros after the end": ("malformed-tensor-message", lambda u, a: longer(u, a)),
-    "a message that ends early": ("message-too-large", lambda u, a: shorter(u, a)),
+    "a message that ends early": ("truncated-tensor-message", lambda u, a: shorter(u, a)),
 }
 
 

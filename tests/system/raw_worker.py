@@ -24,7 +24,7 @@ import httpx
 import msgpack
 
 MEDIA_TYPE = "application/vnd.fed-sophia.v1+msgpack"
-BUNDLES = {"sgd": ["delta"], "sophia": ["delta"], "sophia-shared": ["delta", "hessian"]}
+BUNDLES = {"sgd": ["delta"], "sophia": ["delta"], "sophia_shared": ["delta", "hessian"]}
 ELEMENTS = {"f32": "f", "bf16": "H", "f16": "e"}
 EXAMPLES = (0.8, 0.9, 1.0, 1.1, 1.2)
 ATTEMPTS = 5
@@ -142,7 +142,7 @@ class RawWorker:
                 fresh = Momentum(state.copy("m"), state.copy("h"))
                 kept = self.kept.setdefault(assignment["run_id"], fresh)
                 sophia(assignment, theta, kept, every=int(assignment["settings"]["hessian_every"]))
-            case "sophia-shared":
+            case "sophia_shared":
                 h, s = state.copy("hessian"), assignment["settings"]
                 m = {name: [max(x, s["epsilon"]) for x in values] for name, values in h.items()}
                 for name, direction in state.copy("direction").items():

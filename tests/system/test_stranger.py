@@ -134,7 +134,7 @@ async def test_a_wrong_update_is_refused_by_its_documented_code_and_the_right_on
         for declared, sent, code in [
             (outside := changed("delta", 1.0), outside, "outside-bound"),
             (negative := changed("hessian", -1.0), negative, "negative-hessian"),
-            (right[:-1], right[:-1], "message-too-large"),
+            (right[:-1], right[:-1], "truncated-tensor-message"),
             (right, right[:-1], "size-mismatch"),
             (right, flipped, "digest-mismatch"),
             (right, negated, "negative-hessian"),

@@ -10,7 +10,7 @@ from protocol.algorithms import FedSophiaHyperparameters, FedSophiaSharedHyperpa
 from protocol.bound import DeltaBound
 from protocol.encodings import ENCODINGS
 from protocol.errors import InvalidMessage
-from worker.optimizers.base import LocalState, RoundStart
+from worker.optimizers.base import KeptTensors, RoundStart
 from worker.optimizers.sophia import (
     Sophia,
     SophiaSettings,
@@ -40,7 +40,7 @@ def a_start(
     parameters: tuple[torch.Tensor, ...],
     *,
     shared: dict[str, tuple[torch.Tensor, ...]] | None = None,
-    kept: LocalState | None = None,
+    kept: KeptTensors | None = None,
     wanted: tuple[str, ...] = ("delta",),
 ) -> RoundStart:
     return RoundStart(parameters, shared or {}, kept, wanted)

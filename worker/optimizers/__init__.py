@@ -9,7 +9,7 @@ from worker.optimizers.sophia import Sophia, SophiaShared
 OPTIMIZERS: dict[str, BeginRound] = {
     "sgd": Sgd.begin,
     "sophia": Sophia.begin,
-    "sophia-shared": SophiaShared.begin,
+    "sophia_shared": SophiaShared.begin,
 }
 
 
