@@ -10,14 +10,23 @@ update is pushed again with the same bytes. What an error means for a turn is in
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
-from protocol.codec import decode_message
-from protocol.errors import BundleMismatch, FedSophiaError, InvalidTask, NotFinite
+from protocol.codec import Bundle
+from protocol.errors import (
+    DigestMismatch,
+    FedSophiaError,
+    InvalidTask,
+    NotFinite,
+    RunEnded,
+    Unauthenticated,
+    WorkerRevoked,
+)
 from protocol.messages import (
     Assignment,
     Decline,
@@ -28,19 +37,24 @@ from protocol.messages import (
     parse,
 )
 from worker.client import ServerClient, Transport
+from worker.durable import prove_writable, sole_user
 from worker.enrolment import enrol_once
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
+from worker.global_state import GlobalState
 from worker.identity import identity_in
 from worker.local_state import Kept, LocalState
 from worker.options import WorkerOptions
 from worker.outbox import Entry, Outbox, Pending
-from worker.patience import REAL_PAUSES, Pauses, persistently
-from worker.refusals import CANNOT_BE_DONE, OVERTAKEN
+from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
+from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
+from worker.threads import accompanied, to_its_end
 from worker.trainers import build_trainers
-from worker.update import Tensors, Trained, pack
+from worker.update import Trained, pack
 
 LONG_POLL_S = 30.0
+SHORT_POLL_S = 1.0
+"""Nothing to do, said sooner than this: by someone who does not know how to wait."""
 CHUNK_BYTES = 1024 * 1024
 MAX_REASON = 500
 
@@ -50,11 +64,22 @@ T = TypeVar("T")
 
 
 class Trains(Protocol):
-    """The numerical half of a worker; synchronous, called in a thread, one call at a time."""
+    """The numerical half of a worker; synchronous, called in a thread, one call at a time.
 
-    def train(self, assignment: Assignment, state: dict[str, Tensors], kept: Kept | None) -> Trained: ...
+    Once `stop` is set, both raise `patience.Stopped` as soon as they can.
+    """
 
-    def evaluate(self, state: dict[str, Tensors]) -> tuple[int, dict[str, float]]: ...
+    def train(
+        self,
+        assignment: Assignment,
+        state: Mapping[str, Bundle],
+        kept: Kept | None,
+        stop: threading.Event | None = None,
+    ) -> Trained: ...
+
+    def evaluate(
+        self, state: Mapping[str, Bundle], stop: threading.Event | None = None
+    ) -> tuple[int, dict[str, float]]: ...
 
 
 class Agent:
@@ -78,12 +103,14 @@ class Agent:
         self._task = task
         self._client = client
         self._trainer = trainer
+        self._state_dir = state_dir
         self._local_state = LocalState(state_dir / "local_state")
         self._outbox = Outbox(state_dir / "outbox", self._local_state)
         self._report = report
         self._pauses = pauses
         self._executor = executor
-        self._pulled: dict[str, dict[str, Tensors]] = {}
+        self._global_state = GlobalState(self._fetch)
+        self._measured: dict[str, int] = {}  # {run: version measured last}
 
     async def run(self, max_assignments: int | None = None) -> None:
         """Take turns until cancelled, or until so many assignments have come to an end.
@@ -91,63 +118,58 @@ class Agent:
         Raises:
             FedSophiaError: one that neither a pause nor the next assignment can mend.
         """
-        ended = refused_in_a_row = 0
+        ended = in_vain = 0
         while max_assignments is None or ended < max_assignments:
-            refused = await self._persistently(self._turn)
+            in_vain = 0 if await self._persistently(self._turn) else in_vain + 1
             ended += 1
-            refused_in_a_row = refused_in_a_row + 1 if refused else 0
-            if refused:  # the same assignment may come again at once: never ask in a tight circle
-                await self._pauses.sleep(backoff(refused_in_a_row, self._pauses.jitter()))
+            if in_vain:  # the same assignment may come again at once: never ask in a tight circle
+                await self._pause(in_vain)
 
     async def _turn(self) -> bool:
-        """Bring one assignment to its end; True if that end was a refusal."""
+        """Bring one assignment to its end; True if something came of it."""
         if not self._outbox.pending():
+            await to_its_end(partial(prove_writable, self._state_dir))
             assignment = await self._await_assignment()
             try:
                 if assignment.task != self._task:
                     raise InvalidTask(f"this worker serves {self._task}, not {assignment.task}")
                 if isinstance(assignment, EvaluationAssignment):
-                    await self._evaluate(assignment)
-                    return False
+                    return await self._evaluate(assignment)
                 await self._train_and_keep(assignment)
             except OVERTAKEN + CANNOT_BE_DONE as error:
                 if isinstance(assignment, Assignment):
-                    await self._decline(assignment.assignment_id, error)
-                self._report(Refused(error.code, error.detail, worker=self._name))
-                return True
+                    await self._give_up(assignment.assignment_id, assignment.run_id, error)
+                else:
+                    self._report(Refused(error.code, error.detail, worker=self._name))
+                return False
         return await self._deliver(self._outbox.pending()[0])
 
     async def _await_assignment(self) -> Assignment | EvaluationAssignment:
         self._report(Waiting(worker=self._name))
+        short_polls = 0
         while True:
+            asked_s = self._pauses.clock_s()
             assignment = await self._client.next_assignment(self._worker_id, LONG_POLL_S)
             if assignment is not None:
                 return assignment
+            if self._pauses.clock_s() - asked_s >= SHORT_POLL_S:
+                short_polls = 0
+                continue
+            await self._pause(short_polls)
+            short_polls += 1
 
-    async def _pull(self, run_id: str, digests: dict[str, str]) -> dict[str, Tensors]:
-        """Give the bundles with these digests, fetching those this worker lacks; others are forgotten."""
-        if "params" not in digests:
-            raise BundleMismatch("the assignment names no params to start from")
-        held = self._pulled
-        self._pulled = {digest: held[digest] for digest in digests.values() if digest in held}
-        state = {}
-        for bundle, digest in digests.items():
-            if digest not in self._pulled:
-                message = await self._client.fetch_tensors(run_id, digest)
-                self._pulled[digest] = await asyncio.to_thread(decode_message, message)
-            if bundle not in self._pulled[digest]:
-                raise BundleMismatch(f"tensors {digest}: expected bundle {bundle} in them")
-            state[bundle] = self._pulled[digest][bundle]
-        return state
+    async def _fetch(self, run_id: str, digest: str, at_most_bytes: int | None) -> memoryview:
+        fetch = partial(self._client.fetch_tensors, run_id, digest, at_most_bytes)
+        return await self._despite_damage(fetch, (DigestMismatch,))
 
     async def _train_and_keep(self, assignment: Assignment) -> None:
-        state = await self._pull(assignment.run_id, assignment.tensors)
+        state = await self._global_state.pull(assignment.run_id, assignment.tensors)
         kept = await asyncio.to_thread(self._local_state.load, assignment.run_id)
         self._report(Training(assignment.run_id, assignment.round, worker=self._name))
         trained = await self._beside_heartbeats(partial(self._trainer.train, assignment, state, kept))
-        await _to_its_end(partial(self._keep, assignment, state["params"], trained))
+        await to_its_end(partial(self._keep, assignment, state["params"], trained))
 
-    def _keep(self, assignment: Assignment, params: Tensors, trained: Trained) -> None:
+    def _keep(self, assignment: Assignment, params: Bundle, trained: Trained) -> None:
         header, message = pack(assignment, params, trained)
         entry = Entry(
             assignment_id=assignment.assignment_id,
@@ -158,18 +180,17 @@ class Agent:
         self._outbox.put(entry, message, trained.kept)
 
     async def _deliver(self, pending: Pending) -> bool:
-        """Push a kept update and settle it; True if the server would not have it."""
+        """Push a kept update and settle it; False if the server would not have it."""
         assignment_id = pending.entry.assignment_id
         try:
-            receipt = await self._push(pending)
+            receipt = await self._despite_damage(partial(self._push, pending), DAMAGED_ON_THE_WAY)
         except OVERTAKEN + CANNOT_BE_DONE as error:
-            await self._decline(assignment_id, error)
-            await _to_its_end(partial(self._outbox.drop, assignment_id))
-            self._report(Refused(error.code, error.detail, worker=self._name))
-            return True
-        await _to_its_end(partial(self._outbox.settle, assignment_id))
+            await self._give_up(assignment_id, pending.entry.run_id, error)
+            await to_its_end(partial(self._outbox.drop, assignment_id))
+            return False
+        await to_its_end(partial(self._outbox.settle, assignment_id))
         self._report(Sent(receipt, pending.entry.header.size_bytes, worker=self._name))
-        return False
+        return True
 
     async def _push(self, pending: Pending) -> Receipt:
         answer = await self._client.declare(pending.entry.assignment_id, pending.entry.header)
@@ -178,21 +199,22 @@ class Agent:
         size_bytes = pending.entry.header.size_bytes
         return await self._client.upload(answer.upload_url, size_bytes, _chunks(pending.message_path))
 
-    async def _decline(self, assignment_id: str, error: FedSophiaError) -> None:
+    async def _give_up(self, assignment_id: str, run_id: str, error: FedSophiaError) -> None:
         """Tell the server that no update will come, unless it has settled the assignment itself."""
-        if isinstance(error, OVERTAKEN):
-            return
-        decline = Decline(reason=f"{error.code}: {error.detail}"[:MAX_REASON])
-        with contextlib.suppress(*OVERTAKEN):
-            await self._persistently(partial(self._client.decline, assignment_id, decline))
+        if not isinstance(error, OVERTAKEN):
+            decline = Decline(reason=f"{error.code}: {error.detail}"[:MAX_REASON])
+            with contextlib.suppress(*OVERTAKEN):
+                await self._persistently(partial(self._client.decline, assignment_id, decline))
+        if isinstance(error, RunEnded):
+            await to_its_end(partial(self._local_state.forget, run_id))
+        self._report(Refused(error.code, error.detail, worker=self._name))
 
-    async def _evaluate(self, assignment: EvaluationAssignment) -> None:
-        state = await self._pull(assignment.run_id, assignment.tensors)
+    async def _evaluate(self, assignment: EvaluationAssignment) -> bool:
+        """Measure a version and report it; True unless it was the one reported last."""
         try:
+            state = await self._global_state.pull(assignment.run_id, assignment.tensors)
             num_examples, metrics = await self._beside_heartbeats(partial(self._trainer.evaluate, state))
-        except (
-            NotFinite
-        ) as error:  # said to the server as an empty report, so that it offers the next version
+        except NotFinite as error:  # reported without metrics, so that the server offers the next version
             self._report(Refused(error.code, error.detail, worker=self._name))
             num_examples, metrics = 1, {}
         report = parse(
@@ -202,23 +224,34 @@ class Agent:
         await self._persistently(partial(self._client.report_metrics, assignment.run_id, report))
         if metrics:
             self._report(Evaluated(assignment.version, metrics, worker=self._name))
+        again = self._measured.get(assignment.run_id) == assignment.version
+        self._measured[assignment.run_id] = assignment.version
+        return not again
 
-    async def _beside_heartbeats(self, work: Callable[[], T]) -> T:
-        """Do long work in a thread; tell the server now and then that it goes on."""
-        working = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        try:
-            while not (await asyncio.wait([working], timeout=self._pauses.heartbeat_s))[0]:
-                try:
-                    await self._client.heartbeat(self._worker_id, Heartbeat())
-                except FedSophiaError as error:
-                    if not error.retryable:
-                        raise
-            return working.result()
-        finally:
-            working.cancel()  # work that waits for its thread never begins; begun work ends unheard
+    async def _beside_heartbeats(self, work: Callable[[threading.Event], T]) -> T:
+        return await accompanied(work, self._beat(), self._executor)
+
+    async def _beat(self) -> NoReturn:
+        """Send heartbeats, until the server says that it has this worker no more."""
+        while True:
+            await asyncio.sleep(self._pauses.heartbeat_s)
+            try:
+                await self._client.heartbeat(self._worker_id, Heartbeat())
+            except (Unauthenticated, WorkerRevoked):
+                raise
+            except FedSophiaError:
+                continue  # it says nothing of the work: declaring the update will tell
+
+    async def _pause(self, attempt: int) -> None:
+        await self._pauses.sleep(backoff(attempt, self._pauses.jitter()))
 
     async def _persistently(self, action: Callable[[], Awaitable[T]]) -> T:
         return await persistently(action, self._name, self._report, self._pauses)
+
+    async def _despite_damage(
+        self, transfer: Callable[[], Awaitable[T]], damage: tuple[type[FedSophiaError], ...]
+    ) -> T:
+        return await despite_damage(transfer, damage, self._name, self._report, self._pauses)
 
 
 async def run_worker(options: WorkerOptions, report: Report) -> None:
@@ -241,31 +274,22 @@ async def serve(
     transport: Transport | None = None,
 ) -> None:
     """Be one worker with this trainer; `transport` stands in for the network in a test."""
-    identity = identity_in(options.state_dir, options.server_url)
-    async with ServerClient(options.server_url, identity.secret, transport) as client:
-        worker_id = await enrol_once(client, identity, options, task_name, report, pauses)
-        agent = Agent(
-            options.name,
-            worker_id,
-            task_name,
-            client,
-            trainer,
-            options.state_dir,
-            report,
-            pauses,
-            executor,
-        )
-        await agent.run(options.max_assignments)
-
-
-async def _to_its_end(action: Callable[[], None]) -> None:
-    """Do a short action on files in a thread; a cancellation waits until it is done."""
-    acting = asyncio.get_running_loop().run_in_executor(None, action)
-    try:
-        await asyncio.shield(acting)
-    except asyncio.CancelledError:
-        await asyncio.wait([acting])
-        raise
+    with sole_user(options.state_dir):
+        identity = identity_in(options.state_dir, options.server_url)
+        async with ServerClient(options.server_url, identity.secret, transport) as client:
+            worker_id = await enrol_once(client, identity, options, task_name, report, pauses)
+            agent = Agent(
+                options.name,
+                worker_id,
+                task_name,
+                client,
+                trainer,
+                options.state_dir,
+                report,
+                pauses,
+                executor,
+            )
+            await agent.run(options.max_assignments)
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from protocol.codec import DEFAULT_LIMITS, MEDIA_TYPE
+from protocol.codec import MEDIA_TYPE
 from protocol.errors import (
     DigestMismatch,
     InvalidUsage,
@@ -51,6 +51,7 @@ LONG_POLL_MARGIN_S = 15.0
 KEEPALIVE_S = 4.0
 """Idle connections are dropped before the usual server (5 s) drops them under a request."""
 MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_DOWNLOAD_BYTES = 8 * 1024**3
 
 Transport = httpx.AsyncBaseTransport
 
@@ -70,7 +71,7 @@ class ServerClient:
         base_url: str,
         credential: str,
         transport: Transport | None = None,
-        max_download_bytes: int = DEFAULT_LIMITS.message_bytes,
+        max_download_bytes: int = MAX_DOWNLOAD_BYTES,
     ) -> None:
         self._origin = _checked_origin(base_url)
         self._max_download_bytes = max_download_bytes
@@ -123,16 +124,20 @@ class ServerClient:
         except ValidationError as error:
             raise UnexpectedAnswer(f"an assignment was expected: {_first_of(error)}") from None
 
-    async def fetch_tensors(self, run_id: str, digest: str) -> memoryview:
+    async def fetch_tensors(self, run_id: str, digest: str, at_most_bytes: int | None = None) -> memoryview:
         """Give the whole tensor message with this digest, read-only.
+
+        Args:
+            at_most_bytes: where the caller expects less than this client takes.
 
         Raises:
             DigestMismatch: the bytes that came are not those.
             MessageTooLarge: they are more than this worker takes.
         """
         path = f"/v1/runs/{_part(run_id)}/tensors/{_part(digest)}"
+        limit = min(self._max_download_bytes, at_most_bytes or self._max_download_bytes)
         async with self._answer("GET", path, (200,), headers={"Accept": MEDIA_TYPE}) as response:
-            size_bytes = self._size_of(response)
+            size_bytes = _size_of(response, limit)
             message = _buffer_of(size_bytes)
             sha256 = hashlib.sha256()
             received = 0
@@ -171,11 +176,6 @@ class ServerClient:
         )
         return _parsed(Receipt, body)
 
-    async def receipt(self, assignment_id: str) -> Receipt:
-        """Ask what became of an update; `NotFound` if none was received."""
-        _, body = await self._ask("GET", f"/v1/assignments/{_part(assignment_id)}/update", (200,))
-        return _parsed(Receipt, body)
-
     async def decline(self, assignment_id: str, decline: Decline) -> None:
         await self._ask("POST", f"/v1/assignments/{_part(assignment_id)}/decline", (204,), decline)
 
@@ -212,10 +212,10 @@ class ServerClient:
             all_headers["Content-Type"] = "application/json"
         else:
             body = content
-        request = self._http.build_request(
-            method, path, content=body, headers=all_headers, timeout=_timeout(silence_s)
-        )
         try:
+            request = self._http.build_request(
+                method, path, content=body, headers=all_headers, timeout=_timeout(silence_s)
+            )
             response = await self._http.send(request, stream=True)
             try:
                 if response.status_code not in expected:
@@ -225,14 +225,8 @@ class ServerClient:
                 await response.aclose()
         except httpx.TransportError as error:
             raise ServerUnreachable(f"{self._origin}: {type(error).__name__} {error}".rstrip()) from None
-
-    def _size_of(self, response: httpx.Response) -> int:
-        length = response.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
-            raise UnexpectedAnswer("tensors came without a Content-Length")
-        if int(length) > self._max_download_bytes:
-            raise MessageTooLarge(f"{length} bytes of tensors; at most {self._max_download_bytes} are taken")
-        return int(length)
+        except httpx.InvalidURL as error:
+            raise UnexpectedAnswer(f"the server named an address that is none: {error}") from None
 
 
 @functools.cache
@@ -257,6 +251,15 @@ def _checked_origin(base_url: str) -> str:
 
 def _part(identifier: str) -> str:
     return quote(identifier, safe="")
+
+
+def _size_of(response: httpx.Response, at_most_bytes: int) -> int:
+    length = response.headers.get("Content-Length", "")
+    if not (length.isascii() and length.isdigit()):
+        raise UnexpectedAnswer("tensors came without a Content-Length")
+    if int(length) > at_most_bytes:
+        raise MessageTooLarge(f"{length} bytes of tensors; at most {at_most_bytes} are taken")
+    return int(length)
 
 
 def _buffer_of(size_bytes: int) -> memoryview:

@@ -9,7 +9,7 @@ Gauss–Newton–Bartlett:
 
 Source: Liu et al. 2023 (arXiv 2305.14342), Algorithm 2. Where we differ: the estimate is taken on the
 outputs of the training step it falls on (one forward pass, two backward passes) where the paper draws
-a mini-batch of its own; and B counts loss terms, which are tokens for a language model.
+a mini-batch of its own; and B counts loss terms, which are tokens for a language model, without padding.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from worker.tasks.likelihood import Likelihood
 
 def gauss_newton_bartlett(
     outputs: Tensor,
+    targets: Tensor,
     parameters: Sequence[Tensor],
     likelihood: Likelihood,
     generator: torch.Generator,
@@ -31,10 +32,12 @@ def gauss_newton_bartlett(
 ) -> list[Tensor]:
     """Estimate the diagonal of the Gauss–Newton matrix of the mean loss.
 
-    Labels are drawn from the model's own predictive distribution, so no true label is used.
+    Labels are drawn from the model's own predictive distribution; no true label is used, only where
+    the true ones are padding.
 
     Args:
         outputs: of the training step, with their graph; shape as the likelihood takes it.
+        targets: the step's own; they say which outputs are loss terms.
         generator: source of the drawn labels, on the outputs' device; the same seed gives the same estimate.
         retain_graph: keep the graph, for the step's own backward pass.
 
@@ -43,10 +46,11 @@ def gauss_newton_bartlett(
         not depend on it.
 
     Raises:
+        InvalidTask: every target is padding.
         NotFinite: the loss on the drawn labels is NaN or infinite.
     """
     with torch.no_grad():
-        drawn = likelihood.sample(outputs, generator)
+        drawn = likelihood.sample(outputs, targets, generator)
     loss = likelihood.loss(outputs, drawn)
     if not loss.isfinite():
         raise NotFinite("the loss on labels drawn from the model is NaN or infinite")

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from protocol.errors import FedSophiaError, InvalidUsage, LocalStateCorrupt
 from protocol.messages import Said, parse
-from worker.durable import Fsync, make_private_directory, replace_file
+from worker.durable import Fsync, make_private_directory, replace_file, writing
 
 _FILE_NAME = "identity.json"
 
@@ -35,6 +35,7 @@ def identity_in(state_dir: Path, server_url: str, fsync: Fsync = os.fsync) -> Id
     Raises:
         InvalidUsage: the directory belongs to another server.
         LocalStateCorrupt: the file cannot be read.
+        StateNotWritable: a new one cannot be written.
     """
     server_url = server_url.rstrip("/")
     try:
@@ -56,6 +57,11 @@ def identity_in(state_dir: Path, server_url: str, fsync: Fsync = os.fsync) -> Id
 
 
 def save_identity(state_dir: Path, identity: Identity, fsync: Fsync = os.fsync) -> None:
-    """Put the identity on disk in one step, mode 0600."""
-    make_private_directory(state_dir, fsync)
-    replace_file(state_dir / _FILE_NAME, [identity.model_dump_json(indent=2).encode()], fsync)
+    """Put the identity on disk in one step, mode 0600.
+
+    Raises:
+        StateNotWritable: the disk will not have it.
+    """
+    with writing(state_dir):
+        make_private_directory(state_dir, fsync)
+        replace_file(state_dir / _FILE_NAME, [identity.model_dump_json(indent=2).encode()], fsync)

@@ -9,18 +9,24 @@ Killed before that, the state is the old one and whole; after it, the new one.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from protocol.codec import NamedTensor, decode_message, digest_of, encode_message
+from protocol.codec import Bundle, NamedTensor, decode_message, digest_of, encode_message
 from protocol.errors import FedSophiaError, LocalStateCorrupt
 from protocol.messages import Digest, Said, parse
-from worker.durable import Fsync, file_name_for, make_private_directory, replace_file
+from worker.durable import (
+    Fsync,
+    file_name_for,
+    make_private_directory,
+    replace_file,
+    sync_directory,
+    writing,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Kept:
 
     step: int
     """Local steps done so far, over the worker's life in the run."""
-    bundles: dict[str, dict[str, npt.NDArray[np.float32]]]
+    bundles: Mapping[str, Bundle]
 
 
 class _Description(Said):
@@ -46,11 +52,12 @@ class LocalState:
     """The kept tensors of every run this worker takes part in."""
 
     def __init__(self, directory: Path, fsync: Fsync = os.fsync) -> None:
-        make_private_directory(directory, fsync)
         self._directory = directory
         self._fsync = fsync
-        for leftover in directory.glob(".*.new"):
-            leftover.unlink()
+        with writing(directory):
+            make_private_directory(directory, fsync)
+            for leftover in directory.glob(".*.new"):
+                leftover.unlink()
 
     def load(self, run_id: str) -> Kept | None:
         """Give what was kept for this run; None before its first receipt.
@@ -76,17 +83,12 @@ class LocalState:
         except FedSophiaError as error:
             raise LocalStateCorrupt(_corrupt(run_id, error.detail)) from None
 
-    def round_of(self, run_id: str) -> int | None:
-        """The round that the kept tensors of this run come from.
+    def save(self, run_id: str, round_: int, kept: Kept) -> None:
+        """Replace what is kept for this run, in one step.
 
         Raises:
-            LocalStateCorrupt: the description cannot be read.
+            StateNotWritable: the disk will not have it; what was kept before still is.
         """
-        description = self._describe(run_id)
-        return None if description is None else description.round
-
-    def save(self, run_id: str, round_: int, kept: Kept) -> None:
-        """Replace what is kept for this run, in one step."""
         buffers = encode_message(
             "state",
             (
@@ -97,10 +99,46 @@ class LocalState:
         )
         description = _Description(run_id=run_id, round=round_, step=kept.step, digest=digest_of(buffers))
         tensors_path = self._tensors_path(run_id, description.digest)
-        replace_file(tensors_path, buffers, self._fsync)
-        replace_file(self._path(run_id), [description.model_dump_json().encode()], self._fsync)
+        with writing(self._directory):
+            replace_file(tensors_path, buffers, self._fsync)
+            replace_file(self._path(run_id), [description.model_dump_json().encode()], self._fsync)
+            self._remove_tensors(run_id, but=tensors_path)
+
+    def take_over(self, other: "LocalState", run_id: str) -> None:
+        """Replace what is kept for this run, in one step, by what `other` keeps for it: its files move here.
+
+        Cut off and begun again, it goes on where it was; what has moved already is not asked for twice.
+
+        Raises:
+            LocalStateCorrupt: the other's description cannot be read.
+            StateNotWritable: the disk will not have it.
+        """
+        description = other._describe(run_id)
+        if description is None:  # moved already
+            return
+        tensors_path = self._tensors_path(run_id, description.digest)
+        with writing(self._directory):
+            moving = other._tensors_path(run_id, description.digest)
+            if moving.exists():
+                moving.replace(tensors_path)
+                sync_directory(self._directory, self._fsync)
+            other._path(run_id).replace(self._path(run_id))
+            sync_directory(self._directory, self._fsync)
+            self._remove_tensors(run_id, but=tensors_path)
+
+    def forget(self, run_id: str) -> None:
+        """Keep nothing for this run any longer.
+
+        Raises:
+            StateNotWritable: the files cannot be removed.
+        """
+        with writing(self._directory):
+            self._path(run_id).unlink(missing_ok=True)
+            self._remove_tensors(run_id, but=None)
+
+    def _remove_tensors(self, run_id: str, but: Path | None) -> None:
         for stale in self._directory.glob(f"{file_name_for(run_id)}@*.tensors"):
-            if stale != tensors_path:
+            if stale != but:
                 stale.unlink()
 
     def _describe(self, run_id: str) -> _Description | None:

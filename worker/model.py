@@ -3,7 +3,8 @@
 
 The rule: every parameter with `requires_grad` is exchanged, by its name and in the model's order, as
 float32. Parameters without it never cross the wire and must be identical on all workers. A model with
-buffers (BatchNorm's statistics) is refused: nothing would carry them between workers yet.
+persistent buffers (BatchNorm's statistics) is refused: nothing would carry them between workers yet. A
+buffer that is not persistent (a causal mask) is taken for a constant that the model's code makes.
 """
 
 from collections.abc import Mapping
@@ -32,13 +33,15 @@ class ExchangedParameters:
         """Find them.
 
         Raises:
-            InvalidTask: the model has buffers, nothing to train, or parameters of another type.
+            InvalidTask: the model has persistent buffers, nothing to train, or parameters of another type.
         """
-        buffers = [name for name, _ in model.named_buffers()]
+        saved = model.state_dict()
+        buffers = [name for name, _ in model.named_buffers(remove_duplicate=False) if name in saved]
         if buffers:
             raise InvalidTask(
-                f"the model has buffers ({buffers[0]} is the first), which are not exchanged yet: use "
-                "layers without running statistics, such as GroupNorm or LayerNorm for BatchNorm"
+                f"the model has persistent buffers ({buffers[0]} is the first), which are not exchanged yet: "
+                "use layers without running statistics, such as GroupNorm or LayerNorm for BatchNorm, and "
+                "register a constant, such as a mask, with persistent=False"
             )
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not named:
@@ -95,9 +98,13 @@ class ExchangedParameters:
         """θ_J − θ_0 in float32, as new arrays.
 
         Raises:
-            NotFinite: a parameter is NaN or infinite.
+            NotFinite: a parameter is NaN or infinite, or as far from its start as float32 cannot hold.
         """
-        return {name: array - start[name] for name, array in self.arrays_of("params", self.tensors).items()}
+        with np.errstate(over="ignore"):
+            delta = {name: end - start[name] for name, end in self.arrays_of("params", self.tensors).items()}
+        for name, array in delta.items():
+            require_finite(f"delta/{name}", array)
+        return delta
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -12,9 +12,11 @@ Where a crash can fall, and what the next start finds:
     before `.new-` is renamed        no entry: the assignment is asked for and trained again
     after it, before the receipt     the entry: the same bytes are declared and sent again
     after the receipt, before the    the entry and the old local state: declaring the same digest gives
-    local state is installed         the same receipt, and settling is repeated
-    before the entry is renamed      the entry and the new local state: as above; the state of one
-    to `.old-`                       round is installed twice, which changes nothing
+    new local state is moved         the same receipt, and settling is repeated
+    between the moves of its two     the entry and the old local state, the new tensors beside it: as
+    files                            above, and the file that is left is moved
+    before the entry is renamed      the entry without `kept/`, and the new local state: as above, and
+    to `.old-`                       there is nothing left to move
     while `.old-` is deleted         no entry: `.old-` is swept
 """
 
@@ -29,7 +31,14 @@ from pydantic import Field
 
 from protocol.errors import FedSophiaError, LocalStateCorrupt
 from protocol.messages import Said, UpdateHeader, parse
-from worker.durable import Fsync, file_name_for, make_private_directory, sync_directory, write_new_file
+from worker.durable import (
+    Fsync,
+    file_name_for,
+    make_private_directory,
+    sync_directory,
+    write_new_file,
+    writing,
+)
 from worker.local_state import Kept, LocalState
 
 _ENTRY, _MESSAGE, _KEPT = "entry.json", "update.tensors", "kept"
@@ -58,26 +67,32 @@ class Outbox:
     """The updates of one worker that have no receipt yet."""
 
     def __init__(self, directory: Path, local_state: LocalState, fsync: Fsync = os.fsync) -> None:
-        make_private_directory(directory, fsync)
         self._directory = directory
         self._local_state = local_state
         self._fsync = fsync
-        for leftover in (*directory.glob(f"{_NEW}*"), *directory.glob(f"{_OLD}*")):
-            shutil.rmtree(leftover)
+        with writing(directory):
+            make_private_directory(directory, fsync)
+            for leftover in (*directory.glob(f"{_NEW}*"), *directory.glob(f"{_OLD}*")):
+                shutil.rmtree(leftover)
 
     def put(self, entry: Entry, message: Sequence[memoryview], kept: Kept | None) -> None:
-        """Keep a finished update: once this returns, it outlives a crash."""
+        """Keep a finished update: once this returns, it outlives a crash.
+
+        Raises:
+            StateNotWritable: the disk will not have it.
+        """
         name = file_name_for(entry.assignment_id)
         new = self._directory / f"{_NEW}{name}"
-        shutil.rmtree(new, ignore_errors=True)
-        make_private_directory(new, self._fsync)
-        write_new_file(new / _MESSAGE, message, self._fsync)
-        if kept is not None:
-            LocalState(new / _KEPT, self._fsync).save(entry.run_id, entry.round, kept)
-        write_new_file(new / _ENTRY, [entry.model_dump_json().encode()], self._fsync)
-        sync_directory(new, self._fsync)
-        new.rename(self._directory / name)
-        sync_directory(self._directory, self._fsync)
+        with writing(self._directory):
+            shutil.rmtree(new, ignore_errors=True)
+            make_private_directory(new, self._fsync)
+            write_new_file(new / _MESSAGE, message, self._fsync)
+            if kept is not None:
+                LocalState(new / _KEPT, self._fsync).save(entry.run_id, entry.round, kept)
+            write_new_file(new / _ENTRY, [entry.model_dump_json().encode()], self._fsync)
+            sync_directory(new, self._fsync)
+            new.rename(self._directory / name)
+            sync_directory(self._directory, self._fsync)
 
     def pending(self) -> list[Pending]:
         """Every update without a receipt, oldest round first.
@@ -97,23 +112,26 @@ class Outbox:
 
         Raises:
             LocalStateCorrupt: the entry cannot be read.
+            StateNotWritable: the disk will not have it.
         """
         path = self._directory / file_name_for(assignment_id)
-        entry = self._read(path)
         if (path / _KEPT).is_dir():
-            kept = LocalState(path / _KEPT).load(entry.run_id)
-            if kept is None:
-                raise LocalStateCorrupt(f"update for assignment {assignment_id}: its new local state is gone")
-            self._local_state.save(entry.run_id, entry.round, kept)
+            new_state = LocalState(path / _KEPT, self._fsync)
+            self._local_state.take_over(new_state, self._read(path).run_id)
         self.drop(assignment_id)
 
     def drop(self, assignment_id: str) -> None:
-        """Forget the update, and the local state that came with it."""
+        """Forget the update, and the local state that came with it.
+
+        Raises:
+            StateNotWritable: the disk will not have it.
+        """
         name = file_name_for(assignment_id)
         old = self._directory / f"{_OLD}{name}"
-        (self._directory / name).rename(old)
-        sync_directory(self._directory, self._fsync)
-        shutil.rmtree(old)
+        with writing(self._directory):
+            (self._directory / name).rename(old)
+            sync_directory(self._directory, self._fsync)
+            shutil.rmtree(old)
 
     def _read(self, path: Path) -> Entry:
         try:

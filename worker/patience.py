@@ -3,17 +3,23 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from protocol.errors import FedSophiaError
 from worker.events import Reconnecting, Report
-from worker.retry import wait_before_retry
+from worker.retry import backoff, wait_before_retry
 
 HEARTBEAT_S = 20.0
+TRANSFERS_AGAIN = 3
 
 T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """Work was given up because its worker is to stop."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Pauses:
 
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     jitter: Callable[[], float] = random.random
+    clock_s: Callable[[], float] = time.monotonic
     heartbeat_s: float = HEARTBEAT_S
 
 
@@ -41,3 +48,21 @@ async def persistently(action: Callable[[], Awaitable[T]], worker: str, report: 
             report(Reconnecting(error.detail, wait_s, worker=worker))
         await pauses.sleep(wait_s)
         attempt += 1
+
+
+async def despite_damage(
+    transfer: Callable[[], Awaitable[T]],
+    damage: tuple[type[FedSophiaError], ...],
+    worker: str,
+    report: Report,
+    pauses: Pauses,
+) -> T:
+    """Give the transfer's result, repeating it three times at most where bytes came to harm on the way."""
+    for attempt in range(TRANSFERS_AGAIN):
+        try:
+            return await transfer()
+        except damage as error:
+            wait_s = backoff(attempt, pauses.jitter())
+            report(Reconnecting(error.detail, wait_s, worker=worker))
+        await pauses.sleep(wait_s)
+    return await transfer()

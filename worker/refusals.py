@@ -24,6 +24,15 @@ from protocol.errors import (
     UpdateConflict,
 )
 
+DAMAGED_ON_THE_WAY = (
+    DigestMismatch,
+    SizeMismatch,
+    MalformedTensorMessage,
+    TruncatedTensorMessage,
+    NotFound,
+)
+"""A body came to harm, or its offer is gone from a server that was restored: declared and sent again."""
+
 OVERTAKEN = (RoundClosed, RunEnded, UpdateConflict, AssignmentDeclined, NotFound)
 """The server has settled the assignment without this update: it is dropped."""
 

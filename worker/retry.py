@@ -7,8 +7,6 @@ Full jitter, so that workers who lost the server in the same moment do not retur
 A `Retry-After` is honoured: the wait is that long, and the jitter comes on top.
 """
 
-import math
-
 from protocol.errors import FedSophiaError
 
 FIRST_WAIT_S = 0.5
@@ -30,24 +28,16 @@ def backoff(attempt: int, jitter: float) -> float:
     return jitter * min(WAIT_CAP_S, FIRST_WAIT_S * 2.0 ** min(attempt, 16))
 
 
-def wait_before_retry(
-    error: FedSophiaError,
-    attempt: int,
-    jitter: float,
-    *,
-    now_s: float = 0.0,
-    deadline_s: float = math.inf,
-) -> float | None:
+def wait_before_retry(error: FedSophiaError, attempt: int, jitter: float) -> float | None:
     """Seconds to wait before the same request may be sent again; None to give up.
 
     Args:
         attempt: failures before this one, from 0.
         jitter: drawn from [0, 1).
-        now_s, deadline_s: on one clock. A try that could not begin before the deadline is not made.
     """
     if not error.retryable:
         return None
     wait_s = backoff(attempt, jitter)
     if isinstance(error.__cause__, RetryAfter):
         wait_s += min(max(error.__cause__.wait_s, 0.0), LONGEST_RETRY_AFTER_S)
-    return wait_s if now_s + wait_s < deadline_s else None
+    return wait_s

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from worker.options import WorkerOptions
 
 if TYPE_CHECKING:
+    from worker.tasks import Examples, Task
     from worker.training import Trainer
 
 
@@ -22,28 +23,35 @@ def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple
         parts: None makes a trainer without training data, for an evaluator.
 
     Raises:
-        InvalidTask, DataUnavailable, DeviceUnavailable, InvalidUsage: the choice cannot be met here.
+        InvalidTask: the task cannot be loaded, or its code failed.
+        DataUnavailable, DeviceUnavailable, InvalidUsage: the choice cannot be met here.
     """
     import torch
 
     from worker.tasks import load_task
-    from worker.tasks.partition import parse_partition
+    from worker.tasks.failures import as_invalid_task
     from worker.training import Trainer, choose_device
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     task = load_task(options.task, options.data_dir)
-    everything = task.training_data() if any(part is not None for part in parts) else None
-    partition = None if options.partition is None else parse_partition(options.partition)
+    with as_invalid_task(task.name, device):
+        held = _examples_of(task, options, [part for part in parts if part is not None])
+        return task.name, [Trainer(task, None if part is None else held[part], device) for part in parts]
 
-    trainers = []
-    for part in parts:
-        examples = None if part is None else everything
-        if part is not None and everything is not None and partition is not None:
-            targets = everything.targets.numpy()
-            examples = everything.batch(
-                partition.indices(targets, part, options.partition_of, options.partition_seed)
-            )
-        trainers.append(Trainer(task, examples, device))
-    return task.name, trainers
+
+def _examples_of(task: "Task", options: WorkerOptions, parts: Sequence[int]) -> dict[int, "Examples"]:
+    """The examples that each of these parts holds; the data are read and divided once."""
+    from worker.tasks.partition import parse_partition
+
+    partition = None if options.partition is None else parse_partition(options.partition)
+    if not parts:
+        return {}
+    everything = task.training_data()
+    if partition is None:
+        return dict.fromkeys(parts, everything)
+    rows_of_each = partition.indices_of_each(
+        everything.targets.numpy(), parts, options.partition_of, options.partition_seed
+    )
+    return {part: everything.batch(rows) for part, rows in zip(parts, rows_of_each, strict=True)}

@@ -4,31 +4,38 @@
 Everything here is synchronous and heavy: run it in a thread. Arrays in and out are numpy; torch stays
 on this side. On one CPU type and thread count, the same assignment, state and examples give the same
 bits; a GPU draws other labels than a CPU from the same seed. A model that draws by itself (dropout) uses
-torch's global generator: its bits are the same only while one thread at a time trains.
+torch's global generators, which are seeded on a CPU and on CUDA but shared by the process: its bits are
+the same only while one thread at a time trains (a swarm's `parallel_training` of 1), and never on mps.
 """
 
 import math
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from protocol.algorithms import MIN_REFRESH_BATCH
 from protocol.codec import Bundle
-from protocol.errors import BundleMismatch, DeviceUnavailable, InvalidTask, NotFinite
+from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, InvalidTask, NotFinite
 from protocol.messages import Assignment
 from worker.curvature import gauss_newton_bartlett
+from worker.draws import Draws, torch_seeded
 from worker.local_state import Kept
 from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
-from worker.optimizers.base import LocalState, Optimizer, RoundStart
+from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
+from worker.patience import Stopped
 from worker.tasks.base import Examples, Task
+from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
 
 EVALUATION_BATCH = 1000
+FROZEN_SEED = 0
+"""Every worker makes its model under it, so that parameters which are not exchanged are the same on all."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class Evaluation(NamedTuple):
 class Trainer:
     """One worker's model and data on a device, reused between rounds. One call at a time.
 
-    It holds no algorithm state: `train` is given what was kept and returns what to keep.
+    It holds no algorithm state: `train` is given what was kept and returns what to keep. What the task's
+    code or torch raises becomes an InvalidTask of one line.
     """
 
     def __init__(self, task: Task, examples: Examples | None, device: torch.device) -> None:
@@ -69,33 +77,81 @@ class Trainer:
         self._task = task
         self._likelihood = likelihood_named(task.likelihood)
         self._device = device
-        self._model = task.model().to(device)
-        self._exchanged = ExchangedParameters.of(self._model)
-        self._examples = None if examples is None else examples.to(device)
+        with as_invalid_task(task.name, device):
+            with torch_seeded(FROZEN_SEED, device):
+                self._model = task.model().to(device)
+            self._exchanged = ExchangedParameters.of(self._model)
+            self._examples = None if examples is None else examples.to(device)
         self._evaluation: Examples | None = None
+        self._at_work = threading.Lock()
 
-    def train(self, assignment: Assignment, state: Mapping[str, Bundle], kept: Kept | None) -> Trained:
+    def train(
+        self,
+        assignment: Assignment,
+        state: Mapping[str, Bundle],
+        kept: Kept | None,
+        stop: threading.Event | None = None,
+    ) -> Trained:
         """Do the assignment's local steps.
 
         Args:
             state: the assignment's bundles: `params`, and what else the server has.
             kept: what this worker's last assignment of the run returned.
+            stop: set from another thread, it ends the work within a local step.
 
         Raises:
-            InvalidTask: there are no examples to train on.
+            Stopped: `stop` was set.
+            InvalidTask: there are too few examples to train on, or the task's code failed.
             ShapeMismatch: a bundle does not fit the model.
             InvalidMessage: the optimizer is unknown or lacks a setting.
             BundleMismatch: the optimizer cannot give a bundle that is wanted.
-            NotFinite: a loss or a result is NaN or infinite.
+            NotFinite: a setting, a loss or a result is NaN or infinite.
+            Internal: this trainer is at work already.
         """
-        if self._examples is None or not len(self._examples):
-            raise InvalidTask(f"task {self._task.name}: this worker holds no training examples")
+        with self._alone():
+            return self._train(assignment, state, kept, stop)
+
+    def evaluate(self, state: Mapping[str, Bundle], stop: threading.Event | None = None) -> Evaluation:
+        """Measure `params` on the task's evaluation data: `test_loss`, `test_accuracy` and the like.
+
+        Args:
+            stop: set from another thread, it ends the work within a batch.
+
+        Raises:
+            Stopped: `stop` was set.
+            InvalidTask: there are no evaluation examples, or the task's code failed.
+            ShapeMismatch: the parameters do not fit the model.
+            NotFinite: a metric is NaN or infinite.
+            Internal: this trainer is at work already.
+        """
+        with self._alone():
+            return self._evaluate(state, stop)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # two calls at once would move the same parameters, and neither would notice
+        if not self._at_work.acquire(blocking=False):
+            raise Internal(f"task {self._task.name}: a trainer was called while it was at work")
+        try:
+            with as_invalid_task(self._task.name, self._device):
+                yield
+        finally:
+            self._at_work.release()
+
+    def _train(
+        self,
+        assignment: Assignment,
+        state: Mapping[str, Bundle],
+        kept: Kept | None,
+        stop: threading.Event | None,
+    ) -> Trained:
+        examples = self._examples_for(assignment)
         begun = time.perf_counter()
         exchanged = self._exchanged
         exchanged.load(state["params"])
         begin_round = optimizer_named(assignment.optimizer)
         optimizer = begin_round(assignment.settings, self._round_start(assignment, state, kept))
-        optimizer, train_loss = self._steps(assignment, self._examples, optimizer)
+        optimizer, train_loss = self._steps(assignment, examples, optimizer, stop)
         bundles = {"delta": exchanged.delta_from(state["params"])}
         for name, tensors in optimizer.uploads().items():
             bundles[name] = exchanged.arrays_of(name, tensors)
@@ -103,19 +159,25 @@ class Trainer:
         return Trained(
             bundles=_wanted(bundles, assignment),
             kept=self._to_keep(optimizer.kept()),
-            num_examples=len(self._examples),
+            num_examples=len(examples),
             local_steps=assignment.local_steps,
             metrics=metrics | optimizer.metrics(),
         )
 
-    def evaluate(self, state: Mapping[str, Bundle]) -> Evaluation:
-        """Measure `params` on the task's evaluation data: `test_loss`, `test_accuracy` and the like.
+    def _examples_for(self, assignment: Assignment) -> Examples:
+        """This worker's examples, if they are enough for what is asked; the server is not trusted here."""
+        name, examples = self._task.name, self._examples
+        if examples is None or not len(examples):
+            raise InvalidTask(f"task {name}: this worker holds no training examples")
+        drawn_from = min(assignment.batch_size, len(examples))
+        if "hessian" in assignment.bundles and drawn_from < MIN_REFRESH_BATCH:
+            raise InvalidTask(
+                f"task {name}: a Hessian estimate is wanted of {drawn_from} examples, fewer than "
+                f"{MIN_REFRESH_BATCH}: the estimate would reveal single examples"
+            )
+        return examples
 
-        Raises:
-            InvalidTask: there are no evaluation examples.
-            ShapeMismatch: the parameters do not fit the model.
-            NotFinite: a metric is NaN or infinite.
-        """
+    def _evaluate(self, state: Mapping[str, Bundle], stop: threading.Event | None) -> Evaluation:
         self._exchanged.load(state["params"])
         if self._evaluation is None:
             self._evaluation = self._task.evaluation_data().to(self._device)
@@ -126,6 +188,7 @@ class Trainer:
         num_terms = 0
         with torch.inference_mode():
             for first in range(0, len(self._evaluation), EVALUATION_BATCH):
+                _heed(stop)
                 rows = slice(first, first + EVALUATION_BATCH)
                 targets = self._evaluation.targets[rows]
                 outputs = self._model(self._evaluation.inputs[rows])
@@ -139,16 +202,16 @@ class Trainer:
         return Evaluation(len(self._evaluation), metrics)
 
     def _steps(
-        self, assignment: Assignment, examples: Examples, optimizer: Optimizer
+        self, assignment: Assignment, examples: Examples, optimizer: Optimizer, stop: threading.Event | None
     ) -> tuple[Optimizer, float]:
         """Do the local steps; give where the optimizer stands after them, and the mean training loss."""
-        draws = _Draws.seeded(assignment.seed, self._device)
+        draws = Draws.seeded(assignment.seed, self._device)
         parameters = self._exchanged.tensors
-        losses = []
+        mean_loss = torch.zeros((), device=self._device)
         self._model.train()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draws.model_seed)
-            for _ in range(assignment.local_steps):
+        with torch_seeded(draws.model_seed, self._device):
+            for step in range(1, assignment.local_steps + 1):
+                _heed(stop)
                 rows = torch.randint(len(examples), (assignment.batch_size,), generator=draws.batches)
                 batch = examples.batch(rows)
                 outputs = self._model(batch.inputs)
@@ -157,64 +220,47 @@ class Trainer:
                 if optimizer.wants_hessian:
                     estimate = tuple(
                         gauss_newton_bartlett(
-                            outputs, parameters, self._likelihood, draws.labels, retain_graph=True
+                            outputs,
+                            batch.targets,
+                            parameters,
+                            self._likelihood,
+                            draws.labels,
+                            retain_graph=True,
                         )
                     )
                 gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 optimizer = optimizer.step(parameters, gradients, estimate)
-                losses.append(loss.detach())
-        return optimizer, _mean_of_finite(torch.stack(losses))
+                # kept on the device; one loss that is not finite makes it NaN for good
+                mean_loss += (loss.detach() - mean_loss) / step
+        train_loss = mean_loss.item()
+        if not math.isfinite(train_loss):
+            raise NotFinite(f"a training loss of round {assignment.round} is NaN or infinite")
+        return optimizer, train_loss
 
     def _round_start(
         self, assignment: Assignment, state: Mapping[str, Bundle], kept: Kept | None
     ) -> RoundStart:
         tensors_of = self._exchanged.tensors_of
-        local_state = None
+        kept_tensors = None
         if kept is not None:
             bundles = {name: tensors_of(name, bundle) for name, bundle in kept.bundles.items()}
-            local_state = LocalState(kept.step, bundles)
+            kept_tensors = KeptTensors(kept.step, bundles)
         return RoundStart(
             parameters=self._exchanged.tensors,
             shared={name: tensors_of(name, state[name]) for name in state if name != "params"},
-            kept=local_state,
+            kept=kept_tensors,
             bundles_wanted=assignment.bundles,
         )
 
-    def _to_keep(self, local_state: LocalState | None) -> Kept | None:
-        if local_state is None:
+    def _to_keep(self, kept: KeptTensors | None) -> Kept | None:
+        if kept is None:
             return None
-        arrays_of = self._exchanged.arrays_of
-        return Kept(local_state.step, {name: arrays_of(name, t) for name, t in local_state.bundles.items()})
+        return Kept(kept.step, {name: self._exchanged.arrays_of(name, t) for name, t in kept.bundles.items()})
 
 
-class _Draws(NamedTuple):
-    """The random sources of one assignment.
-
-    Their three seeds are the first words of numpy's SeedSequence of the assignment's seed: torch's
-    generator on a CPU heeds 32 bits of a seed only, and the assignment's has 63.
-    """
-
-    batches: torch.Generator
-    """On the CPU, so that every device draws the same batches."""
-    labels: torch.Generator
-    """On the model's device."""
-    model_seed: int
-    """For torch's global generator, which a model may draw from: dropout."""
-
-    @classmethod
-    def seeded(cls, seed: int, device: torch.device) -> "_Draws":
-        batches, labels, model = np.random.SeedSequence(seed).generate_state(3, np.uint64).tolist()
-        return cls(torch.Generator().manual_seed(batches), torch.Generator(device).manual_seed(labels), model)
-
-
-def _mean_of_finite(losses: Tensor) -> float:
-    finite = losses.isfinite()
-    if not finite.all():
-        step = int(finite.logical_not().nonzero()[0])
-        raise NotFinite(
-            f"the training loss of local step {step} (of {len(losses)}, from 0) is NaN or infinite"
-        )
-    return losses.mean().item()
+def _heed(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Stopped
 
 
 def _wanted(bundles: dict[str, Arrays], assignment: Assignment) -> dict[str, Arrays]:
@@ -228,10 +274,10 @@ def initial_parameters(task: Task, seed: int) -> Arrays:
     """Give the parameters a run begins with: those of a new model under this seed.
 
     Raises:
-        InvalidTask: the model is not of a kind that can be exchanged.
+        InvalidTask: the model is not of a kind that can be exchanged, or making it failed.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    cpu = torch.device("cpu")
+    with as_invalid_task(task.name, cpu), torch_seeded(seed, cpu):
         exchanged = ExchangedParameters.of(task.model())
     return exchanged.arrays_of("params", exchanged.tensors)
 

@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensor message and the declaration made of a finished training: pure."""
+"""What a worker reads from a tensor message, and the message and declaration of a finished training: pure."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from protocol.codec import NamedTensor, digest_of, encode_message, require_finite
+from protocol.codec import (
+    Bundle,
+    NamedTensor,
+    decode_message,
+    digest_of,
+    encode_message,
+    read_layout,
+    require_finite,
+)
 from protocol.errors import BundleMismatch, ShapeMismatch
 from protocol.messages import Assignment, UpdateHeader, parse
 from worker.local_state import Kept
-
-Tensors = dict[str, npt.NDArray[np.float32]]
-"""One bundle: {tensor name: values}."""
 
 
 class Trained(Protocol):
     """What local training gives."""
 
     @property
-    def bundles(self) -> Mapping[str, Tensors]: ...
+    def bundles(self) -> Mapping[str, Bundle]: ...
 
     @property
     def kept(self) -> Kept | None: ...
@@ -35,7 +37,25 @@ class Trained(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
 
 
-def pack(assignment: Assignment, params: Tensors, trained: Trained) -> tuple[UpdateHeader, list[memoryview]]:
+def state_in(message: memoryview) -> Mapping[str, Bundle]:
+    """Give the bundles of global state that a whole message holds.
+
+    Raises:
+        BundleMismatch: it holds somebody's update.
+        NotFinite: a tensor holds NaN or an infinity.
+        MalformedTensorMessage, TruncatedTensorMessage, MessageTooLarge, UnknownEncoding: it cannot be read.
+    """
+    bundles = decode_message(message)
+    kind = read_layout(message).header.kind
+    if kind != "state":
+        raise BundleMismatch(f"expected a message of kind state, got {kind}")
+    for bundle, tensors in bundles.items():
+        for name, values in tensors.items():
+            require_finite(f"{bundle}/{name}", values)
+    return bundles
+
+
+def pack(assignment: Assignment, params: Bundle, trained: Trained) -> tuple[UpdateHeader, list[memoryview]]:
     """Give the declaration of an update and the buffers of its message.
 
     Bundles stand in the assignment's order and tensors in that of `params`, as the server expects.
@@ -65,7 +85,7 @@ def pack(assignment: Assignment, params: Tensors, trained: Trained) -> tuple[Upd
     return header, message
 
 
-def _tensor(assignment: Assignment, params: Tensors, trained: Trained, bundle: str, name: str) -> NamedTensor:
+def _tensor(assignment: Assignment, params: Bundle, trained: Trained, bundle: str, name: str) -> NamedTensor:
     if bundle not in trained.bundles:
         raise BundleMismatch(f"training gave no bundle {bundle}, which the assignment asks for")
     values = trained.bundles[bundle].get(name)

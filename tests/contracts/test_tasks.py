@@ -52,7 +52,12 @@ def test_its_model_its_data_and_its_likelihood_fit_together(task: Task) -> None:
         loss = likelihood.loss(outputs, batch.targets)
         assert loss.isfinite() and loss.shape == ()
         estimates = gauss_newton_bartlett(
-            outputs, list(model.parameters()), likelihood, torch.Generator(), retain_graph=False
+            outputs,
+            batch.targets,
+            list(model.parameters()),
+            likelihood,
+            torch.Generator(),
+            retain_graph=False,
         )
         assert all((estimate >= 0).all() for estimate in estimates)
 

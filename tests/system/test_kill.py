@@ -2,12 +2,15 @@
 """`kill -9` of the server in the middle of a round: the run goes on and ends as if nothing had happened."""
 
 import asyncio
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from fed_sophia.new_run import RunRequest, begin
+from protocol.codec import Bundle
 from protocol.messages import Assignment, RunStatus
 from tests.system.conftest import ServerProcess
 from worker.agent import serve
@@ -16,7 +19,6 @@ from worker.options import WorkerOptions
 from worker.tasks import load_task
 from worker.tasks.partition import parse_partition
 from worker.training import Trained, Trainer
-from worker.update import Tensors
 
 WORKERS = 4
 ROUNDS = 6
@@ -44,12 +46,20 @@ class GatedTrainer:
         self._trainer = trainer
         self._gate = gate
 
-    def train(self, assignment: Assignment, state: dict[str, Tensors], kept: Kept | None) -> Trained:
+    def train(
+        self,
+        assignment: Assignment,
+        state: Mapping[str, Bundle],
+        kept: Kept | None,
+        stop: threading.Event | None = None,
+    ) -> Trained:
         self._gate.pass_through(assignment)
-        return self._trainer.train(assignment, state, kept)
+        return self._trainer.train(assignment, state, kept, stop)
 
-    def evaluate(self, state: dict[str, Tensors]) -> tuple[int, dict[str, float]]:
-        return self._trainer.evaluate(state)
+    def evaluate(
+        self, state: Mapping[str, Bundle], stop: threading.Event | None = None
+    ) -> tuple[int, dict[str, float]]:
+        return self._trainer.evaluate(state, stop)
 
 
 async def final_digests(server: ServerProcess, tmp_path: Path, algorithm: str, kills: int) -> dict[str, str]:

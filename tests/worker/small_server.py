@@ -14,18 +14,17 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 
-from protocol.codec import digest_of, encode_bundle
+from protocol.codec import Bundle, digest_of, encode_bundle
 from protocol.messages import Assignment, EvaluationAssignment, Receipt
-from worker.update import Tensors
 
-PARAMS: Tensors = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
+PARAMS: Bundle = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
 ANSWER_LOST = httpx.ReadError("the connection broke")
 
 
 Hook = Callable[[], Awaitable[httpx.Response | None]]
 
 
-def message_of(params: Tensors) -> bytes:
+def message_of(params: Bundle) -> bytes:
     return b"".join(encode_bundle("params", params))
 
 

@@ -2,9 +2,6 @@
 """The worker's loop against a small honest server, with a stub in the trainer's seat."""
 
 import asyncio
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -13,11 +10,9 @@ import pytest
 
 from protocol.codec import decode_message
 from protocol.errors import InvalidTask, InvalidUsage, NotFinite, WorkerRevoked
-from protocol.messages import Assignment
 from tests.worker.small_server import (
     ANSWER_LOST,
     PARAMS,
-    SmallServer,
     a_server,
     evaluation,
     in_turn,
@@ -25,84 +20,8 @@ from tests.worker.small_server import (
     problem,
     training,
 )
-from worker.agent import serve
-from worker.events import AgentEvent, Enrolled, Evaluated, Reconnecting, Refused, Sent, Training
-from worker.local_state import Kept, LocalState
-from worker.options import WorkerOptions
-from worker.patience import Pauses
-from worker.update import Tensors
-
-
-@dataclass(frozen=True)
-class StubTrained:
-    bundles: dict[str, Tensors]
-    kept: Kept | None
-    num_examples: int = 12
-    local_steps: int = 3
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class StubTrainer:
-    """Gives delta = 1 + steps kept before; counts what it was asked."""
-
-    trained: list[str] = field(default_factory=list)
-    fails_with: Exception | None = None
-    gives: float = 1.0
-    holds: Callable[[], object] = lambda: None
-
-    def train(self, assignment: Assignment, state: dict[str, Tensors], kept: Kept | None) -> StubTrained:
-        self.trained.append(assignment.assignment_id)
-        self.holds()
-        if self.fails_with is not None:
-            raise self.fails_with
-        assert all(np.array_equal(state["params"][name], PARAMS[name]) for name in PARAMS)
-        step = 0 if kept is None else kept.step
-        delta = {name: np.full_like(values, self.gives + step) for name, values in PARAMS.items()}
-        return StubTrained({"delta": delta}, Kept(step + 3, {"momentum": delta}))
-
-    def evaluate(self, state: dict[str, Tensors]) -> tuple[int, dict[str, float]]:
-        if self.fails_with is not None:
-            raise self.fails_with
-        return 7, {"test_accuracy": 0.5}
-
-
-@dataclass
-class Workplace:
-    """One worker's disk and what it reported; `work` is one life of its process."""
-
-    state_dir: Path
-    server: SmallServer
-    events: list[AgentEvent] = field(default_factory=list)
-    slept: list[float] = field(default_factory=list)
-    join_token: str | None = "token"
-    heartbeat_s: float = 20.0
-
-    async def work(self, trainer: StubTrainer, max_assignments: int) -> None:
-        async def sleep(wait_s: float) -> None:
-            self.slept.append(wait_s)
-
-        options = WorkerOptions(
-            server_url="http://fed.example",
-            join_token=self.join_token,
-            name="mine",
-            state_dir=self.state_dir,
-            task="digits",
-            max_assignments=max_assignments,
-        )
-        pauses = Pauses(sleep=sleep, jitter=lambda: 0.5, heartbeat_s=self.heartbeat_s)
-        async with asyncio.timeout(20):
-            await serve(options, "digits", trainer, self.events.append, pauses, None, self.server)
-
-    def told(self, kind: type[AgentEvent]) -> list[AgentEvent]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def kept_step(self) -> int | None:
-        kept = LocalState(self.state_dir / "local_state").load("run-1")
-        return None if kept is None else kept.step
-
-    def outbox(self) -> list[Path]:
-        return list((self.state_dir / "outbox").iterdir())
+from tests.worker.workplace import StubTrainer, Workplace
+from worker.events import Enrolled, Evaluated, Reconnecting, Refused, Sent, Training
 
 
 async def test_an_assignment_is_trained_declared_sent_and_settled(tmp_path: Path):
@@ -193,7 +112,7 @@ async def test_an_update_too_late_for_its_round_is_dropped_and_the_worker_goes_o
     server = a_server(training(1), training(2))
     server.before["declare"] = in_turn(problem("round-closed"))
     place = Workplace(tmp_path, server)
-    trainer = StubTrainer(holds=lambda: server.settle("a-1"))
+    trainer = StubTrainer(works=lambda stop: server.settle("a-1"))
 
     await place.work(trainer, max_assignments=2)
 
@@ -206,7 +125,7 @@ async def test_an_update_too_late_for_its_round_is_dropped_and_the_worker_goes_o
     )
 
 
-@pytest.mark.parametrize("code", ["run-ended", "update-conflict", "assignment-declined", "not-found"])
+@pytest.mark.parametrize("code", ["run-ended", "update-conflict", "assignment-declined"])
 async def test_whatever_else_settled_the_assignment_drops_the_update_too(tmp_path: Path, code: str):
     server = a_server(training(1))
     server.before["upload"] = in_turn(problem(code))
@@ -215,7 +134,7 @@ async def test_whatever_else_settled_the_assignment_drops_the_update_too(tmp_pat
     await place.work(StubTrainer(), max_assignments=1)
 
     assert place.outbox() == []
-    assert [event.code for event in place.told(Refused) if isinstance(event, Refused)] == [code]
+    assert place.refusals() == [code]
 
 
 async def test_training_that_diverges_declines_with_the_reason(tmp_path: Path):
@@ -269,6 +188,7 @@ async def test_tensors_that_are_not_what_they_are_called_decline_the_assignment(
 
     assert trainer.trained == []
     assert server.declined["a-1"].startswith("digest-mismatch: ")
+    assert server.asked.count("tensors_of") == 4
 
 
 @pytest.mark.parametrize("route", ["enrol", "next", "tensors_of", "declare", "upload"])
@@ -320,7 +240,7 @@ async def test_a_version_that_cannot_be_evaluated_is_not_tried_in_a_tight_circle
 
     await place.work(StubTrainer(fails_with=InvalidTask("other data")), max_assignments=3)
 
-    assert [event.code for event in place.told(Refused) if isinstance(event, Refused)] == ["invalid-task"] * 3
+    assert place.refusals() == ["invalid-task"] * 3
     assert place.slept == [0.5, 1, 2]
 
 
@@ -333,54 +253,12 @@ async def test_a_version_whose_loss_is_not_finite_is_reported_without_metrics(tm
     assert not place.told(Evaluated)
 
 
-async def test_long_training_sends_heartbeats_and_they_may_fail(tmp_path: Path):
-    server = a_server(training(1))
-    heard = threading.Event()
-    failing = in_turn(httpx.ConnectError("refused"))
-
-    async def hear() -> None:
-        await failing()
-        heard.set()
-
-    server.before["heartbeat"] = hear
-    place = Workplace(tmp_path, server, heartbeat_s=0.001)
-
-    await place.work(StubTrainer(holds=lambda: heard.wait(10)), max_assignments=1)
-
-    assert heard.is_set()
-    assert "a-1" in server.received
-
-
 async def test_a_revoked_worker_ends_with_that_error(tmp_path: Path):
     server = a_server(training(1))
     server.before["next"] = in_turn(problem("worker-revoked", 403))
     place = Workplace(tmp_path, server)
     with pytest.raises(WorkerRevoked):
         await place.work(StubTrainer(), max_assignments=1)
-
-
-async def test_a_worker_that_is_cancelled_while_training_leaves_nothing_half_done(tmp_path: Path):
-    server = a_server(training(1))
-    loop = asyncio.get_running_loop()
-    begun = asyncio.Event()
-    released = threading.Event()
-
-    def hold() -> None:
-        loop.call_soon_threadsafe(begun.set)
-        released.wait(10)
-
-    place = Workplace(tmp_path, server)
-    life = asyncio.create_task(place.work(StubTrainer(holds=hold), max_assignments=1))
-    await begun.wait()
-    life.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await life
-    released.set()
-
-    assert place.outbox() == []
-    assert place.kept_step() is None
-    await place.work(StubTrainer(), max_assignments=1)
-    assert "a-1" in server.received
 
 
 async def test_a_lost_answer_to_the_enrolment_repeats_it_with_the_same_secret(tmp_path: Path):

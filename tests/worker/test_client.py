@@ -23,6 +23,7 @@ from protocol.errors import (
     every_error,
 )
 from protocol.messages import Enrolment, Receipt, UpdateHeader, UploadOffer
+from ps_service.routes.problems import STATUS
 from worker.client import ServerClient
 from worker.retry import RetryAfter
 
@@ -60,14 +61,16 @@ def client_of(answer: Callable[[httpx.Request], httpx.Response], **options: int)
     return ServerClient("https://fed.example", "credential", Wire(answer), **options)
 
 
-def problem(code: str, status: int = 409, headers: dict[str, str] | None = None) -> httpx.Response:
+def problem(
+    code: str, status: int = 409, headers: dict[str, str] | None = None, retryable: bool = False
+) -> httpx.Response:
     body = {
         "type": "about:blank",
         "title": "t",
         "status": status,
         "detail": "because",
         "code": code,
-        "retryable": False,
+        "retryable": retryable,
     }
     return httpx.Response(
         status,
@@ -147,6 +150,13 @@ async def test_tensors_over_the_limit_are_refused_before_any_memory_is_taken():
             await client.fetch_tensors("run-1", DIGEST)
 
 
+async def test_tensors_larger_than_the_caller_expects_are_refused_too():
+    async with client_of(lambda request: tensors(MESSAGE)) as client:
+        assert await client.fetch_tensors("run-1", DIGEST, len(MESSAGE)) == MESSAGE
+        with pytest.raises(MessageTooLarge, match=f"at most {len(MESSAGE) - 1}"):
+            await client.fetch_tensors("run-1", DIGEST, len(MESSAGE) - 1)
+
+
 async def test_tensors_of_unknown_length_are_refused():
     async with client_of(
         lambda request: httpx.Response(200, content=one_mebibyte_at_a_time(MESSAGE))
@@ -158,8 +168,8 @@ async def test_tensors_of_unknown_length_are_refused():
 # --- refusals ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", every_error(), ids=lambda error: error.code)
-async def test_every_problem_code_becomes_its_own_error(error: type[FedSophiaError]):
+@pytest.mark.parametrize("error", STATUS, ids=lambda error: error.code)
+async def test_every_code_that_a_server_says_becomes_its_own_error(error: type[FedSophiaError]):
     async with client_of(lambda request: problem(error.code)) as client:
         with pytest.raises(error) as refused:
             await client.declare("a-1", HEADER)
@@ -167,10 +177,26 @@ async def test_every_problem_code_becomes_its_own_error(error: type[FedSophiaErr
     assert refused.value.detail == "because"
 
 
+@pytest.mark.parametrize("error", sorted({*every_error()} - {*STATUS}, key=str), ids=lambda error: error.code)
+async def test_a_code_of_the_workers_own_side_is_believed_of_no_server(error: type[FedSophiaError]):
+    async with client_of(lambda request: problem(error.code, 500, retryable=True)) as client:
+        with pytest.raises(UnexpectedAnswer, match=f"500 {error.code}: because"):
+            await client.declare("a-1", HEADER)
+
+
 async def test_a_code_of_a_newer_server_is_an_unexpected_answer_that_names_it():
     async with client_of(lambda request: problem("brand-new")) as client:
         with pytest.raises(UnexpectedAnswer, match="409 brand-new: because"):
-            await client.receipt("a-1")
+            await client.declare("a-1", HEADER)
+
+
+async def test_a_code_of_a_newer_server_that_may_be_tried_again_is_and_when_it_says():
+    answer = problem("brand-new", 503, {"Retry-After": "7"}, retryable=True)
+    async with client_of(lambda request: answer) as client:
+        with pytest.raises(ServerUnreachable, match="503 brand-new: because") as refused:
+            await client.declare("a-1", HEADER)
+    assert refused.value.retryable
+    assert isinstance(refused.value.__cause__, RetryAfter)
 
 
 async def test_retry_after_travels_with_the_error_as_its_cause():
@@ -181,13 +207,26 @@ async def test_retry_after_travels_with_the_error_as_its_cause():
     assert refused.value.__cause__.wait_s == 7
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [404, 408, 421, 425, 429, 500, 502, 503, 504])
 async def test_an_ingress_that_answers_for_an_absent_server_may_be_tried_again(status: int):
     answer = httpx.Response(status, content=b"<html>", headers={"Retry-After": "3"})
     async with client_of(lambda request: answer) as client:
         with pytest.raises(ServerUnreachable, match=str(status)) as refused:
-            await client.receipt("a-1")
+            await client.declare("a-1", HEADER)
     assert isinstance(refused.value.__cause__, RetryAfter)
+
+
+async def test_an_ingress_that_takes_no_body_of_this_size_says_what_no_repeating_mends():
+    async with client_of(lambda request: httpx.Response(413, content=b"<html>")) as client:
+        with pytest.raises(MessageTooLarge):
+            await client.upload("/v1/uploads/u-1", len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 410, 451])
+async def test_any_other_refusal_without_a_word_of_ours_is_unexpected(status: int):
+    async with client_of(lambda request: httpx.Response(status, content=b"<html>")) as client:
+        with pytest.raises(UnexpectedAnswer, match=str(status)):
+            await client.declare("a-1", HEADER)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff"])
@@ -195,7 +234,7 @@ async def test_a_problem_without_a_code_is_an_unexpected_answer(body: bytes):
     answer = httpx.Response(409, content=body, headers={"Content-Type": "application/problem+json"})
     async with client_of(lambda request: answer) as client:
         with pytest.raises(UnexpectedAnswer, match="409"):
-            await client.receipt("a-1")
+            await client.declare("a-1", HEADER)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"kind": "dance"}'])
@@ -216,7 +255,7 @@ async def test_endless_json_is_refused_after_four_mebibytes():
 
     async with client_of(lambda request: httpx.Response(200, content=endless())) as client:
         with pytest.raises(UnexpectedAnswer, match="bytes of JSON"):
-            await client.receipt("a-1")
+            await client.declare("a-1", HEADER)
     assert taken == 5 * 2**20
 
 
@@ -265,6 +304,13 @@ async def test_an_upload_address_that_is_no_path_of_this_server_is_refused(uploa
         with pytest.raises(UnexpectedAnswer, match="a path on this server"):
             await client.upload(upload_url, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
     assert asked == []
+
+
+@pytest.mark.parametrize("upload_url", ["/v1/\n", "/" + "a" * 70_000], ids=["a line's end", "very long"])
+async def test_an_upload_address_that_is_no_address_is_refused(upload_url: str):
+    async with client_of(lambda request: httpx.Response(200)) as client:
+        with pytest.raises(UnexpectedAnswer, match="an address that is none"):
+            await client.upload(upload_url, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
 
 
 async def test_enrolment_shows_the_join_token_and_everything_else_the_workers_own_secret():
@@ -335,7 +381,7 @@ async def test_a_server_behind_a_prefix_is_asked_under_it():
         return httpx.Response(200, content=RECEIPT.model_dump_json())
 
     async with ServerClient("https://fed.example/fl/", "c", Wire(answer)) as client:
-        await client.receipt("a/1")
+        await client.declare("a/1", HEADER)
         await client.upload("/v1/uploads/u-1", len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
     assert asked == [
         "https://fed.example/fl/v1/assignments/a%2F1/update",

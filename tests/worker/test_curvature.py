@@ -7,20 +7,25 @@ from torch import Tensor
 
 from protocol.errors import NotFinite
 from worker.curvature import gauss_newton_bartlett
-from worker.tasks.likelihood import LIKELIHOODS
+from worker.tasks.likelihood import LIKELIHOODS, PADDING
 
 DRAWS = 4000
 
 torch.set_num_threads(1)
 
 
-def estimates(inputs: Tensor, weight: Tensor, likelihood: str, draws: int = DRAWS) -> Tensor:
+def estimates(
+    inputs: Tensor, weight: Tensor, likelihood: str, draws: int = DRAWS, targets: Tensor | None = None
+) -> Tensor:
     """`draws` independent estimates for a linear model's weight, stacked."""
     generator = torch.Generator().manual_seed(3)
     outputs = inputs @ weight
+    if targets is None:
+        targets = torch.zeros(outputs.shape[:-1] if likelihood == "categorical" else outputs.shape)
+    chosen = LIKELIHOODS[likelihood]
     return torch.stack(
         [
-            gauss_newton_bartlett(outputs, [weight], LIKELIHOODS[likelihood], generator, retain_graph=True)[0]
+            gauss_newton_bartlett(outputs, targets, [weight], chosen, generator, retain_graph=True)[0]
             for _ in range(draws)
         ]
     )
@@ -55,6 +60,14 @@ def test_a_language_models_tokens_are_its_loss_terms() -> None:
     assert_mean_is(exact_softmax_diagonal(inputs, weight), estimates(inputs, weight, "categorical"))
 
 
+def test_padding_is_no_loss_term_so_it_is_exact_for_the_tokens_that_are_left() -> None:
+    inputs, weight = a_linear_model(3, 4, 6)
+    targets = torch.zeros(4, 6)
+    targets[:, 4:] = targets[3, :] = PADDING  # 12 of 24 tokens are left
+    expected = exact_softmax_diagonal(inputs[targets != PADDING], weight)
+    assert_mean_is(expected, estimates(inputs, weight, "categorical", targets=targets))
+
+
 def test_it_is_exact_in_expectation_for_a_logistic_regression() -> None:
     inputs, weight = a_linear_model(1, 16)
     p = torch.sigmoid(inputs @ weight.detach())
@@ -81,6 +94,7 @@ def test_a_parameter_the_outputs_do_not_depend_on_has_no_curvature() -> None:
     unused = torch.ones(2, requires_grad=True)
     [_, estimate] = gauss_newton_bartlett(
         inputs @ weight,
+        torch.zeros(16),
         [weight, unused],
         LIKELIHOODS["categorical"],
         torch.Generator().manual_seed(0),
@@ -94,6 +108,7 @@ def test_outputs_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(NotFinite, match="NaN or infinite"):
         gauss_newton_bartlett(
             inputs @ weight * float("nan"),
+            torch.zeros(16),
             [weight],
             LIKELIHOODS["categorical"],
             torch.Generator().manual_seed(0),

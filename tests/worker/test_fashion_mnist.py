@@ -133,10 +133,24 @@ def test_places_are_looked_at_in_their_order(tmp_path: Path) -> None:
     assert find(tmp_path, given, named) == given
 
 
-def test_a_folder_that_lacks_one_file_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_option", [True, False], ids=["--data-dir", "FED_SOPHIA_DATA_DIR"])
+def test_a_named_folder_that_lacks_one_file_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, by_option: bool
+) -> None:
     given, system = write_files(tmp_path / "given"), write_files(tmp_path / "system")
     (given / Part.TEST.labels).unlink()
-    assert find(tmp_path, given) == system
+    assert (find(tmp_path, given) if by_option else find(tmp_path, named=given)) == system
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("fed_sophia.data", "WARNING")
+    assert record.getMessage().startswith(f"{given} does not hold the four Fashion-MNIST files")
+
+
+def test_nothing_is_warned_of_where_no_folder_was_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = write_files(tmp_path / "system")
+    assert find(tmp_path) == system
+    assert not caplog.records
 
 
 def test_when_nothing_helps_one_sentence_names_every_place_and_every_failure(tmp_path: Path) -> None:
@@ -145,6 +159,7 @@ def test_when_nothing_helps_one_sentence_names_every_place_and_every_failure(tmp
 
     with pytest.raises(DataUnavailable) as raised:
         find(tmp_path, tmp_path / "given", fetches=(no_network,))
+    assert raised.value.detail.startswith(f"Fashion-MNIST is in none of {tmp_path / 'given'}, ")
     for place in ("given", "given/fashion-mnist", "system", "caches/fed-sophia/fashion-mnist"):
         assert str(tmp_path / place) in raised.value.detail
     assert "there is no network" in raised.value.detail

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import InvalidUsage, LocalStateCorrupt
+from protocol.errors import InvalidUsage, LocalStateCorrupt, StateNotWritable
 from worker.identity import Identity, identity_in, save_identity
 
 SERVER = "https://fed.example"
@@ -56,6 +56,13 @@ def test_a_damaged_identity_is_named_and_not_replaced_by_a_new_one(tmp_path: Pat
     with pytest.raises(LocalStateCorrupt, match="the worker's identity"):
         identity_in(tmp_path, SERVER)
     assert (tmp_path / "identity.json").read_bytes() == damage
+
+
+def test_a_disk_that_takes_no_identity_is_named(tmp_path: Path):
+    (tmp_path / "state").write_bytes(b"a file, where the directory should be")
+
+    with pytest.raises(StateNotWritable, match=str(tmp_path / "state")):
+        save_identity(tmp_path / "state", Identity(server_url=SERVER, secret="s" * 43))
 
 
 def test_the_secret_is_not_in_what_is_printed_of_an_identity(tmp_path: Path):

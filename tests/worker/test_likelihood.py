@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from protocol.errors import InvalidTask
-from worker.tasks.likelihood import LIKELIHOODS, likelihood_named
+from worker.tasks.likelihood import LIKELIHOODS, PADDING, likelihood_named
 
 
 def a_generator() -> torch.Generator:
@@ -18,7 +18,7 @@ def test_categorical_labels_have_the_shape_of_targets_and_every_one_is_a_loss_te
 ) -> None:
     categorical = LIKELIHOODS["categorical"]
     outputs = torch.randn(*shape, generator=a_generator())
-    drawn = categorical.sample(outputs, a_generator())
+    drawn = categorical.sample(outputs, torch.zeros(shape[:-1]), a_generator())
     assert drawn.shape == shape[:-1]
     assert categorical.num_terms(drawn) == 6
     expected = -torch.log_softmax(outputs, -1).gather(-1, drawn.unsqueeze(-1)).mean()
@@ -27,16 +27,17 @@ def test_categorical_labels_have_the_shape_of_targets_and_every_one_is_a_loss_te
 
 def test_categorical_labels_are_drawn_as_often_as_the_softmax_says() -> None:
     logits = torch.tensor([2.0, 0.0, -1.0, -30.0])
-    drawn = LIKELIHOODS["categorical"].sample(logits.expand(40_000, 4), a_generator())
+    drawn = LIKELIHOODS["categorical"].sample(logits.expand(40_000, 4), torch.zeros(40_000), a_generator())
     frequency = torch.bincount(drawn, minlength=4) / 40_000
     p = torch.softmax(logits, 0)
     assert ((frequency - p).abs() <= 5 * (p * (1 - p) / 40_000).sqrt() + 1e-9).all()
 
 
 def test_bernoulli_draws_have_their_probability_and_gaussian_ones_unit_variance() -> None:
-    bernoulli = LIKELIHOODS["bernoulli"].sample(torch.full((40_000,), 1.0), a_generator())
+    targets = torch.zeros(40_000)
+    bernoulli = LIKELIHOODS["bernoulli"].sample(torch.full((40_000,), 1.0), targets, a_generator())
     assert bernoulli.mean().item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.012)
-    gaussian = LIKELIHOODS["gaussian"].sample(torch.full((40_000,), 3.0), a_generator())
+    gaussian = LIKELIHOODS["gaussian"].sample(torch.full((40_000,), 3.0), targets, a_generator())
     assert gaussian.mean().item() == pytest.approx(3.0, abs=0.025)
     assert gaussian.var().item() == pytest.approx(1.0, abs=0.04)
 
@@ -50,7 +51,8 @@ def test_the_gaussian_loss_is_half_the_mean_squared_error() -> None:
 def test_metrics_are_sums_so_that_two_batches_add_up_to_one(name: str) -> None:
     likelihood = LIKELIHOODS[name]
     outputs = torch.randn(10, 4, generator=a_generator())
-    targets = likelihood.sample(outputs, a_generator())
+    true = torch.zeros(10) if name == "categorical" else torch.zeros(10, 4)
+    targets = likelihood.sample(outputs, true, a_generator())
     whole = likelihood.metrics(outputs, targets)
     parts = [likelihood.metrics(outputs[rows], targets[rows]) for rows in (slice(3), slice(3, None))]
     for metric, value in whole.items():
@@ -67,6 +69,35 @@ def test_accuracy_counts_right_answers() -> None:
 def test_targets_that_would_broadcast_against_outputs_are_refused(name: str) -> None:
     with pytest.raises(InvalidTask, match=r"expected shape \(3, 1\), got \(3,\)"):
         LIKELIHOODS[name].loss(torch.zeros(3, 1), torch.zeros(3))
+
+
+# --- padding -------------------------------------------------------------------------------------
+
+
+def test_padding_is_no_loss_term_and_counts_neither_as_right_nor_as_wrong() -> None:
+    outputs = torch.randn(2, 3, 5, generator=a_generator())
+    targets = torch.tensor([[1, 2, PADDING], [3, PADDING, PADDING]])
+    kept, categorical = targets != PADDING, LIKELIHOODS["categorical"]
+    assert categorical.num_terms(targets) == 3
+    torch.testing.assert_close(
+        categorical.loss(outputs, targets), categorical.loss(outputs[kept], targets[kept])
+    )
+    padded, bare = (
+        categorical.metrics(outputs, targets),
+        categorical.metrics(outputs[kept], targets[kept]),
+    )
+    assert padded == pytest.approx(bare)
+
+
+def test_no_label_is_drawn_for_padding() -> None:
+    targets = torch.tensor([[1, 2, PADDING], [3, PADDING, PADDING]])
+    drawn = LIKELIHOODS["categorical"].sample(torch.zeros(2, 3, 5), targets, a_generator())
+    assert torch.equal(drawn == PADDING, targets == PADDING)
+
+
+def test_a_batch_of_nothing_but_padding_is_refused_by_name() -> None:
+    with pytest.raises(InvalidTask, match="every one of a batch is -100, which marks padding"):
+        LIKELIHOODS["categorical"].loss(torch.zeros(3, 5), torch.full((3,), PADDING))
 
 
 def test_an_unknown_likelihood_is_refused_with_the_menu() -> None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker keeps between rounds is whole, old or new, whenever it is killed."""
 
+import errno
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from protocol.errors import LocalStateCorrupt, UnexpectedAnswer
+from protocol.errors import LocalStateCorrupt, StateNotWritable, UnexpectedAnswer
 from worker.local_state import Kept, LocalState
 
 
@@ -24,6 +26,10 @@ def killed_at(step: int):
             raise Killed
 
     return fsync
+
+
+def full_disk(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def kept_after(step: int) -> Kept:
@@ -46,14 +52,12 @@ def equal(left: Kept | None, right: Kept) -> bool:
 
 def test_nothing_is_kept_before_the_first_receipt(tmp_path: Path):
     assert LocalState(tmp_path).load("run-1") is None
-    assert LocalState(tmp_path).round_of("run-1") is None
 
 
 def test_what_was_saved_is_loaded_by_the_next_process(tmp_path: Path):
     LocalState(tmp_path).save("run-1", 4, kept_after(40))
 
     assert equal(LocalState(tmp_path).load("run-1"), kept_after(40))
-    assert LocalState(tmp_path).round_of("run-1") == 4
 
 
 def test_runs_are_kept_apart_even_when_one_name_begins_like_another(tmp_path: Path):
@@ -85,9 +89,7 @@ def test_killed_while_saving_the_state_is_the_old_one_or_the_new_one(tmp_path: P
         LocalState(tmp_path, killed_at(step)).save("run-1", 2, kept_after(20))
 
     found = LocalState(tmp_path)
-    round_ = found.round_of("run-1")
-    assert round_ == (2 if step == 3 else 1)
-    assert equal(found.load("run-1"), kept_after(10 * round_))
+    assert equal(found.load("run-1"), kept_after(20 if step == 3 else 10))
     found.save("run-1", 3, kept_after(30))
     assert equal(found.load("run-1"), kept_after(30))
     assert len(list(tmp_path.iterdir())) == 2
@@ -98,6 +100,58 @@ def test_saving_syncs_four_times(tmp_path: Path):
     calls: list[int] = []
     LocalState(tmp_path, calls.append).save("run-1", 1, kept_after(1))
     assert len(calls) == 4
+
+
+def test_state_taken_over_is_moved_and_replaces_the_old(tmp_path: Path):
+    state, other = LocalState(tmp_path / "state"), LocalState(tmp_path / "other")
+    state.save("run-1", 1, kept_after(10))
+    other.save("run-1", 2, kept_after(20))
+
+    state.take_over(other, "run-1")
+
+    assert equal(state.load("run-1"), kept_after(20))
+    assert len(list((tmp_path / "state").iterdir())) == 2
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", range(2))
+@pytest.mark.parametrize("new_step", [10, 20], ids=["equal to the old", "new"])
+def test_killed_while_taking_over_the_state_is_whole_and_taking_over_again_ends_it(
+    tmp_path: Path, step: int, new_step: int
+):
+    other = LocalState(tmp_path / "other")
+    LocalState(tmp_path / "state").save("run-1", 1, kept_after(10))
+    other.save("run-1", 2, kept_after(new_step))
+
+    with pytest.raises(Killed):
+        LocalState(tmp_path / "state", killed_at(step)).take_over(other, "run-1")
+
+    found = LocalState(tmp_path / "state")
+    assert equal(found.load("run-1"), kept_after(new_step if step == 1 else 10))
+    found.take_over(LocalState(tmp_path / "other"), "run-1")
+    found.take_over(LocalState(tmp_path / "other"), "run-1")
+    assert equal(found.load("run-1"), kept_after(new_step))
+
+
+def test_a_forgotten_run_leaves_nothing_and_others_everything(tmp_path: Path):
+    state = LocalState(tmp_path)
+    state.save("run", 1, kept_after(1))
+    state.save("run.2", 1, kept_after(2))
+
+    state.forget("run")
+    state.forget("never-kept")
+
+    assert state.load("run") is None
+    assert equal(state.load("run.2"), kept_after(2))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_state(tmp_path: Path):
+    LocalState(tmp_path).save("run-1", 1, kept_after(10))
+
+    with pytest.raises(StateNotWritable, match="No space left on device"):
+        LocalState(tmp_path, full_disk).save("run-1", 2, kept_after(20))
+    assert equal(LocalState(tmp_path).load("run-1"), kept_after(10))
 
 
 def tensors_file(directory: Path) -> Path:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of a model is exchanged, what a run begins with, and the device it is put on."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from protocol.errors import DeviceUnavailable, InvalidTask
+from protocol.errors import DeviceUnavailable, InvalidTask, NotFinite
+from worker.model import ExchangedParameters
 from worker.tasks import Examples, Task, load_task
 from worker.training import Trainer, choose_device, initial_parameters
 
@@ -31,7 +33,10 @@ def test_initial_parameters_follow_from_the_seed_alone_and_leave_torchs_global_g
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10)), "buffers .1.running_mean is the first"),
+        (
+            nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10)),
+            "persistent buffers .1.running_mean is the first.*persistent=False",
+        ),
         (nn.Linear(64, 10).requires_grad_(False), "no parameters to train"),
         (nn.Linear(64, 10, dtype=torch.float64), "weight: expected float32, got torch.float64"),
     ],
@@ -47,6 +52,21 @@ def test_a_model_that_cannot_be_exchanged_is_refused_with_the_reason(model: nn.M
         initial_parameters(Awkward(), 0)
 
 
+def test_a_buffer_that_is_not_persistent_is_a_constant_of_the_model_and_may_stay() -> None:
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(64, 10)
+            self.register_buffer("mask", torch.ones(10), persistent=False)
+
+    class WithMask(OfOneModel):
+        def model(self) -> nn.Module:
+            return Masked()
+
+    params = initial_parameters(WithMask(), 0)
+    assert list(params) == ["weight", "bias"]
+    assert Trainer(WithMask(), None, torch.device("cpu")).evaluate({"params": params}).num_examples == 360
+
+
 def test_parameters_without_gradient_are_not_exchanged() -> None:
     class HalfFrozen(OfOneModel):
         def model(self) -> nn.Module:
@@ -54,6 +74,31 @@ def test_parameters_without_gradient_are_not_exchanged() -> None:
             return nn.Sequential(frozen, nn.Linear(16, 10))
 
     assert list(initial_parameters(HalfFrozen(), 0)) == ["1.weight", "1.bias"]
+
+
+class RandomFeatures(OfOneModel):
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 64).requires_grad_(False), nn.ReLU(), nn.Linear(64, 10))
+
+
+def test_frozen_random_parameters_are_the_same_on_every_worker_and_in_every_run() -> None:
+    params = initial_parameters(RandomFeatures(), 5)
+    evaluations = []
+    for process in range(2):
+        torch.manual_seed(process)  # workers are processes of their own, each with torch's chance
+        before = torch.get_rng_state()
+        trainer = Trainer(RandomFeatures(), None, torch.device("cpu"))
+        assert torch.equal(torch.get_rng_state(), before)
+        evaluations.append(trainer.evaluate({"params": params}))
+    assert evaluations[0] == evaluations[1]
+
+
+def test_a_delta_that_float32_cannot_hold_is_refused() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    exchanged = ExchangedParameters.of(model)
+    exchanged.load({"weight": np.array([[3e38, 0]], dtype=np.float32)})
+    with pytest.raises(NotFinite, match="delta/weight"):
+        exchanged.delta_from({"weight": np.array([[-3e38, 0]], dtype=np.float32)})
 
 
 def test_a_device_is_chosen_by_name_and_a_missing_one_is_refused_with_those_there_are() -> None:

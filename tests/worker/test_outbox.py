@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An update outlives a crash until its receipt; killed between any two steps, the outbox is right."""
 
+import errno
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from protocol.codec import NamedTensor, digest_of, encode_message
-from protocol.errors import LocalStateCorrupt, UnexpectedAnswer
+from protocol.errors import LocalStateCorrupt, StateNotWritable, UnexpectedAnswer
 from protocol.messages import UpdateHeader
 from worker.local_state import Kept, LocalState
 from worker.outbox import Entry, Outbox
@@ -55,6 +57,11 @@ def local_state(tmp_path: Path) -> LocalState:
     return LocalState(tmp_path / "local_state")
 
 
+def kept_step(tmp_path: Path) -> int | None:
+    kept = local_state(tmp_path).load("run-1")
+    return None if kept is None else kept.step
+
+
 def outbox(tmp_path: Path, fsync: Fsync | None = None) -> Outbox:
     """The outbox as a new process opens it."""
     made = fsync or Fsync()
@@ -72,11 +79,11 @@ def test_what_was_put_is_found_by_the_next_process_byte_for_byte(tmp_path: Path)
 def test_the_new_local_state_waits_for_the_receipt(tmp_path: Path):
     local_state(tmp_path).save("run-1", 1, OLD)
     outbox(tmp_path).put(entry_for(), MESSAGE, NEW)
-    assert local_state(tmp_path).round_of("run-1") == 1
+    assert kept_step(tmp_path) == OLD.step
 
     outbox(tmp_path).settle("a-1")
 
-    assert local_state(tmp_path).round_of("run-1") == 2
+    assert kept_step(tmp_path) == NEW.step
     assert outbox(tmp_path).pending() == []
 
 
@@ -86,7 +93,7 @@ def test_a_dropped_update_leaves_the_local_state_as_it_was(tmp_path: Path):
 
     outbox(tmp_path).drop("a-1")
 
-    assert local_state(tmp_path).round_of("run-1") == 1
+    assert kept_step(tmp_path) == OLD.step
     assert outbox(tmp_path).pending() == []
     assert list((tmp_path / "outbox").iterdir()) == []
 
@@ -156,15 +163,28 @@ def test_killed_while_settling_the_update_stays_until_its_local_state_is_install
             break
 
         reopened = outbox(place)
-        installed = local_state(place).round_of("run-1") == 2
+        installed = kept_step(place) == NEW.step
         assert installed or len(reopened.pending()) == 1
         for pending in reopened.pending():  # the server gives the same receipt again
             reopened.settle(pending.entry.assignment_id)
-        kept = local_state(place).load("run-1")
-        assert kept is not None
-        assert kept.step == NEW.step
+        assert kept_step(place) == NEW.step
         assert outbox(place).pending() == []
-    assert step == 5, "four syncs install the local state, one forgets the update"
+    assert step == 3, "two syncs install the local state, one forgets the update"
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_update(tmp_path: Path):
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    outbox(tmp_path)
+    full = Outbox(tmp_path / "outbox", local_state(tmp_path), full_disk)
+
+    with pytest.raises(StateNotWritable, match="No space left on device"):
+        full.put(entry_for(), MESSAGE, NEW)
+    assert outbox(tmp_path).pending() == []
+    outbox(tmp_path).put(entry_for(), MESSAGE, NEW)
+    with pytest.raises(StateNotWritable, match="No space left on device"):
+        full.settle("a-1")
 
 
 def test_an_update_being_deleted_when_the_process_ended_is_gone(tmp_path: Path):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dividing a data set among workers."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from protocol.errors import InvalidUsage
-from worker.tasks.partition import MIN_EXAMPLES, Partition, parse_partition
+from worker.tasks.partition import MIN_EXAMPLES, Iid, Partition, parse_partition
 
 SCHEMES = ["iid", "dirichlet:0.5", "shards:2", "shards:3"]
 
@@ -76,6 +78,22 @@ def test_a_dirichlet_partition_that_cannot_succeed_says_so_after_a_bounded_time(
 def test_a_partition_that_cannot_be_read_is_refused_with_the_menu(text: str) -> None:
     with pytest.raises(InvalidUsage, match=r"expected iid, dirichlet:ALPHA .* or shards:K"):
         parse_partition(text)
+
+
+def test_the_data_are_divided_once_for_however_many_workers_ask_at_once() -> None:
+    @dataclass
+    class Counted:
+        times: int = 0
+
+        def split(self, targets: np.ndarray, of: int, rng: np.random.Generator) -> list[np.ndarray]:
+            self.times += 1
+            return Iid().split(targets, of, rng)
+
+    scheme = Counted()
+    at_once = Partition(scheme).indices_of_each(balanced(), [4, 0, 2], 5, 0)
+    assert scheme.times == 1
+    one_by_one = all_parts("iid", balanced(), of=5)
+    assert all(np.array_equal(at_once[at], one_by_one[index]) for at, index in enumerate([4, 0, 2]))
 
 
 @pytest.mark.parametrize("index", [-1, 3])

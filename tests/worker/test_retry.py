@@ -47,11 +47,3 @@ def test_a_retry_after_does_not_make_a_final_refusal_retryable():
     error = RoundClosed("closed")
     error.__cause__ = RetryAfter(1.0)
     assert wait_before_retry(error, 0, jitter=0.5) is None
-
-
-def test_no_try_is_made_that_could_not_begin_before_the_deadline():
-    def wait(deadline_s: float) -> float | None:
-        return wait_before_retry(ServerUnreachable(), 3, jitter=0.5, now_s=100.0, deadline_s=deadline_s)
-
-    assert wait(102.1) == 2
-    assert wait(102.0) is None

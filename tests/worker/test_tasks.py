@@ -148,6 +148,25 @@ def test_a_file_that_gives_no_task_is_refused_with_the_reason(
         load_task(f"{path}{class_name}")
 
 
+def test_a_task_that_cannot_be_made_is_refused_in_one_line_of_bounded_length(tmp_path: Path) -> None:
+    init = """
+    def __init__(self, data_dir=None):
+        raise KeyError(str(data_dir) + 300 * "x" + chr(10) + "and a second line")
+"""
+    path = a_file(tmp_path, TASK.format(name="Sensors") + init)
+    with pytest.raises(InvalidTask) as raised:
+        load_task(str(path), tmp_path)
+    assert raised.value.detail.startswith("task Sensors: KeyError: ")
+    assert isinstance(raised.value.__cause__, KeyError)
+    assert len(raised.value.detail) < 250 and "\n" not in raised.value.detail
+
+
+def test_a_file_whose_running_fails_at_length_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "raise RuntimeError(300 * 'x' + chr(10) + 'and a second line')")
+    with pytest.raises(InvalidTask, match=r"running it failed: RuntimeError: x{200}$"):
+        load_task(str(path))
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidTask, match=r"absent\.py: no such file"):
         load_task(str(tmp_path / "absent.py"))

@@ -11,14 +11,16 @@ from typing import Protocol
 
 import torch
 
-from protocol.errors import InvalidMessage
+from protocol.errors import InvalidMessage, NotFinite
+
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 Tensors = tuple[torch.Tensor, ...]
 """One tensor for each exchanged parameter, in the model's order."""
 
 
 @dataclass(frozen=True)
-class LocalState:
+class KeptTensors:
     """What an optimizer keeps on its worker between rounds."""
 
     step: int
@@ -34,7 +36,7 @@ class RoundStart:
     """θ_0, the parameters the assignment named."""
     shared: Mapping[str, Tensors]
     """The server's other bundles, by name; an absent one is zeros."""
-    kept: LocalState | None
+    kept: KeptTensors | None
     """What this optimizer kept after the last round; None in the first, or when it was lost."""
     bundles_wanted: tuple[str, ...]
     """What the update must carry."""
@@ -62,7 +64,7 @@ class Optimizer(Protocol):
         """Bundles for the server, beside the delta."""
         ...
 
-    def kept(self) -> LocalState | None:
+    def kept(self) -> KeptTensors | None:
         """What the next round must be given; None if nothing."""
         ...
 
@@ -76,6 +78,7 @@ class BeginRound(Protocol):
 
     Raises:
         InvalidMessage: a setting is missing.
+        NotFinite: a setting is no finite number.
     """
 
     def __call__(self, settings: Mapping[str, float], start: RoundStart) -> Optimizer: ...
@@ -90,9 +93,12 @@ def setting(settings: Mapping[str, float], name: str) -> float:
 
     Raises:
         InvalidMessage: it is missing.
+        NotFinite: it is NaN or infinite, or would be in float32.
     """
-    try:
-        return settings[name]
-    except KeyError:
+    if name not in settings:
         found = ", ".join(sorted(settings)) or "none"
-        raise InvalidMessage(f"settings: {name} is missing; found {found}") from None
+        raise InvalidMessage(f"settings: {name} is missing; found {found}")
+    value = settings[name]
+    if not abs(value) <= LARGEST_FLOAT32:  # this way round, NaN is refused too
+        raise NotFinite(f"settings: {name} is {value:g}, expected a finite number of float32")
+    return value

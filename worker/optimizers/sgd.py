@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.optimizers.base import LocalState, RoundStart, Tensors, setting
+from worker.optimizers.base import KeptTensors, RoundStart, Tensors, setting
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sgd:
     def uploads(self) -> Mapping[str, Tensors]:
         return {}
 
-    def kept(self) -> LocalState | None:
+    def kept(self) -> KeptTensors | None:
         return None
 
     def metrics(self) -> dict[str, float]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from protocol.errors import InvalidMessage
-from worker.optimizers.base import LocalState, RoundStart, Tensors, setting, zeros_like
+from worker.optimizers.base import KeptTensors, RoundStart, Tensors, setting, zeros_like
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ class Sophia:
     def uploads(self) -> Mapping[str, Tensors]:
         return {}
 
-    def kept(self) -> LocalState | None:
+    def kept(self) -> KeptTensors | None:
         bundles = {"momentum": self.state.momentum, "hessian": self.state.hessian}
-        return LocalState(self.state.step, bundles)
+        return KeptTensors(self.state.step, bundles)
 
     def metrics(self) -> dict[str, float]:
         return {"clip_fraction": clip_fraction(self.state, self.settings)}
@@ -173,7 +173,7 @@ class SophiaShared:
     def uploads(self) -> Mapping[str, Tensors]:
         return {} if self.estimate is None else {"hessian": self.estimate}
 
-    def kept(self) -> LocalState | None:
+    def kept(self) -> KeptTensors | None:
         return None
 
     def metrics(self) -> dict[str, float]:

@@ -71,7 +71,8 @@ class Task(ABC):
         """A new model, initialised from torch's global random generator.
 
         Its float32 parameters with `requires_grad` are exchanged, by their names. Other parameters
-        never cross the wire and must be identical on all workers. Buffers are refused for now.
+        never cross the wire and must be identical on all workers: read them from a file, or draw them
+        here, where every worker's generator has the same seed. Persistent buffers are refused for now.
         """
 
     @abstractmethod

@@ -2,9 +2,10 @@
 """Where the Fashion-MNIST files come from.
 
 Looked for, in this order: the folder the user names (`data_dir`, else FED_SOPHIA_DATA_DIR) or a folder
-`fashion-mnist` in it; the place of Debian's package `dataset-fashion-mnist`; the user's cache. Fetched
-into that cache, in this order: Debian's package, unpacked without root; the data set's own site. What
-is fetched must have the pinned SHA-256, and appears in the cache whole or not at all.
+`fashion-mnist` in it; then, with a warning if a folder was named, the place of Debian's package
+`dataset-fashion-mnist`; the user's cache. Fetched into that cache, in this order: Debian's package,
+unpacked without root; the data set's own site. What is fetched must have the pinned SHA-256, and appears
+in the cache whole or not at all.
 
 Everything here blocks, every outside step with a time limit.
 """
@@ -13,6 +14,7 @@ import enum
 import gzip
 import hashlib
 import http.client
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +37,8 @@ DOWNLOAD_TIMEOUT_S = 600.0
 SOCKET_TIMEOUT_S = 30.0
 MAX_FILE_BYTES = 64 * 1024**2
 MAX_RAW_BYTES = 64 * 1024**2
+
+log = logging.getLogger("fed_sophia.data")
 
 Uint8Array = npt.NDArray[np.uint8]
 Fetch = Callable[[Path], None]
@@ -122,8 +126,14 @@ def find_or_fetch(
         DataUnavailable: no place has them and nothing could be fetched; names every place.
     """
     cache = _cache_folder(environment)
-    places = [*_places_named(data_dir, environment), system_folder, cache]
+    named = data_dir or environment.get("FED_SOPHIA_DATA_DIR")
+    places = [Path(named), Path(named) / "fashion-mnist"] if named else []
     for place in places:
+        if _holds_all(place):
+            return place
+    if named:
+        log.warning("%s does not hold the four Fashion-MNIST files; looking elsewhere", named)
+    for place in (system_folder, cache):
         if _holds_all(place):
             return place
     reasons = []
@@ -134,15 +144,10 @@ def find_or_fetch(
             reasons.append(error.detail)
         else:
             return cache
-    looked = ", ".join(str(place) for place in places)
+    looked = ", ".join(str(place) for place in (*places, system_folder, cache))
     raise DataUnavailable(
         f"Fashion-MNIST is in none of {looked}; {'; '.join(reasons) or 'nothing was fetched'}"
     )
-
-
-def _places_named(data_dir: Path | None, environment: Mapping[str, str]) -> list[Path]:
-    named = data_dir or environment.get("FED_SOPHIA_DATA_DIR")
-    return [Path(named), Path(named) / "fashion-mnist"] if named else []
 
 
 def _cache_folder(environment: Mapping[str, str]) -> Path:

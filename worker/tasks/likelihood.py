@@ -14,6 +14,9 @@ from torch import Tensor
 
 from protocol.errors import InvalidTask
 
+PADDING = -100
+"""The class number that marks a target as padding, as PyTorch's cross-entropy has it."""
+
 
 class Likelihood(Protocol):
     """A distribution of targets given outputs."""
@@ -22,12 +25,16 @@ class Likelihood(Protocol):
         """Mean negative log-likelihood over the loss terms, a scalar.
 
         Raises:
-            InvalidTask: the shapes do not belong together.
+            InvalidTask: the shapes do not belong together, or there is no loss term.
         """
         ...
 
-    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw targets from the outputs; `generator` is on the outputs' device."""
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw targets from the outputs; `generator` is on the outputs' device.
+
+        Args:
+            targets: the true ones. They say only which of them are padding, and that stays padding.
+        """
         ...
 
     def num_terms(self, targets: Tensor) -> int:
@@ -42,25 +49,29 @@ class Likelihood(Protocol):
 class Categorical:
     """One of C classes; outputs are logits (…, C), targets class numbers (…).
 
-    A loss term is one example for (B, C) and one token for (B, T, C).
+    A loss term is one example for (B, C) and one token for (B, T, C). A target of `PADDING` is none: it
+    has no part in the loss, the metrics or their number, and no label is drawn for it.
     """
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         _require_shape(targets, outputs.shape[:-1])
-        return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+        if not self.num_terms(targets):
+            raise InvalidTask(f"targets: every one of a batch is {PADDING}, which marks padding")
+        return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=PADDING)
 
-    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         # Gumbel-max: the argmax of logits + Gumbel noise has the distribution softmax(logits).
         # -log(E) of a standard exponential E is Gumbel noise.
         exponential = torch.empty(outputs.shape, device=outputs.device).exponential_(generator=generator)
-        return (outputs - exponential.log_()).argmax(dim=-1)
+        drawn = (outputs - exponential.log_()).argmax(dim=-1)
+        return drawn.masked_fill_(targets == PADDING, PADDING)
 
     def num_terms(self, targets: Tensor) -> int:
-        return targets.numel()
+        return int((targets != PADDING).sum())
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        loss = self.loss(outputs, targets) * targets.numel()
-        correct = (outputs.argmax(dim=-1) == targets).sum()
+        loss = self.loss(outputs, targets) * self.num_terms(targets)
+        correct = (outputs.argmax(dim=-1) == targets).sum()  # no class number is PADDING
         return {"loss": loss.item(), "accuracy": correct.item()}
 
 
@@ -71,7 +82,7 @@ class Bernoulli:
         _require_shape(targets, outputs.shape)
         return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
 
-    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         return torch.bernoulli(torch.sigmoid(outputs), generator=generator)
 
     def num_terms(self, targets: Tensor) -> int:
@@ -93,7 +104,7 @@ class Gaussian:
         _require_shape(targets, outputs.shape)
         return F.mse_loss(outputs, targets.to(outputs.dtype)) / 2
 
-    def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         return outputs + torch.empty_like(outputs).normal_(generator=generator)
 
     def num_terms(self, targets: Tensor) -> int:

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from protocol.errors import InvalidTask
 from worker.tasks.base import Task
+from worker.tasks.failures import in_one_line
 
 
 def task_class_in_file(path: Path, class_name: str = "") -> type[Task]:
@@ -65,5 +66,5 @@ def _run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a stranger's code raises becomes one sentence
         del sys.modules[name]
-        raise InvalidTask(f"{path}: running it failed: {type(error).__name__}: {error}") from error
+        raise InvalidTask(f"{path}: running it failed: {in_one_line(error)}") from error
     return module

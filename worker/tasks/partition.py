@@ -5,6 +5,7 @@ Every scheme is seeded, gives every example to exactly one worker, and leaves no
 use the same data, scheme, N and seed agree on who has what.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,21 +35,27 @@ class Partition:
     scheme: Scheme
 
     def indices(self, targets: Targets, index: int, of: int, seed: int) -> Indices:
-        """Which examples worker `index` of `of` has, in ascending order.
+        """Which examples worker `index` of `of` has, in ascending order: `indices_of_each` for one."""
+        return self.indices_of_each(targets, [index], of, seed)[0]
+
+    def indices_of_each(self, targets: Targets, workers: Sequence[int], of: int, seed: int) -> list[Indices]:
+        """Which examples each of these workers has, in ascending order; the data are divided once.
 
         Args:
             targets: of the whole data set; shape (N,) and whole numbers unless the scheme is `iid`.
-            index: 0 to `of` - 1.
+            workers: each 0 to `of` - 1.
 
         Raises:
             InvalidUsage: there is no such worker, or the data cannot be divided so.
         """
-        if not 0 <= index < of:
-            raise InvalidUsage(f"part {index} of {of}: expected a part from 0 to {of - 1}")
+        for index in workers:
+            if not 0 <= index < of:
+                raise InvalidUsage(f"part {index} of {of}: expected a part from 0 to {of - 1}")
         parts = self.scheme.split(targets, of, np.random.default_rng(seed))
-        if not parts[index].size:
-            raise InvalidUsage(f"part {index} of {of} is empty: there are {len(targets)} examples")
-        return np.sort(parts[index])
+        for index in workers:
+            if not parts[index].size:
+                raise InvalidUsage(f"part {index} of {of} is empty: there are {len(targets)} examples")
+        return [np.sort(parts[index]) for index in workers]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where chance in training comes from: every source has a seed.
+
+A model draws from torch's global generators: its first values, its dropout. They belong to the whole
+process, so two threads that draw from them at once disturb each other's draws.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Draws(NamedTuple):
+    """The random sources of one assignment.
+
+    Their three seeds are the first words of numpy's SeedSequence of the assignment's seed: torch's
+    generator on a CPU heeds 32 bits of a seed only, and the assignment's has 63.
+    """
+
+    batches: torch.Generator
+    """On the CPU, so that every device draws the same batches."""
+    labels: torch.Generator
+    """On the model's device."""
+    model_seed: int
+    """For torch's global generators."""
+
+    @classmethod
+    def seeded(cls, seed: int, device: torch.device) -> "Draws":
+        batches, labels, model = np.random.SeedSequence(seed).generate_state(3, np.uint64).tolist()
+        return cls(torch.Generator().manual_seed(batches), torch.Generator(device).manual_seed(labels), model)
+
+
+@contextmanager
+def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of a CUDA device; afterwards they are as before.
+
+    That of another kind of device (mps) is left alone: what a model draws there is not repeatable.
+    """
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The global state that an assignment starts from: fetched once, kept while assignments name it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from protocol.codec import Bundle
+from protocol.errors import BundleMismatch
+from worker.update import state_in
+
+MAX_BUNDLES = 8
+MIB = 1024 * 1024
+
+Fetch = Callable[[str, str, int | None], Awaitable[memoryview]]
+"""(run, digest, the most bytes that may come; None sets no limit of its own) → a tensor message."""
+
+
+class GlobalState:
+    """The bundles that this worker's last assignment named, by the digests of their messages."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._held: dict[str, Mapping[str, Bundle]] = {}
+
+    async def pull(self, run_id: str, digests: Mapping[str, str]) -> Mapping[str, Bundle]:
+        """Give the bundles with these digests, fetching those that are lacking; others are forgotten.
+
+        A bundle beside `params` may take twice their size, and no more: none that is needed does.
+
+        Raises:
+            BundleMismatch: `params` is not among them, there are too many, or one is not what it is called.
+            NotFinite: a tensor holds NaN or an infinity.
+            MessageTooLarge, MalformedTensorMessage, TruncatedTensorMessage, UnknownEncoding: as named.
+        """
+        if "params" not in digests:
+            raise BundleMismatch("the assignment names no params to start from")
+        if len(digests) > MAX_BUNDLES:
+            raise BundleMismatch(
+                f"the assignment names {len(digests)} bundles; at most {MAX_BUNDLES} are taken"
+            )
+        self._held = {digest: self._held[digest] for digest in digests.values() if digest in self._held}
+        params = await self._bundle(run_id, "params", digests["params"], None)
+        at_most_bytes = 2 * sum(values.nbytes for values in params.values()) + MIB
+        state = {"params": params}
+        for name, digest in digests.items():
+            if name != "params":
+                state[name] = await self._bundle(run_id, name, digest, at_most_bytes)
+        return state
+
+    async def _bundle(self, run_id: str, name: str, digest: str, at_most_bytes: int | None) -> Bundle:
+        if digest not in self._held:
+            message = await self._fetch(run_id, digest, at_most_bytes)
+            self._held[digest] = await asyncio.to_thread(state_in, message)
+        if name not in self._held[digest]:
+            raise BundleMismatch(f"tensors {digest}: expected bundle {name} in them")
+        return self._held[digest][name]
