@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import fed_sophia
-from fed_sophia.commands import demo, run_swarm, run_worker, runs, serve, token
+from fed_sophia.commands import create_run, demo, run_swarm, run_worker, runs, serve, token
 from fed_sophia.interruptible import Interrupted
 from fed_sophia.output import one_line, output_for
 from protocol.errors import FedSophiaError, InvalidUsage
@@ -64,9 +64,11 @@ _tokens.command("create", epilog=token.EXAMPLES)(token.create)
 app.add_typer(_tokens, name="token")
 
 _runs = _group("Training jobs.")
-_runs.command("create", epilog=runs.CREATE_EXAMPLES)(runs.create)
+_runs.command("create", epilog=create_run.EXAMPLES)(create_run.create)
 _runs.command("list", epilog=runs.LIST_EXAMPLES)(runs.list_runs)
 _runs.command("show", epilog=runs.SHOW_EXAMPLES)(runs.show)
+_runs.command("pause", epilog=runs.PAUSE_EXAMPLES)(runs.pause)
+_runs.command("resume", epilog=runs.RESUME_EXAMPLES)(runs.resume)
 _runs.command("cancel", epilog=runs.CANCEL_EXAMPLES)(runs.cancel)
 _runs.command("export", epilog=runs.EXPORT_EXAMPLES)(runs.export)
 app.add_typer(_runs, name="run")

@@ -114,7 +114,9 @@ async def until_running(client: OperatorClient, run_id: str) -> RunSummary:
             return run
         await asyncio.sleep(0.1)
         run = await client.run(run_id)
-    raise Internal(f"after {_JOIN_S:.0f} s only {run.members} of {run.spec.cohort_size} workers have come")
+    raise Internal(
+        f"after {_JOIN_S:.0f} s only {run.members} of {run.spec.workers_awaited} workers have come"
+    )
 
 
 async def while_alive(children: Children, work: Coroutine[Any, Any, T]) -> T:

@@ -17,12 +17,11 @@ class RunRequest:
     task: str
     name: str
     rounds: int
-    cohort_size: int
-    quorum: int
+    policies: dict[str, object]
+    """The fields of the spec that say how rounds are held; None leaves one out."""
     algorithm: str = "fed-sophia-shared"
     local_steps: int = 10
     batch_size: int = 32
-    deadline_s: float = 600.0
     seed: int = 0
     hyperparameters: dict[str, float | int | None] = field(default_factory=dict)
     encodings: dict[str, str] = field(default_factory=dict)
@@ -57,9 +56,7 @@ def prepare(request: RunRequest) -> tuple[RunSpec, list[memoryview]]:
             "rounds": request.rounds,
             "local_steps": request.local_steps,
             "batch_size": request.batch_size,
-            "cohort_size": request.cohort_size,
-            "quorum": request.quorum,
-            "deadline_s": request.deadline_s,
+            **{name: value for name, value in request.policies.items() if value is not None},
             "encodings": request.encodings,
             "combiners": request.combiners,
         },

@@ -114,6 +114,12 @@ class OperatorClient:
     async def run(self, run_id: str) -> RunSummary:
         return parse_answer(RunSummary, await self._send("GET", f"/v1/runs/{run_id}"))
 
+    async def pause(self, run_id: str) -> RunSummary:
+        return parse_answer(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/pause"))
+
+    async def resume(self, run_id: str) -> RunSummary:
+        return parse_answer(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/resume"))
+
     async def cancel(self, run_id: str) -> RunSummary:
         return parse_answer(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/cancel"))
 

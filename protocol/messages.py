@@ -8,63 +8,43 @@ opens an exchange carries `schema_version`; those of a released version load for
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from protocol.algorithms import MIN_REFRESH_BATCH, algorithm_named
-from protocol.encodings import ENCODINGS, encoding_named
-from protocol.errors import FedSophiaError, InvalidMessage
-from protocol.header import (
-    DEFAULT_LIMITS,
-    MAX_DIMENSIONS,
-    MAX_TENSOR_BYTES,
-    entry_bytes_at_most,
-    num_elements,
+from protocol.errors import InvalidMessage
+from protocol.fields import (
+    Answered,
+    Count,
+    Digest,
+    Finite,
+    Identifier,
+    Int,
+    Label,
+    Metrics,
+    PerBundle,
+    Said,
+    SchemaVersion,
+    Seed,
 )
+from protocol.run_spec import AdaptiveDeadline, RunSpec, TargetMetric, TensorSpec, Weighting
+
+__all__ = [
+    "ANY_ASSIGNMENT",
+    "PROTOCOL_VERSION",
+    "AdaptiveDeadline",
+    "Answered",
+    "Digest",
+    "RunSpec",
+    "Said",
+    "TargetMetric",
+    "TensorSpec",
+    "Weighting",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
 PROTOCOL_VERSION = 1
-
-# Strict: JSON's `true`, `"3"` and `3.0` are no integers here, so that one spec has one way to be said.
-Int = Annotated[int, Field(strict=True)]
-Count = Annotated[Int, Field(ge=0, lt=2**53)]
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-SchemaVersion = Annotated[Int, Field(ge=1, le=1)]
-"""The one version of each message there is so far."""
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Label = Annotated[str, Field(min_length=1, max_length=128)]
-Seed = Annotated[Int, Field(ge=0, lt=2**63)]
-MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-Metrics = dict[MetricName, Finite]
-PerBundle = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=64)]], Field(max_length=16)
-]
-"""{bundle: a name}."""
-
-
-class Said(BaseModel):
-    """What a caller sends: unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Answered(BaseModel):
-    """What the server answers: unknown fields are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
 
 # --- enrolment and credentials -----------------------------------------------------------------
 
@@ -134,114 +114,12 @@ class WorkerSummary(Answered):
 # --- runs --------------------------------------------------------------------------------------
 
 
-class TensorSpec(Said):
-    """One tensor of the model, as every message of the run must carry it."""
-
-    name: Annotated[str, Field(min_length=1, max_length=256)]
-    shape: Annotated[tuple[Annotated[Int, Field(ge=0, lt=2**40)], ...], Field(max_length=MAX_DIMENSIONS)]
-    dtype: Literal["float32"] = "float32"
-
-    @model_validator(mode="after")
-    def _fits_in_one_payload(self) -> Self:
-        if 4 * num_elements([max(extent, 1) for extent in self.shape]) > MAX_TENSOR_BYTES:
-            raise ValueError(f"{self.name}: a tensor holds at most {MAX_TENSOR_BYTES} bytes. Split it.")
-        return self
-
-    @property
-    def num_elements(self) -> int:
-        return num_elements(self.shape)
-
-
-class Weighting(StrEnum):
-    """How the mean weighs the workers of a round."""
-
-    UNIFORM = "uniform"
-    NUM_EXAMPLES = "num_examples"
-
-
-class RunSpec(Said):
-    """Everything that defines a training job. `POST /v1/runs`."""
-
-    schema_version: SchemaVersion = 1
-    name: Identifier
-    task: Label
-    """Workers that serve this task are invited. The server never looks behind the name."""
-    algorithm: Label
-    hyperparameters: Annotated[dict[Label, Int | Finite | None], Field(max_length=64)] = Field(
-        default_factory=dict
-    )
-    model: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=5_000)]
-    params_digest: Digest
-    seed: Seed = 0
-    rounds: Annotated[Int, Field(ge=1, le=1_000_000)]
-    """Versions to make; an abandoned round makes none."""
-    local_steps: Annotated[Int, Field(ge=1, le=1_000_000)] = 10
-    batch_size: Annotated[Int, Field(ge=1, le=1_000_000)] = 32
-    cohort_size: Annotated[Int, Field(ge=1, le=100_000)]
-    """Workers invited to each round. The run waits until so many have come."""
-    quorum: Annotated[Int, Field(ge=1)]
-    """Fewest updates that make a version once the deadline has passed."""
-    deadline_s: Annotated[Finite, Field(gt=0, le=30 * 86_400)] = 600.0
-    max_abandoned_rounds: Annotated[Int, Field(ge=1, le=1_000)] = 10
-    """After so many abandoned rounds in a row the run fails."""
-    weighting: Weighting = Weighting.UNIFORM
-    combiners: PerBundle = Field(default_factory=dict)
-    """{bundle: combiner}; what is left out is the algorithm's own choice."""
-    encodings: PerBundle = Field(default_factory=dict)
-    """{bundle: encoding of its upload}; f32 unless said."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        try:
-            algorithm = algorithm_named(self.algorithm)
-            algorithm.parse(self.hyperparameters).optimizer_settings(self.local_steps)
-        except FedSophiaError as error:
-            raise ValueError(error.detail) from None
-        if "hessian" in algorithm.combiners and self.batch_size < MIN_REFRESH_BATCH:
-            raise ValueError(
-                f"batch_size {self.batch_size}: {self.algorithm} estimates the Hessian over at least "
-                f"{MIN_REFRESH_BATCH} examples"
-            )
-        if self.quorum > self.cohort_size:
-            raise ValueError(f"quorum {self.quorum} is larger than cohort_size {self.cohort_size}")
-        names = [tensor.name for tensor in self.model]
-        if len(set(names)) != len(names):
-            raise ValueError("model: a tensor name stands twice")
-        for field, values in (("combiners", self.combiners), ("encodings", self.encodings)):
-            unknown = set(values) - set(algorithm.combiners)
-            if unknown:
-                raise ValueError(f"{field}: {self.algorithm} sends no bundle {sorted(unknown)[0]!r}")
-        if not set(self.encodings.values()) <= set(ENCODINGS):
-            raise ValueError(f"encodings: expected some of {', '.join(ENCODINGS)}")
-        header_bytes = 64 + sum(
-            entry_bytes_at_most(bundle, tensor.name, tensor.shape, self.encoding_of(bundle))
-            for bundle in algorithm.combiners
-            for tensor in self.model
-        )
-        if header_bytes > DEFAULT_LIMITS.header_bytes:
-            raise ValueError(
-                f"model: the header of an update would take up to {header_bytes} bytes; "
-                f"at most {DEFAULT_LIMITS.header_bytes} are accepted"
-            )
-        return self
-
-    def encoding_of(self, bundle: str) -> str:
-        return self.encodings.get(bundle, "f32")
-
-    def payload_bytes(self, bundles: tuple[str, ...]) -> int:
-        """Payload of an update that carries these bundles, without header and padding."""
-        return sum(
-            encoding_named(self.encoding_of(bundle)).size_bytes(tensor.num_elements)
-            for bundle in bundles
-            for tensor in self.model
-        )
-
-
 class RunStatus(StrEnum):
     """Where a run stands."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    PAUSED = "paused"
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"

@@ -5,7 +5,7 @@
          └──────────────┴────────► ABANDONED (with one sentence why)
 
 The law of this file: nothing happens after the end; `now_ms` never runs backwards inside a round; every
-abandonment says why; no round collects past its deadline. Arrivals are rows under a unique key in the
+abandonment says why; no round collects past its last deadline. Arrivals are rows under a unique key in the
 store: what reaches this machine has already been counted once and only once.
 """
 
@@ -30,7 +30,10 @@ class Round:
     deadline_ms: int
     now_ms: int
     partial: bool = False
-    """Whether only some of the run's workers were invited."""
+    """Whether only some of the run's workers take part."""
+    extension_ms: int = 0
+    extensions_left: int = 0
+    """How often a deadline without a quorum moves on by `extension_ms` before the round is abandoned."""
     status: RoundStatus = RoundStatus.COLLECTING
     admitted: int = 0
     declined: int = 0
@@ -96,6 +99,8 @@ class RoundEffect(StrEnum):
 
     AGGREGATE = "aggregate"
     """Combine the admitted updates and report Aggregated or AggregationFailed. Safe to repeat."""
+    RESCHEDULE = "reschedule"
+    """The deadline has moved: look again then."""
     END = "end"
     """Tell the run that this round has ended."""
 
@@ -110,7 +115,7 @@ def step(round_: Round, event: RoundEvent) -> Step:
     round_ = replace(round_, now_ms=max(round_.now_ms, event.now_ms))
     match event:
         case Cancelled():
-            return _abandon(round_, "the run was cancelled")
+            return _abandon(round_, "the run ended")
         case Aggregated() if round_.status is RoundStatus.AGGREGATING:
             return _end(round_, RoundStatus.COMMITTED, None)
         case AggregationFailed(reason=reason) if round_.status is RoundStatus.AGGREGATING:
@@ -136,6 +141,8 @@ def _decide(round_: Round) -> Step:
     if answered >= round_.invited or round_.now_ms >= round_.deadline_ms:
         if round_.admitted >= round_.quorum:
             return _aggregate(round_)
+        if answered < round_.invited and round_.extensions_left:
+            return _extend(round_)
         cause = "all workers answered" if answered >= round_.invited else "the deadline passed"
         return _abandon(
             round_,
@@ -147,6 +154,15 @@ def _decide(round_: Round) -> Step:
             f"{round_.declined} of {round_.invited} workers declined; the quorum is {round_.quorum}",
         )
     return round_, ()
+
+
+def _extend(round_: Round) -> Step:
+    """Give the workers that have not answered their time again, counted from now."""
+    return replace(
+        round_,
+        deadline_ms=round_.now_ms + round_.extension_ms,
+        extensions_left=round_.extensions_left - 1,
+    ), (RoundEffect.RESCHEDULE,)
 
 
 def _aggregate(round_: Round) -> Step:

@@ -7,10 +7,10 @@ steps, saves state, effects and events, commits, and only then wakes whoever wai
 
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from protocol.errors import NotFound, QuorumMissing, UpdateConflict, UploadInterrupted
+from protocol.errors import NotFound, QuorumMissing, RunEnded, UpdateConflict, UploadInterrupted
 from protocol.messages import MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
 from ps_service import round_machine, run_machine
 from ps_service.admission import require_open
@@ -26,13 +26,14 @@ from ps_service.storage.update_records import StoredAssignment, StoredEffect, St
 from ps_service.summaries import round_summaries, run_summary
 from ps_service.transitions import (
     Transition,
-    announce_metrics,
     announce_run,
+    metrics_reported,
     round_event,
     run_event,
     the_assignment,
     the_round,
     the_run,
+    time_passed,
     workers_changed,
 )
 
@@ -50,15 +51,7 @@ class RoundRunner:
     async def create_run(self, spec: RunSpec) -> RunSummary:
         """Store a run whose `params` are in the blob store already, and let workers join it."""
         async with self._transition() as transition:
-            state = Run(
-                seed=spec.seed,
-                rounds=spec.rounds,
-                cohort_size=spec.cohort_size,
-                quorum=spec.quorum,
-                deadline_ms=round(spec.deadline_s * 1000),
-                max_abandoned_rounds=spec.max_abandoned_rounds,
-            )
-            run = StoredRun(f"run-{secrets.token_hex(6)}", spec, state, transition.now_ms)
+            run = StoredRun(f"run-{secrets.token_hex(6)}", spec, Run(), transition.now_ms)
             await run_records.add_run(transition.connection, run)
             await run_records.add_version(
                 transition.connection, run.run_id, 0, None, {"params": spec.params_digest}, transition.now_ms
@@ -71,7 +64,7 @@ class RoundRunner:
         """Make the worker a member of every open run whose task it serves."""
         async with self.stores.records.read() as connection:
             joined = set(await run_records.runs_of_worker(connection, worker.worker_id))
-            open_runs = await run_records.open_runs_of_tasks(connection, worker.tasks)
+            open_runs = await run_records.open_runs(connection, worker.tasks)
         for run_id in [run.run_id for run in open_runs if run.run_id not in joined]:
             async with self._transition() as transition:
                 run = await the_run(transition, run_id)
@@ -157,9 +150,37 @@ class RoundRunner:
 
     async def cancel_run(self, run_id: str) -> RunSummary:
         """End a run and its open round; an ended run is left as it is."""
+        return await self._operate(run_id, lambda now_ms, _: run_machine.RunCancelled(now_ms))
+
+    async def pause_run(self, run_id: str) -> RunSummary:
+        """Open no further round; the open one goes on to its end.
+
+        Raises:
+            RunEnded: there is nothing left to pause.
+        """
+        return await self._operate(run_id, lambda now_ms, _: run_machine.RunPaused(now_ms), must_be_open=True)
+
+    async def resume_run(self, run_id: str) -> RunSummary:
+        """Open rounds again; a run that is not paused is left as it is.
+
+        Raises:
+            RunEnded: there is nothing left to resume.
+        """
+        return await self._operate(run_id, run_machine.RunResumed, must_be_open=True)
+
+    async def _operate(
+        self,
+        run_id: str,
+        event: Callable[[int, tuple[int, ...]], run_machine.RunEvent],
+        *,
+        must_be_open: bool = False,
+    ) -> RunSummary:
         async with self._transition() as transition:
             run = await the_run(transition, run_id)
-            await run_event(transition, run, run_machine.RunCancelled(transition.now_ms))
+            if must_be_open and run.state.status.ended:
+                raise RunEnded(f"the run is {run.state.status.value}")
+            slots = tuple(await run_records.eligible_slots(transition.connection, run_id))
+            await run_event(transition, run, event(transition.now_ms, slots))
             return await run_summary(transition.connection, await the_run(transition, run_id))
 
     async def report_metrics(self, run_id: str, worker_id: str, report: MetricsReport) -> None:
@@ -175,7 +196,7 @@ class RoundRunner:
             if await report_records.add_report(
                 transition.connection, run_id, worker_id, report, transition.now_ms
             ):
-                await announce_metrics(transition, run_id, report.version)
+                await metrics_reported(transition, run, report.version)
 
     async def aggregated(self, effect: StoredEffect, tensors: dict[str, str]) -> None:
         """The effect's round has been combined into these bundles: record the version."""
@@ -204,16 +225,26 @@ class RoundRunner:
             await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
 
     async def tick(self) -> float:
-        """Close rounds whose deadline has passed; give the seconds until the next deadline (at most 60)."""
+        """Do what is due by now; give the seconds until something is due again (at most 60)."""
         async with self.stores.records.read() as connection:
             rounds = await run_records.collecting_rounds(connection)
+            runs = await run_records.open_runs(connection)
         now_ms = self.clock.now_ms()
+        due_at = [round_.state.deadline_ms for round_ in rounds]
         for due in [round_ for round_ in rounds if round_.state.deadline_ms <= now_ms]:
             async with self._transition() as transition:
                 run = await the_run(transition, due.run_id)
                 stored = await the_round(transition, due.run_id, due.state.number)
                 await round_event(transition, run, stored, round_machine.Tick(transition.now_ms))
-        to_come = [round_.state.deadline_ms - now_ms for round_ in rounds]
+        for idle in runs:
+            wake_ms = run_machine.wake_ms(idle.spec, idle.state)
+            if wake_ms is None:
+                continue
+            due_at.append(wake_ms)
+            if wake_ms <= now_ms:
+                async with self._transition() as transition:
+                    await time_passed(transition, await the_run(transition, idle.run_id))
+        to_come = [due_ms - now_ms for due_ms in due_at]
         return min([wait_ms / 1000 for wait_ms in to_come if wait_ms > 0] + [60.0])
 
     def count_sent(self, run_id: str, size_bytes: int) -> None:

@@ -1,35 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's life: when a round opens, who is invited, when it is over. PURE.
+"""A run's life: when a round opens, who is invited, how long it may take, when the run is over. PURE.
 
-    WAITING ──► RUNNING ──► FINISHED | FAILED
-       └──────────┴───────► CANCELLED
+    WAITING ◄─► RUNNING ──► FINISHED | FAILED
+       │ ▲        │ ▲
+       ▼ │        ▼ │
+       PAUSED ◄──────        any of the three ──► CANCELLED
 
 The law of this file: at most one round is open; a round is opened only by an effect of this machine;
-versions grow by one for each committed round; nothing happens after the end; sampling depends on the
-run's seed, the round's number and the eligible slots alone.
+versions grow by one for each committed round; nothing happens after the end, and every end but that of
+the last round says why; sampling depends on the run's seed, the round's number and the eligible slots alone.
 """
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 
-from protocol.messages import RunStatus
+from protocol.messages import RunSpec, RunStatus
+
+REMEMBERED_ROUNDS = 20
+"""Committed rounds whose lengths an adaptive deadline looks at."""
+FEWEST_FOR_A_MEDIAN = 3
 
 
 @dataclass(frozen=True)
 class Run:
-    """Counts and fixed numbers of a run."""
+    """What changes in a run; what does not is its spec."""
 
-    seed: int
-    rounds: int
-    cohort_size: int
-    quorum: int
-    deadline_ms: int
-    """Length of a round, in milliseconds."""
-    max_abandoned_rounds: int
     status: RunStatus = RunStatus.WAITING
     round: int = 0
+    """The last round opened."""
+    round_open: bool = False
     version: int = 0
     abandoned_in_a_row: int = 0
+    round_lengths_ms: tuple[int, ...] = ()
+    """Of the last committed rounds, oldest first."""
+    started_ms: int | None = None
+    """When the first round was opened."""
+    metric_until_ms: int | None = None
+    """Until when the next round waits for the metric of this version."""
     reason: str | None = None
     ended_ms: int | None = None
 
@@ -44,10 +54,11 @@ class WorkersChanged:
 
 @dataclass(frozen=True)
 class RoundCommitted:
-    """The open round made the next version."""
+    """The open round made the next version, `length_ms` after it was opened."""
 
     now_ms: int
     slots: tuple[int, ...]
+    length_ms: int
 
 
 @dataclass(frozen=True)
@@ -60,13 +71,55 @@ class RoundAbandoned:
 
 
 @dataclass(frozen=True)
+class MetricsReported:
+    """Evaluators have measured a version."""
+
+    now_ms: int
+    slots: tuple[int, ...]
+    version: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+    now_ms: int
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RunPaused:
+    """The operator wants no further round; an open one goes on to its end."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class RunResumed:
+    """The operator wants rounds again."""
+
+    now_ms: int
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class RunCancelled:
     """The operator ended the run."""
 
     now_ms: int
 
 
-RunEvent = WorkersChanged | RoundCommitted | RoundAbandoned | RunCancelled
+RunEvent = (
+    WorkersChanged
+    | RoundCommitted
+    | RoundAbandoned
+    | MetricsReported
+    | Tick
+    | RunPaused
+    | RunResumed
+    | RunCancelled
+)
 
 
 @dataclass(frozen=True)
@@ -76,44 +129,157 @@ class OpenRound:
     number: int
     base_version: int
     slots: tuple[int, ...]
+    target: int
     quorum: int
     opened_ms: int
     deadline_ms: int
+    extensions: int
     partial: bool
 
 
 @dataclass(frozen=True)
 class CancelRound:
-    """Cancel the open round, if there is one."""
+    """Cancel the open round."""
 
 
 RunEffect = OpenRound | CancelRound
 Step = tuple[Run, tuple[RunEffect, ...]]
 
 
-def step(run: Run, event: RunEvent) -> Step:
+def step(spec: RunSpec, run: Run, event: RunEvent) -> Step:
     """Give the run after the event, and what has to be done because of it."""
     if run.status.ended:
         return run, ()
     match event:
         case RunCancelled():
-            ended = replace(run, status=RunStatus.CANCELLED, reason="cancelled by the operator")
-            return replace(ended, ended_ms=event.now_ms), (CancelRound(),)
-        case WorkersChanged(slots=slots):
-            if run.status is not RunStatus.WAITING or len(slots) < _needed(run):
+            return _end(run, RunStatus.CANCELLED, event.now_ms, "cancelled by the operator")
+        case RunPaused():
+            return replace(run, status=RunStatus.PAUSED), ()
+        case RunResumed(slots=slots):
+            if run.status is not RunStatus.PAUSED:
                 return run, ()
-            return _open(run, slots, event.now_ms)
-        case RoundCommitted(slots=slots):
-            run = replace(run, version=run.version + 1, abandoned_in_a_row=0)
-            if run.version >= run.rounds:
-                return replace(run, status=RunStatus.FINISHED, ended_ms=event.now_ms), ()
-            return _open_or_wait(run, slots, event.now_ms)
-        case RoundAbandoned(slots=slots, reason=reason):
-            run = replace(run, abandoned_in_a_row=run.abandoned_in_a_row + 1)
-            if run.abandoned_in_a_row >= run.max_abandoned_rounds:
-                why = f"{run.abandoned_in_a_row} rounds in a row were abandoned; the last because {reason}"
-                return replace(run, status=RunStatus.FAILED, reason=why, ended_ms=event.now_ms), ()
-            return _open_or_wait(run, slots, event.now_ms)
+            return _go_on(spec, replace(run, status=RunStatus.RUNNING), slots, event.now_ms)
+        case RoundCommitted():
+            return _committed(spec, run, event)
+        case RoundAbandoned():
+            return _abandoned(spec, run, event)
+        case MetricsReported():
+            return _measured(spec, run, event)
+        case WorkersChanged(slots=slots) | Tick(slots=slots):
+            return _go_on(spec, run, slots, event.now_ms)
+
+
+def wake_ms(spec: RunSpec, run: Run) -> int | None:
+    """When this run needs a Tick next; None if time alone changes nothing."""
+    if run.status.ended or run.round_open:
+        return None
+    times = [run.metric_until_ms, _end_ms(spec, run)]
+    return min((time for time in times if time is not None), default=None)
+
+
+def _committed(spec: RunSpec, run: Run, event: RoundCommitted) -> Step:
+    run = replace(
+        run,
+        version=run.version + 1,
+        round_open=False,
+        abandoned_in_a_row=0,
+        round_lengths_ms=(*run.round_lengths_ms, event.length_ms)[-REMEMBERED_ROUNDS:],
+    )
+    if run.version >= spec.rounds:
+        return _end(run, RunStatus.FINISHED, event.now_ms, None)
+    if spec.target_metric is not None:
+        run = replace(run, metric_until_ms=event.now_ms + round(spec.target_metric.wait_s * 1000))
+    return _go_on(spec, run, event.slots, event.now_ms)
+
+
+def _abandoned(spec: RunSpec, run: Run, event: RoundAbandoned) -> Step:
+    run = replace(run, round_open=False, abandoned_in_a_row=run.abandoned_in_a_row + 1)
+    if run.abandoned_in_a_row >= spec.max_abandoned_rounds:
+        why = f"{run.abandoned_in_a_row} rounds in a row were abandoned; the last because {event.reason}"
+        return _end(run, RunStatus.FAILED, event.now_ms, why)
+    return _go_on(spec, run, event.slots, event.now_ms)
+
+
+def _measured(spec: RunSpec, run: Run, event: MetricsReported) -> Step:
+    target = spec.target_metric
+    if target is None:
+        return run, ()
+    value = event.metrics.get(target.name)
+    if value is not None and target.reached(value):
+        why = f"{target.name} reached {value:.6g} with version {event.version}"
+        return _end(run, RunStatus.FINISHED, event.now_ms, why)
+    if event.version == run.version:
+        run = replace(run, metric_until_ms=None)
+    return _go_on(spec, run, event.slots, event.now_ms)
+
+
+def _end(run: Run, status: RunStatus, now_ms: int, reason: str | None) -> Step:
+    ended = replace(
+        run, status=status, reason=reason, ended_ms=now_ms, round_open=False, metric_until_ms=None
+    )
+    return ended, (CancelRound(),) if run.round_open else ()
+
+
+def _go_on(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
+    """Open the next round if nothing stands against it."""
+    if run.round_open:
+        return run, ()
+    end_ms = _end_ms(spec, run)
+    if end_ms is not None and now_ms >= end_ms:
+        why = f"max_duration_s ({spec.max_duration_s:g}) has passed"
+        return _end(run, RunStatus.FINISHED, now_ms, why)
+    if run.status is RunStatus.PAUSED:
+        return run, ()
+    if run.metric_until_ms is not None and now_ms < run.metric_until_ms:
+        return run, ()
+    # a first round waits for all the workers that were asked for; later ones go on with a quorum
+    if len(slots) < (spec.workers_awaited if run.round == 0 else spec.quorum):
+        return replace(run, status=RunStatus.WAITING, metric_until_ms=None), ()
+    return _open(spec, replace(run, metric_until_ms=None), slots, now_ms)
+
+
+def _open(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
+    number = run.round + 1
+    started_ms = now_ms if run.started_ms is None else run.started_ms
+    run = replace(run, status=RunStatus.RUNNING, round=number, round_open=True, started_ms=started_ms)
+    length_ms = round_length_ms(spec, run)
+    deadline_ms, extensions = now_ms + length_ms, spec.max_extensions
+    end_ms = _end_ms(spec, run)
+    if end_ms is not None:
+        deadline_ms = min(deadline_ms, end_ms)
+        extensions = min(extensions, (end_ms - deadline_ms) // length_ms)
+    target = spec.cohort_of(len(slots))
+    invited = sample(spec.seed, number, slots, math.ceil(target * spec.over_selection - 1e-9))
+    return run, (
+        OpenRound(
+            number=number,
+            base_version=run.version,
+            slots=invited,
+            target=target,
+            quorum=min(spec.quorum, target),
+            opened_ms=now_ms,
+            deadline_ms=deadline_ms,
+            extensions=extensions,
+            partial=target < len(slots),
+        ),
+    )
+
+
+def round_length_ms(spec: RunSpec, run: Run) -> int:
+    """How long the next round may take: fixed, or median + k·MAD of the last committed rounds."""
+    adaptive, lengths = spec.adaptive_deadline, run.round_lengths_ms
+    if adaptive is None or len(lengths) < FEWEST_FOR_A_MEDIAN:
+        return max(1, round(spec.deadline_s * 1000))
+    middle = median(lengths)
+    deviation = median(abs(length - middle) for length in lengths)
+    length_ms = middle + adaptive.spread * deviation
+    return max(1, round(min(max(length_ms, adaptive.floor_s * 1000), adaptive.ceiling_s * 1000)))
+
+
+def _end_ms(spec: RunSpec, run: Run) -> int | None:
+    if spec.max_duration_s is None or run.started_ms is None:
+        return None
+    return run.started_ms + round(spec.max_duration_s * 1000)
 
 
 def sample(seed: int, round_number: int, slots: tuple[int, ...], size: int) -> tuple[int, ...]:
@@ -129,30 +295,3 @@ def assignment_seed(seed: int, round_number: int, slot: int) -> int:
     """The seed of one worker's local training in one round, below 2^63."""
     digest = hashlib.sha256(f"train/{seed}/{round_number}/{slot}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _needed(run: Run) -> int:
-    """A first round waits for a whole cohort; later ones go on with a quorum of workers."""
-    return run.cohort_size if run.round == 0 else run.quorum
-
-
-def _open_or_wait(run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
-    if len(slots) < _needed(run):
-        return replace(run, status=RunStatus.WAITING), ()
-    return _open(run, slots, now_ms)
-
-
-def _open(run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
-    number = run.round + 1
-    invited = sample(run.seed, number, slots, run.cohort_size)
-    return replace(run, status=RunStatus.RUNNING, round=number), (
-        OpenRound(
-            number=number,
-            base_version=run.version,
-            slots=invited,
-            quorum=run.quorum,
-            opened_ms=now_ms,
-            deadline_ms=now_ms + run.deadline_ms,
-            partial=len(invited) < len(slots),
-        ),
-    )

@@ -74,6 +74,9 @@ async def round_event(
                     transition.connection, effect.value, run.run_id, round_.number
                 )
                 transition.topics.add(EFFECTS)
+            case RoundEffect.RESCHEDULE:
+                transition.topics.add(DEADLINES)
+                await _announce_round(transition, run.run_id, round_.number)
             case RoundEffect.END:
                 await _round_ended(transition, run, round_)
     return round_
@@ -95,7 +98,8 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
     slots = tuple(await run_records.eligible_slots(connection, run_id))
     run_event_: RunEvent
     if committed:
-        run_event_ = run_machine.RoundCommitted(transition.now_ms, slots)
+        length_ms = transition.now_ms - round_.opened_ms
+        run_event_ = run_machine.RoundCommitted(transition.now_ms, slots, max(length_ms, 0))
         transition.topics.add(VERSIONS)
     else:
         run_event_ = run_machine.RoundAbandoned(transition.now_ms, slots, round_.reason or "")
@@ -105,8 +109,9 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
 
 async def run_event(transition: Transition, run: StoredRun, event: RunEvent) -> None:
     """Step a run, save it, and do what follows."""
-    state, effects = run_machine.step(run.state, event)
+    state, effects = run_machine.step(run.spec, run.state, event)
     await run_records.save_run(transition.connection, run.run_id, state)
+    transition.topics.add(DEADLINES)
     for effect in effects:
         match effect:
             case OpenRound():
@@ -123,12 +128,14 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
         number=opening.number,
         base_version=opening.base_version,
         invited=len(opening.slots),
-        target=len(opening.slots),
+        target=opening.target,
         quorum=opening.quorum,
         opened_ms=opening.opened_ms,
         deadline_ms=opening.deadline_ms,
         now_ms=opening.opened_ms,
         partial=opening.partial,
+        extension_ms=opening.deadline_ms - opening.opened_ms,
+        extensions_left=opening.extensions,
     )
     await run_records.add_round(connection, run_id, round_)
     worker_of = await run_records.eligible_slots(connection, run_id)
@@ -147,7 +154,7 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
             for slot in opening.slots
         ],
     )
-    transition.topics |= {worker_topic(worker_of[slot]) for slot in opening.slots} | {DEADLINES}
+    transition.topics |= {worker_topic(worker_of[slot]) for slot in opening.slots}
     await _announce_round(transition, run_id, opening.number)
 
 
@@ -161,11 +168,11 @@ async def _cancel_round(transition: Transition, run_id: str, number: int) -> Non
 async def workers_changed(transition: Transition, run: StoredRun) -> None:
     """Give slots to new members and see whether a round can be opened.
 
-    Before the first round nobody has a slot: all are numbered together once a cohort is there.
+    Before the first round nobody has a slot: all are numbered together once those awaited are there.
     """
     connection, run_id = transition.connection, run.run_id
     waiting = await run_records.waiting_members(connection, run_id)
-    if run.state.round == 0 and waiting < run.spec.cohort_size:
+    if run.state.round == 0 and waiting < run.spec.workers_awaited:
         return
     await run_records.give_slots(connection, run_id)
     slots = tuple(await run_records.eligible_slots(connection, run_id))
@@ -193,10 +200,22 @@ async def _announce_round(transition: Transition, run_id: str, number: int) -> N
     await _announce(transition, run_id, "round", number, summary.model_dump_json())
 
 
-async def announce_metrics(transition: Transition, run_id: str, version: int) -> None:
-    reports = await report_records.reports_of(transition.connection, run_id, version)
-    data = json.dumps({"version": version, "metrics": mean_of_reports(reports[version])})
+async def metrics_reported(transition: Transition, run: StoredRun, version: int) -> None:
+    """Tell listeners, and the run, which may have waited for this."""
+    connection, run_id = transition.connection, run.run_id
+    reports = await report_records.reports_of(connection, run_id, version)
+    metrics = mean_of_reports(reports[version])
+    data = json.dumps({"version": version, "metrics": metrics})
     await _announce(transition, run_id, "metrics", None, data)
+    slots = tuple(await run_records.eligible_slots(connection, run_id))
+    event = run_machine.MetricsReported(transition.now_ms, slots, version, metrics)
+    await run_event(transition, run, event)
+
+
+async def time_passed(transition: Transition, run: StoredRun) -> None:
+    """Let a run whose time has come go on or end."""
+    slots = tuple(await run_records.eligible_slots(transition.connection, run.run_id))
+    await run_event(transition, run, run_machine.Tick(transition.now_ms, slots))
 
 
 async def _announce(transition: Transition, run_id: str, kind: str, number: int | None, data: str) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from fed_sophia.cli import app as command_line
 from protocol.errors import every_error
+from protocol.messages import RunSpec
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
 from ps_service.metrics import Meters
@@ -94,6 +95,11 @@ def test_every_option_of_a_command_has_its_row_and_no_other(name: str) -> None:
 def test_every_setting_has_its_heading_and_no_other() -> None:
     variables = {f"FED_SOPHIA_{name.upper()}" for name in Settings.model_fields}
     assert set(sections("settings.md")) == variables
+
+
+def test_every_field_of_a_run_spec_has_its_heading_and_no_other() -> None:
+    chapters = {"What is trained", "Who takes part", "When a round ends", "When the run ends"}
+    assert set(sections("run-spec.md")) == set(RunSpec.model_fields) | chapters
 
 
 def test_every_metric_has_its_heading_and_no_other() -> None:

@@ -88,12 +88,11 @@ def demo(
         task=task,
         name="demo",
         rounds=rounds,
-        cohort_size=workers,
-        quorum=workers,  # every update counts, so that equal seeds give equal models
+        # every update counts, so that equal seeds give equal models
+        policies={"cohort_size": workers, "quorum": workers, "deadline_s": _ROUND_DEADLINE_S},
         algorithm=algorithm,
         local_steps=local_steps,
         batch_size=batch_size,
-        deadline_s=_ROUND_DEADLINE_S,
         seed=seed,
         hyperparameters=hyperparameters(settings),
         data_dir=data_dir,
@@ -121,7 +120,7 @@ async def _one_run(request: RunRequest, client: OperatorClient, server: Child, o
     begun = time.monotonic()
     run = await begin(client, request)
     await until_running(client, run.run_id)
-    title = f"{request.algorithm}, {request.task}, {request.cohort_size} workers"
+    title = f"{request.algorithm}, {request.task}, {run.spec.workers_awaited} workers"
     with view_for(output, run.run_id, title) as view:
         run, rounds = await follow(client, run.run_id, view, _METRICS_WAIT_S)
     if run.status is not RunStatus.FINISHED:

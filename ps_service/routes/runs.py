@@ -68,6 +68,18 @@ def router(service: Service) -> APIRouter:
                 raise NotFound(f"there is no run {run_id}")
             return await run_summary(connection, run)
 
+    @routes.post("/{run_id}/pause")
+    async def pause(request: Request, run_id: str) -> RunSummary:
+        """Open no further round; the open one goes on to its end."""
+        await auth.operator(request)
+        return await runner.pause_run(run_id)
+
+    @routes.post("/{run_id}/resume")
+    async def resume(request: Request, run_id: str) -> RunSummary:
+        """Open rounds again."""
+        await auth.operator(request)
+        return await runner.resume_run(run_id)
+
     @routes.post("/{run_id}/cancel")
     async def cancel(request: Request, run_id: str) -> RunSummary:
         await auth.operator(request)

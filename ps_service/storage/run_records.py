@@ -77,14 +77,12 @@ async def list_runs(connection: AsyncConnection) -> list[StoredRun]:
     return [_run(row) for row in rows]
 
 
-async def open_runs_of_tasks(connection: AsyncConnection, tasks: tuple[str, ...]) -> list[StoredRun]:
-    """Runs that have not ended and whose task is one of these, oldest first."""
-    rows = await connection.execute(
-        select(runs)
-        .where(runs.c.task.in_(tasks), runs.c.status.in_([RunStatus.WAITING, RunStatus.RUNNING]))
-        .order_by(runs.c.created_ms, runs.c.run_id)
-    )
-    return [_run(row) for row in rows]
+async def open_runs(connection: AsyncConnection, tasks: tuple[str, ...] | None = None) -> list[StoredRun]:
+    """Runs that have not ended, of these tasks or of all, oldest first."""
+    query = select(runs).where(runs.c.status.in_([status for status in RunStatus if not status.ended]))
+    if tasks is not None:
+        query = query.where(runs.c.task.in_(tasks))
+    return [_run(row) for row in await connection.execute(query.order_by(runs.c.created_ms, runs.c.run_id))]
 
 
 async def runs_of_tasks(connection: AsyncConnection, tasks: tuple[str, ...]) -> list[StoredRun]:
@@ -126,7 +124,11 @@ async def save_round(connection: AsyncConnection, run_id: str, state: Round) -> 
     await connection.execute(
         update(rounds)
         .where(rounds.c.run_id == run_id, rounds.c.number == state.number)
-        .values(status=state.status.value, state=_ROUND.dump_json(state).decode())
+        .values(
+            status=state.status.value,
+            deadline_ms=state.deadline_ms,
+            state=_ROUND.dump_json(state).decode(),
+        )
     )
 
 

@@ -55,6 +55,8 @@ EXAMPLES: dict[str, dict[str, object]] = {
         "last_seen_ms": 2,
     },
     "TensorSpec": {"name": "w", "shape": [2, 3]},
+    "AdaptiveDeadline": {"spread": 3.0, "floor_s": 2.0, "ceiling_s": 60.0},
+    "TargetMetric": {"name": "test_accuracy", "at_least": 0.8},
     "RunSpec": SPEC,
     "RunSummary": {
         "run_id": "r1", "spec": SPEC, "status": "running", "round": 1, "version": 0,
@@ -177,6 +179,16 @@ def test_a_message_cannot_be_changed(name: str) -> None:
         ({"hyperparameters": {f"h{index}": 1 for index in range(65)}}, "hyperparameters"),
         ({"algorithm": "a" * 1_000}, "algorithm"),
         ({"batch_size": 7}, "batch_size 7"),
+        ({"cohort_size": None}, "one of cohort_size and cohort_fraction"),
+        ({"cohort_fraction": 0.5}, "one of cohort_size and cohort_fraction"),
+        ({"cohort_size": None, "cohort_fraction": 0.5}, "min_workers"),
+        ({"cohort_size": None, "cohort_fraction": 0.5, "min_workers": 4}, "quorum 3 is larger"),
+        ({"over_selection": 0.9}, "over_selection"),
+        ({"adaptive_deadline": {"floor_s": 2, "ceiling_s": 1}}, "adaptive_deadline"),
+        ({"target_metric": {"name": "loss"}}, "one of at_least and at_most"),
+        ({"target_metric": {"name": "loss", "at_least": 1, "at_most": 2}}, "one of at_least and at_most"),
+        ({"max_duration_s": 0}, "max_duration_s"),
+        ({"max_extensions": -1}, "max_extensions"),
     ],
 )
 def test_a_run_that_does_not_fit_together_is_refused_and_the_field_is_named(

@@ -57,6 +57,24 @@ def test_a_straggler_is_left_behind_once_the_deadline_finds_a_quorum():
     assert round_.status is RoundStatus.AGGREGATING
 
 
+def test_a_deadline_without_a_quorum_may_be_extended_a_number_of_times():
+    round_ = a_round(extension_ms=500, extensions_left=1)
+    round_, effects = step(round_, Tick(DEADLINE_MS + 7))
+    assert (round_.status, effects) == (RoundStatus.COLLECTING, (RoundEffect.RESCHEDULE,))
+    assert (round_.deadline_ms, round_.extensions_left) == (DEADLINE_MS + 507, 0)
+    assert after(round_, Tick(DEADLINE_MS + 507)).status is RoundStatus.ABANDONED
+
+
+def test_a_round_that_all_have_answered_is_not_extended():
+    round_ = a_round(extension_ms=500, extensions_left=1)
+    assert after(round_, *[WorkerDeclined(1)] * 3).status is RoundStatus.ABANDONED
+
+
+def test_the_first_so_many_of_those_invited_close_the_round():
+    round_ = a_round(invited=5, target=2)
+    assert after(round_, UpdateAdmitted(1), UpdateAdmitted(2)).status is RoundStatus.AGGREGATING
+
+
 def test_a_deadline_without_a_quorum_abandons_the_round_and_says_why():
     round_ = after(a_round(), UpdateAdmitted(1), Tick(DEADLINE_MS))
     assert round_.status is RoundStatus.ABANDONED

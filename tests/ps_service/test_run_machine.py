@@ -1,91 +1,220 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's life: when rounds open, who is invited, when it is over."""
+"""A run's life: when rounds open, who is invited, how long they may take, when it is over."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.messages import RunStatus
+from protocol.messages import RunSpec, RunStatus, parse
+from ps_service import run_machine
 from ps_service.run_machine import (
     CancelRound,
+    MetricsReported,
     OpenRound,
     RoundAbandoned,
     RoundCommitted,
     Run,
     RunCancelled,
+    RunPaused,
+    RunResumed,
+    Tick,
     WorkersChanged,
     assignment_seed,
+    round_length_ms,
     sample,
-    step,
+    wake_ms,
 )
 
+ALL = (0, 1, 2)
+OPEN = Run(status=RunStatus.RUNNING, round=1, round_open=True, started_ms=0)
 
-def a_run(**changes) -> Run:
+
+def a_spec(**changes) -> RunSpec:
     fixed = {
+        "name": "run",
+        "task": "digits",
+        "algorithm": "fedavg",
+        "model": [{"name": "w", "shape": [2]}],
+        "params_digest": "ab" * 32,
         "seed": 7,
         "rounds": 2,
         "cohort_size": 3,
         "quorum": 2,
-        "deadline_ms": 1_000,
+        "deadline_s": 1,
         "max_abandoned_rounds": 2,
     }
-    return Run(**fixed | changes)
+    return parse(RunSpec, fixed | changes)
+
+
+SPEC = a_spec()
+
+
+def after(run, *events, spec=SPEC):
+    for event in events:
+        run, _ = run_machine.step(spec, run, event)
+    return run
+
+
+def step(run, event, spec=SPEC):
+    return run_machine.step(spec, run, event)
+
+
+# --- opening ------------------------------------------------------------------------------------
 
 
 def test_the_first_round_waits_for_a_whole_cohort():
-    assert step(a_run(), WorkersChanged(5, (0, 1))) == (a_run(), ())
-    run, [opening] = step(a_run(), WorkersChanged(5, (0, 1, 2)))
-    assert (run.status, run.round) == (RunStatus.RUNNING, 1)
-    assert opening == OpenRound(1, 0, (0, 1, 2), 2, opened_ms=5, deadline_ms=1_005, partial=False)
+    assert step(Run(), WorkersChanged(5, (0, 1))) == (Run(), ())
+    run, [opening] = step(Run(), WorkersChanged(5, ALL))
+    assert (run.status, run.round, run.started_ms) == (RunStatus.RUNNING, 1, 5)
+    assert opening == OpenRound(
+        1, 0, ALL, target=3, quorum=2, opened_ms=5, deadline_ms=1_005, extensions=0, partial=False
+    )
+
+
+def test_a_run_may_wait_for_more_workers_than_a_cohort():
+    spec = a_spec(min_workers=5)
+    assert step(Run(), WorkersChanged(5, ALL), spec)[1] == ()
+    _, [opening] = step(Run(), WorkersChanged(5, (0, 1, 2, 3, 4)), spec)
+    assert (len(opening.slots), opening.partial) == (3, True)
 
 
 def test_workers_who_come_while_a_round_is_open_change_nothing():
-    run, _ = step(a_run(), WorkersChanged(5, (0, 1, 2)))
-    assert step(run, WorkersChanged(6, (0, 1, 2, 3))) == (run, ())
+    assert step(OPEN, WorkersChanged(6, (0, 1, 2, 3))) == (OPEN, ())
 
 
 def test_a_committed_round_makes_a_version_and_opens_the_next():
-    run, _ = step(a_run(), WorkersChanged(0, (0, 1, 2)))
-    run, [opening] = step(run, RoundCommitted(9, (0, 1, 2)))
+    run, [opening] = step(OPEN, RoundCommitted(9, ALL, 9))
     assert (run.version, opening.number, opening.base_version) == (1, 2, 1)
 
 
 def test_later_rounds_go_on_with_a_quorum_and_wait_below_it():
-    run, _ = step(a_run(), WorkersChanged(0, (0, 1, 2)))
-    with_two, [opening] = step(run, RoundCommitted(9, (0, 1)))
-    assert (with_two.status, opening.slots) == (RunStatus.RUNNING, (0, 1))
-    with_one, effects = step(run, RoundCommitted(9, (0,)))
+    with_two, [opening] = step(OPEN, RoundCommitted(9, (0, 1), 9))
+    assert (with_two.status, opening.slots, opening.target) == (RunStatus.RUNNING, (0, 1), 2)
+    with_one, effects = step(OPEN, RoundCommitted(9, (0,), 9))
     assert (with_one.status, effects) == (RunStatus.WAITING, ())
     again, [_] = step(with_one, WorkersChanged(10, (0, 3)))
     assert again.round == 2
 
 
+def test_a_fraction_of_the_workers_is_rounded_up():
+    spec = a_spec(cohort_size=None, cohort_fraction=0.3, min_workers=4)
+    for eligible, target in ((4, 2), (10, 3), (11, 4)):
+        _, [opening] = step(Run(), WorkersChanged(0, tuple(range(eligible))), spec)
+        assert (opening.target, len(opening.slots)) == (target, target)
+
+
+def test_more_are_invited_than_wanted_as_far_as_there_are_any():
+    spec = a_spec(over_selection=1.5)
+    for eligible, invited in ((3, 3), (4, 4), (20, 5)):
+        _, [opening] = step(Run(), WorkersChanged(0, tuple(range(eligible))), spec)
+        assert (opening.target, len(opening.slots)) == (3, invited)
+
+
+# --- deadlines ----------------------------------------------------------------------------------
+
+
+def test_an_adaptive_deadline_is_the_median_and_so_many_deviations():
+    """Lengths 100, 200, 300, 400 ms: median 250, deviations 150 50 50 150, their median 100; 250 + 4·100."""
+    spec = a_spec(adaptive_deadline={"spread": 4.0, "floor_s": 0.1, "ceiling_s": 10.0})
+    assert round_length_ms(spec, replace(OPEN, round_lengths_ms=(100, 400, 200, 300))) == 650
+
+
+@pytest.mark.parametrize(("lengths", "length_ms"), [((), 1_000), ((5, 5), 1_000), ((5, 5, 5), 100)])
+def test_an_adaptive_deadline_begins_fixed_and_keeps_between_floor_and_ceiling(lengths, length_ms):
+    spec = a_spec(adaptive_deadline={"floor_s": 0.1, "ceiling_s": 0.3})
+    assert round_length_ms(spec, replace(OPEN, round_lengths_ms=lengths)) == length_ms
+    assert round_length_ms(spec, replace(OPEN, round_lengths_ms=(9_000,) * 3)) == 300
+
+
+def test_only_the_last_rounds_are_remembered():
+    run = OPEN
+    for number in range(50):
+        run = after(replace(run, round_open=True), RoundCommitted(number, (), number), spec=a_spec(rounds=99))
+    assert run.round_lengths_ms == tuple(range(30, 50))
+
+
+def test_no_round_outlasts_the_run():
+    spec = a_spec(max_duration_s=1.5, max_extensions=5)
+    run, [first] = step(Run(), WorkersChanged(1_000, ALL), spec)
+    assert (first.deadline_ms, first.extensions) == (2_000, 0)
+    run, [second] = step(run, RoundCommitted(2_200, ALL, 1_200), spec)
+    assert second.deadline_ms == 2_500
+    run, effects = step(run, RoundAbandoned(2_500, ALL, "nobody came"), spec)
+    assert (run.status, effects) == (RunStatus.FINISHED, ())
+    assert run.reason == "max_duration_s (1.5) has passed"
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
 def test_the_last_version_finishes_the_run():
-    run, effects = step(a_run(rounds=1, status=RunStatus.RUNNING, round=1), RoundCommitted(9, (0, 1, 2)))
+    run, effects = step(replace(OPEN, version=1), RoundCommitted(9, ALL, 9))
     assert (run.status, run.ended_ms, effects) == (RunStatus.FINISHED, 9, ())
 
 
 def test_too_many_abandoned_rounds_in_a_row_fail_the_run_and_a_committed_one_forgives():
-    run = a_run(status=RunStatus.RUNNING, round=1, rounds=9)
-    run, _ = step(run, RoundAbandoned(1, (0, 1), "nobody came"))
-    run, _ = step(run, RoundCommitted(2, (0, 1)))
-    run, _ = step(run, RoundAbandoned(3, (0, 1), "nobody came"))
+    spec = a_spec(rounds=9)
+    rained = RoundAbandoned(1, ALL, "nobody came")
+    run = after(OPEN, rained, RoundCommitted(2, ALL, 1), rained, spec=spec)
     assert run.status is RunStatus.RUNNING
-    run, effects = step(run, RoundAbandoned(4, (0, 1), "nobody came"))
+    run, effects = step(run, rained, spec)
     assert (run.status, effects) == (RunStatus.FAILED, ())
     assert run.reason == "2 rounds in a row were abandoned; the last because nobody came"
 
 
 def test_a_cancelled_run_cancels_its_round_and_then_nothing_more():
-    run, effects = step(a_run(status=RunStatus.RUNNING, round=1), RunCancelled(3))
+    run, effects = step(OPEN, RunCancelled(3))
     assert (run.status, effects) == (RunStatus.CANCELLED, (CancelRound(),))
-    assert step(run, RoundAbandoned(4, (0, 1, 2), "cancelled")) == (run, ())
+    assert step(run, RoundAbandoned(4, ALL, "cancelled")) == (run, ())
 
 
-def test_a_round_that_invites_only_some_is_partial():
-    _, [opening] = step(a_run(), WorkersChanged(5, (0, 1, 2, 3)))
-    assert opening.partial
-    assert len(opening.slots) == 3
+def test_a_target_metric_holds_the_next_round_until_it_is_known():
+    spec = a_spec(target_metric={"name": "test_accuracy", "at_least": 0.8, "wait_s": 10})
+    run, effects = step(OPEN, RoundCommitted(100, ALL, 100), spec)
+    assert (effects, wake_ms(spec, run)) == ((), 10_100)
+    assert step(run, Tick(10_099, ALL), spec) == (run, ())
+    _, [opening] = step(run, MetricsReported(200, ALL, 1, {"test_accuracy": 0.79}), spec)
+    assert opening.number == 2
+    _, [opening] = step(run, Tick(10_100, ALL), spec)
+    assert opening.number == 2
+    ended, effects = step(run, MetricsReported(200, ALL, 1, {"test_accuracy": 0.8}), spec)
+    assert (ended.status, effects) == (RunStatus.FINISHED, ())
+    assert ended.reason == "test_accuracy reached 0.8 with version 1"
 
+
+def test_a_metric_that_comes_late_ends_the_run_all_the_same():
+    spec = a_spec(target_metric={"name": "test_loss", "at_most": 0.5}, rounds=9)
+    run = replace(OPEN, version=3, round=4)
+    still, effects = step(run, MetricsReported(5, ALL, 2, {"test_loss": 0.6, "test_accuracy": 0.1}), spec)
+    assert (still, effects) == (run, ())
+    ended, effects = step(run, MetricsReported(5, ALL, 2, {"test_loss": 0.4}), spec)
+    assert (ended.status, effects) == (RunStatus.FINISHED, (CancelRound(),))
+
+
+# --- pausing ------------------------------------------------------------------------------------
+
+
+def test_a_paused_run_ends_its_round_and_opens_no_other_until_it_is_resumed():
+    paused = after(OPEN, RunPaused(1))
+    committed, effects = step(paused, RoundCommitted(9, ALL, 9))
+    assert (committed.status, committed.version, effects) == (RunStatus.PAUSED, 1, ())
+    assert step(committed, WorkersChanged(10, ALL)) == (committed, ())
+    resumed, [opening] = step(committed, RunResumed(20, ALL))
+    assert (resumed.status, opening.number) == (RunStatus.RUNNING, 2)
+
+
+def test_a_run_resumed_while_its_round_is_open_goes_on_with_that_round():
+    resumed, effects = step(after(OPEN, RunPaused(1)), RunResumed(2, ALL))
+    assert (resumed, effects) == (OPEN, ())
+
+
+def test_resuming_what_is_not_paused_changes_nothing():
+    assert step(OPEN, RunResumed(2, ALL)) == (OPEN, ())
+
+
+# --- sampling -----------------------------------------------------------------------------------
 
 slots_strategy = st.lists(st.integers(0, 200), unique=True, max_size=30).map(tuple)
 
@@ -113,41 +242,60 @@ def test_training_seeds_fit_their_message_and_differ_between_neighbours(seed, nu
     assert len({here, assignment_seed(seed, number + 1, slot), assignment_seed(seed, number, slot + 1)}) == 3
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["workers", "commit", "abandon", "cancel"]), slots_strategy), max_size=25
-    )
+# --- laws ---------------------------------------------------------------------------------------
+
+specs = st.builds(
+    lambda **changes: a_spec(rounds=4, **changes),
+    over_selection=st.sampled_from([1.0, 1.4]),
+    max_extensions=st.integers(0, 2),
+    adaptive_deadline=st.sampled_from([None, {"floor_s": 0.5, "ceiling_s": 2.0}]),
+    target_metric=st.sampled_from([None, {"name": "loss", "at_most": 0.1, "wait_s": 0.003}]),
+    max_duration_s=st.sampled_from([None, 0.02]),
 )
-def test_laws_that_hold_whatever_happens_in_whatever_order(happening):
+WHAT = ["workers", "commit", "abandon", "measured", "reached", "tick", "pause", "resume", "cancel"]
+
+
+@given(specs, st.lists(st.tuples(st.sampled_from(WHAT), slots_strategy, st.integers(-3, 5)), max_size=40))
+def test_laws_that_hold_whatever_happens_in_whatever_order_and_however_the_clock_jumps(spec, happening):
     """The shell reports the end of a round only while one is open: so does this test."""
-    run, open_rounds = a_run(), 0
-    for now_ms, (what, slots) in enumerate(happening):
-        if what in ("commit", "abandon") and not open_rounds:
+    run, is_open, now_ms = Run(), False, 1_000
+    for what, slots, passed_ms in happening:
+        if what in ("commit", "abandon") and not is_open:
             continue
+        now_ms += passed_ms
         event = {
             "workers": WorkersChanged(now_ms, slots),
-            "commit": RoundCommitted(now_ms, slots),
+            "commit": RoundCommitted(now_ms, slots, 3),
             "abandon": RoundAbandoned(now_ms, slots, "it rained"),
+            "measured": MetricsReported(now_ms, slots, run.version, {"loss": 1.0}),
+            "reached": MetricsReported(now_ms, slots, run.version, {"loss": 0.0}),
+            "tick": Tick(now_ms, slots),
+            "pause": RunPaused(now_ms),
+            "resume": RunResumed(now_ms, slots),
             "cancel": RunCancelled(now_ms),
         }[what]
         before = run
-        open_rounds -= what in ("commit", "abandon")
-        run, effects = step(run, event)
-        for effect in effects:
-            if isinstance(effect, CancelRound):
-                open_rounds = 0
-                continue
-            open_rounds += 1
-            assert effect.number == before.round + 1
-            assert effect.base_version == run.version
-            assert run.quorum <= len(effect.slots) <= run.cohort_size
-            assert set(effect.slots) <= set(slots)
+        is_open = is_open and what not in ("commit", "abandon")
+        run, effects = run_machine.step(spec, run, event)
         if before.status.ended:
             assert (run, effects) == (before, ())
-        assert open_rounds <= 1
-        assert (run.status is RunStatus.RUNNING) == (open_rounds == 1)
+        for effect in effects:
+            if isinstance(effect, CancelRound):
+                assert is_open
+                is_open = False
+                continue
+            assert not is_open
+            is_open = True
+            assert (effect.number, effect.base_version) == (before.round + 1, run.version)
+            assert 1 <= effect.quorum <= effect.target <= len(effect.slots)
+            assert set(effect.slots) <= set(slots)
+            assert effect.opened_ms <= effect.deadline_ms
+        assert run.round_open == is_open
+        assert not (run.status is RunStatus.WAITING and is_open)
         assert run.version - before.version == (what == "commit" and not before.status.ended)
-        assert run.version <= run.rounds
-    assert (run.ended_ms is not None) == run.status.ended
-    if run.status is RunStatus.FAILED:
-        assert "it rained" in run.reason
+        assert run.version <= spec.rounds
+        assert (run.ended_ms is not None) == run.status.ended
+        if run.status.ended:
+            assert run.reason or run.version == spec.rounds
+        elif not is_open and run.status is RunStatus.RUNNING:
+            assert wake_ms(spec, run) is not None, "a run that waits for nothing would wait for ever"

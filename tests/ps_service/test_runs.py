@@ -191,7 +191,7 @@ async def test_a_cancelled_run_abandons_its_round_and_stays_cancelled(server):
     for _ in range(2):
         answer = await server.operator.post(f"/v1/runs/{run_id}/cancel")
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-    assert (await server.rounds(run_id))[0]["reason"] == "the run was cancelled"
+    assert (await server.rounds(run_id))[0]["reason"] == "the run ended"
     assert (await worker.ask()).status_code == 204
     answer = await worker.declare(assignment, server.an_update(assignment).header)
     assert (answer.status_code, answer.json()["code"]) == (409, "run-ended")

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies as people type them."""
+
+import pytest
+
+from fed_sophia.policies import adaptive, target_metric
+from protocol.errors import FedSophiaError
+
+
+def test_an_adaptive_deadline_is_three_numbers():
+    found = adaptive("4:10s:30m")
+    assert found is not None
+    assert (found.spread, found.floor_s, found.ceiling_s) == (4.0, 10.0, 1800.0)
+    assert adaptive(None) is None
+
+
+@pytest.mark.parametrize("text", ["4", "4:10s", "x:1s:2s", "4:2s:1s", "4:1s:never", "-1:1s:2s"])
+def test_anything_else_is_refused(text):
+    with pytest.raises(FedSophiaError):
+        adaptive(text)
+
+
+def test_a_target_has_a_direction():
+    found = target_metric("test_accuracy >= 0.8")
+    assert found is not None
+    assert found.reached(0.8)
+    assert not found.reached(0.79)
+    low = target_metric("test_loss<=0.5")
+    assert low is not None
+    assert low.reached(0.4)
+    assert not low.reached(0.6)
+
+
+@pytest.mark.parametrize("text", ["test_accuracy", "test_accuracy=0.8", ">=1", "Test>=1", "loss>=many"])
+def test_a_target_without_name_direction_or_value_is_refused(text):
+    with pytest.raises(FedSophiaError):
+        target_metric(text)
