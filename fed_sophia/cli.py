@@ -5,6 +5,7 @@ An error is one line on standard error, never a stack trace: exit code 1, or 2 w
 itself was wrong. With `--json` it is one JSON line on standard output.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -13,10 +14,11 @@ import typer
 import fed_sophia
 from fed_sophia.commands import create_run, demo, run_swarm, run_worker, runs, serve, token
 from fed_sophia.interruptible import Interrupted
-from fed_sophia.output import one_line, output_for
+from fed_sophia.output import Output, one_line, output_for
 from protocol.errors import FedSophiaError, InvalidUsage
 
 _CTRL_C = 130
+_READER_GONE = 128 + 13  # as if SIGPIPE had ended us, which is how `head` ends others
 ROOT_EXAMPLES = """\b
 Examples:
   fed-sophia demo
@@ -76,12 +78,33 @@ app.add_typer(_runs, name="run")
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
-    sys.exit(run_command(sys.argv[1:]))
+    code = run_command(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:  # said already; what is still in the buffer must not fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or 1
+    sys.exit(code)
 
 
 def run_command(arguments: list[str]) -> int:
     """Run a command; say what went wrong in one line; give the exit code."""
     output = output_for("--json" in arguments)
+    try:
+        return _run(arguments, output)
+    except SystemExit as ending:  # Typer and Rich make this of a reader that has gone
+        if isinstance(ending.__context__, BrokenPipeError):
+            return _READER_GONE
+        raise
+    except BrokenPipeError:
+        return _READER_GONE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        output.error(InvalidUsage(f"{where}{error.strerror or error}"))
+        return 1
+
+
+def _run(arguments: list[str], output: Output) -> int:
     try:
         code: int = app(arguments, prog_name="fed-sophia", standalone_mode=False) or 0
     except FedSophiaError as error:
@@ -95,12 +118,6 @@ def run_command(arguments: list[str]) -> int:
         return interrupted.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _CTRL_C
-    except BrokenPipeError:
-        return 141
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        output.error(InvalidUsage(f"{where}{error.strerror or error}"))
-        return 1
     if code == _CTRL_C:
         output.summary("stopped", {"interrupted": "SIGINT"})
     return code

@@ -2,22 +2,25 @@
 """Follows a run to its end, by its events."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.rounds_view import RoundsView
 from protocol.messages import RoundStatus, RoundSummary, RunSummary, parse
 
+MetricsWait = Callable[[Sequence[RoundSummary]], float]
 _METRICS_POLL_S = 0.2
 
 
 async def follow(
-    client: OperatorClient, run_id: str, view: RoundsView, metrics_wait_s: float
+    client: OperatorClient, run_id: str, view: RoundsView, metrics_wait_s: MetricsWait
 ) -> tuple[RunSummary, tuple[RoundSummary, ...]]:
     """Show every round of the run as it changes; give the run and its rounds once it has ended.
 
     Args:
-        metrics_wait_s: how long to wait, after the end, for an evaluator's word on the last version.
+        metrics_wait_s: how long to wait, after the end, for an evaluator's word on the last version,
+            given the rounds there were.
     """
     known: dict[int, RoundSummary] = {}
     async with aclosing(client.events(run_id)) as events:
@@ -40,10 +43,10 @@ async def follow(
 
 
 async def _measured_rounds(
-    client: OperatorClient, run: RunSummary, metrics_wait_s: float
+    client: OperatorClient, run: RunSummary, metrics_wait_s: MetricsWait
 ) -> tuple[RoundSummary, ...]:
     rounds = await client.rounds(run.run_id)
-    for _ in range(round(metrics_wait_s / _METRICS_POLL_S)):
+    for _ in range(round(metrics_wait_s(rounds) / _METRICS_POLL_S)):
         if all("test_accuracy" in round_.metrics for round_ in rounds if round_.version == run.version):
             break
         await asyncio.sleep(_METRICS_POLL_S)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a coroutine that Ctrl-C and SIGTERM end tidily."""
+"""Runs a coroutine that Ctrl-C, SIGTERM and a closed terminal end tidily."""
 
 import asyncio
 import signal
@@ -19,7 +19,9 @@ class Interrupted(Exception):
 
 
 def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end; the first SIGINT or SIGTERM cancels it, later ones wait for its clean-up.
+    """Run `work` to its end; the first SIGINT, SIGTERM or SIGHUP cancels it, later ones await its clean-up.
+
+    An ignored SIGHUP stays ignored, so that `nohup` keeps its meaning.
 
     Raises:
         Interrupted: a signal came before `work` was done.
@@ -43,7 +45,7 @@ async def _with_signals(work: Coroutine[Any, Any, T]) -> T:
         received.append(number)
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _stopping_signals():
         loop.add_signal_handler(number, stop, number)
     try:
         return await task
@@ -51,3 +53,10 @@ async def _with_signals(work: Coroutine[Any, Any, T]) -> T:
         if received:
             raise Interrupted(received[0]) from None
         raise
+
+
+def _stopping_signals() -> list[signal.Signals]:
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not every platform has it
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, hangup]

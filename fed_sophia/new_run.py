@@ -6,7 +6,9 @@ from pathlib import Path
 
 from fed_sophia.extras import needing
 from fed_sophia.operator_client import OperatorClient
+from protocol.algorithms import algorithm_named
 from protocol.codec import digest_of, encode_bundle
+from protocol.errors import InvalidMessage
 from protocol.messages import RunSpec, RunSummary, TensorSpec, parse
 
 
@@ -34,17 +36,18 @@ def prepare(request: RunRequest) -> tuple[RunSpec, list[memoryview]]:
 
     Raises:
         InvalidMessage: the request's numbers do not go together.
+        UnknownAlgorithm: there is no such algorithm.
         InvalidTask: there is no such task, or it gives no model.
     """
     with needing("worker"):
         from worker.tasks import load_task
         from worker.training import initial_parameters
 
+    algorithm_named(request.algorithm).parse(request.hyperparameters)
     task = load_task(request.task, request.data_dir)
     params = initial_parameters(task, request.seed)
     message = encode_bundle("params", params)
-    spec = parse(
-        RunSpec,
+    spec = _spec(
         {
             "name": request.name,
             "task": task.name,
@@ -62,6 +65,14 @@ def prepare(request: RunRequest) -> tuple[RunSpec, list[memoryview]]:
         },
     )
     return spec, message
+
+
+def _spec(fields: dict[str, object]) -> RunSpec:
+    try:
+        return parse(RunSpec, fields)
+    except InvalidMessage as error:
+        # what the spec's own checks say is a sentence, and needs no word of how they are made
+        raise InvalidMessage(error.detail.removeprefix("RunSpec: ")) from None
 
 
 async def begin(client: OperatorClient, request: RunRequest) -> RunSummary:

@@ -7,7 +7,7 @@ that its code names; no answer at all is `ServerUnreachable`.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,6 +16,7 @@ import httpx
 from pydantic import BaseModel
 
 from fed_sophia.event_stream import ServerEvent, read_events
+from fed_sophia.options import server_address
 from protocol.codec import MEDIA_TYPE, digest_of
 from protocol.errors import (
     DigestMismatch,
@@ -34,19 +35,16 @@ from protocol.messages import (
     RunSpec,
     RunSummary,
     VersionSummary,
-    WorkerSummary,
     parse,
 )
 
 M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R")
 
 _ERRORS = {error.code: error for error in every_error()}
 _TIMEOUT_S = 30.0
+_PAGE = 1000  # rows; the most that the server gives at once
 _SILENCE_S = 45.0  # three of the comment lines by which the server keeps an event stream alive
-
-
-class _Workers(BaseModel):
-    workers: tuple[WorkerSummary, ...]
 
 
 class _Runs(BaseModel):
@@ -67,15 +65,16 @@ class OperatorClient:
     def __init__(
         self, server_url: str, operator_key: str, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
-        self.server_url = server_url.rstrip("/")
-        if not self.server_url.startswith(("http://", "https://")):
-            raise InvalidUsage(f"server {server_url!r}: expected an address like http://127.0.0.1:8080")
-        self._http = httpx.AsyncClient(
-            base_url=self.server_url,
-            headers={"Authorization": f"Bearer {operator_key}"},
-            timeout=_TIMEOUT_S,
-            transport=transport,
-        )
+        self.server_url = server_address(server_url).rstrip("/")
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=self.server_url,
+                headers={"Authorization": f"Bearer {operator_key}"},
+                timeout=_TIMEOUT_S,
+                transport=transport,
+            )
+        except httpx.InvalidURL as error:
+            raise InvalidUsage(f"server {self.server_url!r}: {error}") from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,9 +86,6 @@ class OperatorClient:
 
     async def create_token(self, request: JoinTokenRequest) -> JoinTokenIssued:
         return parse_answer(JoinTokenIssued, await self._send("POST", "/v1/tokens", said=request))
-
-    async def workers(self) -> tuple[WorkerSummary, ...]:
-        return parse_answer(_Workers, await self._send("GET", "/v1/workers")).workers
 
     async def put_tensors(self, message: Sequence[memoryview]) -> str:
         """Store a `state` message; give its digest."""
@@ -109,7 +105,7 @@ class OperatorClient:
         return parse_answer(RunSummary, await self._send("POST", "/v1/runs", said=spec))
 
     async def runs(self) -> tuple[RunSummary, ...]:
-        return parse_answer(_Runs, await self._send("GET", "/v1/runs")).runs
+        return await self._all_rows(_Runs, "/v1/runs", lambda page: page.runs, lambda run: run.run_id)
 
     async def run(self, run_id: str) -> RunSummary:
         return parse_answer(RunSummary, await self._send("GET", f"/v1/runs/{run_id}"))
@@ -124,11 +120,16 @@ class OperatorClient:
         return parse_answer(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/cancel"))
 
     async def rounds(self, run_id: str, after: int = 0) -> tuple[RoundSummary, ...]:
-        path = f"/v1/runs/{run_id}/rounds?after={after}"
-        return parse_answer(_Rounds, await self._send("GET", path)).rounds
+        path = f"/v1/runs/{run_id}/rounds"
+        return await self._all_rows(
+            _Rounds, path, lambda page: page.rounds, lambda round_: round_.round, after
+        )
 
     async def versions(self, run_id: str) -> tuple[VersionSummary, ...]:
-        return parse_answer(_Versions, await self._send("GET", f"/v1/runs/{run_id}/versions")).versions
+        path = f"/v1/runs/{run_id}/versions"
+        return await self._all_rows(
+            _Versions, path, lambda page: page.versions, lambda version: version.version
+        )
 
     async def tensors(self, run_id: str, digest: str) -> bytes:
         """Fetch one bundle of the run's state.
@@ -146,9 +147,10 @@ class OperatorClient:
         """Everything that happens in a run, from its beginning, over as many connections as it takes.
 
         Raises:
-            ServerUnreachable: so many attempts in a row brought nothing.
+            FedSophiaError: what the last of so many attempts in a row met, or what no other attempt mends.
         """
         last_id, ended, failures = "", False, 0
+        met: FedSophiaError | None = None
         while failures < max_failures:
             try:
                 async with aclosing(self._events_after(run_id, last_id)) as events:
@@ -159,11 +161,14 @@ class OperatorClient:
                         yield event
                 if ended:
                     return
-            except ServerUnreachable:
-                pass
+            except FedSophiaError as error:
+                if not error.retryable:
+                    raise
+                met = error
             failures += 1
             await asyncio.sleep(min(0.1 * 2**failures, 5.0))
-        raise ServerUnreachable(f"{self.server_url}: {max_failures} attempts to follow the run failed")
+        kind, why = (type(met), f": {met.detail}") if met else (ServerUnreachable, "")
+        raise kind(f"{self.server_url}: {max_failures} attempts to follow the run failed{why}")
 
     async def _events_after(self, run_id: str, last_id: str) -> AsyncGenerator[ServerEvent, None]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
@@ -179,6 +184,25 @@ class OperatorClient:
                         yield event
         except httpx.TransportError as error:
             raise ServerUnreachable(f"{self.server_url}: {type(error).__name__}") from None
+
+    async def _all_rows(
+        self,
+        message: type[M],
+        path: str,
+        rows_of: Callable[[M], tuple[R, ...]],
+        key_of: Callable[[R], str | int],
+        after: str | int | None = None,
+    ) -> tuple[R, ...]:
+        """Every row of a list, page by page; a server that does not know pages gives them all at once."""
+        rows: dict[str | int, R] = {}
+        while True:
+            query = f"limit={_PAGE}" + ("" if after is None else f"&after={after}")
+            page = rows_of(parse_answer(message, await self._send("GET", f"{path}?{query}")))
+            new = {key_of(row): row for row in page if key_of(row) not in rows}
+            rows |= new
+            if not new or len(page) < _PAGE:
+                return tuple(rows.values())
+            after = key_of(page[-1])
 
     async def _send(
         self,

@@ -7,6 +7,7 @@ line of standard output and has `"summary": true`; a command that failed has `er
 
 import json
 import sys
+from contextlib import suppress
 from typing import Protocol
 
 from rich.console import Console
@@ -23,7 +24,8 @@ class Output(Protocol):
 
     def summary(self, text: str, fields: Fields) -> None: ...
 
-    def error(self, error: FedSophiaError) -> None: ...
+    def error(self, error: FedSophiaError) -> None:
+        """Say why the command failed; never raises, for nobody is left to hear of it."""
 
 
 class HumanOutput:
@@ -41,8 +43,7 @@ class HumanOutput:
             self.console.print(text, markup=False)
 
     def error(self, error: FedSophiaError) -> None:
-        sys.stderr.write(f"error: {one_line(error.detail)} ({error.code})\n")
-        sys.stderr.flush()
+        _say_on_stderr(error)
 
 
 class JsonOutput:
@@ -56,7 +57,10 @@ class JsonOutput:
 
     def error(self, error: FedSophiaError) -> None:
         detail = one_line(error.detail)
-        self._line({"summary": True, "error": error.code, "detail": detail, "retryable": error.retryable})
+        try:
+            self._line({"summary": True, "error": error.code, "detail": detail, "retryable": error.retryable})
+        except OSError:
+            _say_on_stderr(error)
 
     def _line(self, fields: Fields) -> None:
         sys.stdout.write(json.dumps(fields, ensure_ascii=False, allow_nan=False, default=str) + "\n")
@@ -66,6 +70,12 @@ class JsonOutput:
 def output_for(json_lines: bool) -> Output:
     """The output that `--json` asks for, or the one for people."""
     return JsonOutput() if json_lines else HumanOutput()
+
+
+def _say_on_stderr(error: FedSophiaError) -> None:
+    with suppress(OSError):
+        sys.stderr.write(f"error: {one_line(error.detail)} ({error.code})\n")
+        sys.stderr.flush()
 
 
 def one_line(text: str) -> str:

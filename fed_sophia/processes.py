@@ -131,6 +131,9 @@ def _last_words(child: Child) -> str:
     """What a child said last, on one line: its own summary of the error if it gave one."""
     lines = child.stderr.read_text(encoding="utf-8", errors="replace").splitlines()
     said = child.stdout.read_text(encoding="utf-8", errors="replace").splitlines()
+    with suppress(ValueError, TypeError, KeyError, IndexError):
+        summary = json.loads(said[-1])
+        return f"{summary['detail']} ({summary['error']})"
     return one_line(" | ".join(lines[-_LAST_LINES:] or said[-1:])) or "it said nothing"
 
 

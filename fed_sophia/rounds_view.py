@@ -16,6 +16,7 @@ from fed_sophia.output import Fields, HumanOutput, Output, size_text
 from protocol.messages import RoundStatus, RoundSummary
 
 _HEADINGS = ("round", "accuracy", "loss", "seconds", "up", "down", "updates", "note")
+_TABLE_COLUMNS = 60
 _UNMEASURED_AFTER = 2  # rounds that may end before a round without metrics is shown without them
 
 
@@ -86,9 +87,11 @@ class RoundLines:
 
 
 def view_for(output: Output, run_id: str, title: str) -> RoundsView:
-    """A live table on a terminal, one line a round anywhere else."""
-    if isinstance(output, HumanOutput) and output.console.is_terminal:
-        return LiveTable(output.console, title)
+    """A live table on a terminal that is wide enough, one line a round anywhere else."""
+    if isinstance(output, HumanOutput):
+        console = output.console
+        if console.is_terminal and console.width >= _TABLE_COLUMNS:
+            return LiveTable(console, title)
     return RoundLines(output, run_id)
 
 

@@ -162,7 +162,7 @@ class RunSummary(Answered):
     tensors: dict[str, Digest]
     """The bundles of that version, by digest; an absent bundle is zeros."""
     members: int
-    """Workers that have a slot in this run."""
+    """Workers that have come and are not revoked."""
     created_ms: Count
     ended_ms: Count | None = None
 
@@ -329,4 +329,5 @@ def parse(message: type[M], body: bytes | str | Mapping[str, object]) -> M:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InvalidMessage(f"{message.__name__}{'.' + where if where else ''}: {first['msg']}") from None
+        why = first["msg"].removeprefix("Value error, ")
+        raise InvalidMessage(f"{message.__name__}{'.' + where if where else ''}: {why}") from None

@@ -13,6 +13,7 @@ from ps_service.clock import Clock
 from ps_service.effects import background
 from ps_service.limits import JsonBodyLimit
 from ps_service.metrics import Meters
+from ps_service.openapi import PROBLEM, DescribedApp
 from ps_service.round_runner import RoundRunner
 from ps_service.routes import ROUTERS
 from ps_service.routes.problems import install
@@ -37,16 +38,17 @@ def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
         async with background(service.runner):
             yield
 
-    app = FastAPI(
+    app = DescribedApp(
         title="fed-sophia parameter server",
         version=version("fed-sophia"),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        responses={"default": PROBLEM},
     )
     app.state.service = service
     install(app, service.meters)
-    app.add_middleware(JsonBodyLimit, max_bytes=settings.max_json_bytes)
+    app.add_middleware(JsonBodyLimit, max_bytes=settings.max_json_bytes, meters=service.meters)
     for router in ROUTERS:
         app.include_router(router(service))
     return app

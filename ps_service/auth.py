@@ -104,6 +104,7 @@ class Auth:
 
         Raises:
             JoinTokenRefused, Unauthenticated, WorkerRevoked, UnsupportedVersion.
+            Forbidden: the device is enrolled already, in another role than the token grants.
         """
         if not enrolment.protocol_min <= PROTOCOL_VERSION <= enrolment.protocol_max:
             raise UnsupportedVersion(
@@ -133,6 +134,12 @@ class Auth:
                 )
                 await credential_records.add_worker(connection, worker, secret_hash)
             require_not_revoked(worker)
+            if worker.role is not role:
+                raise Forbidden(f"enrolled as {worker.role.value}; the join token grants {role.value}")
+            if known:
+                await credential_records.enrolled_again(
+                    connection, worker.worker_id, enrolment.name, enrolment.tasks, now_ms
+                )
         answer = Enrolled(worker_id=worker.worker_id, role=worker.role, protocol_version=PROTOCOL_VERSION)
         return answer, not known
 

@@ -2,6 +2,7 @@
 """Time as an argument: the server asks a `Clock`, never the system."""
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -13,8 +14,25 @@ class Clock(Protocol):
         ...
 
 
+def _elapsed_ns() -> int:
+    """Time that no setting of the clock changes; on Linux it counts a suspended machine's sleep too."""
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic_ns() if boot_time is None else time.clock_gettime_ns(boot_time)
+
+
 class SystemClock:
-    """The machine's own clock."""
+    """The machine's own clock: UTC as it was at the start, and the time that has passed since.
+
+    Not UTC at each call: a machine's clock that is set back would lengthen every deadline.
+    """
+
+    def __init__(
+        self,
+        utc_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = _elapsed_ns,
+    ) -> None:
+        self._monotonic_ns = monotonic_ns
+        self._anchor_ns = utc_ns() - monotonic_ns()
 
     def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+        return (self._anchor_ns + self._monotonic_ns()) // 1_000_000

@@ -2,7 +2,8 @@
 """Performs what committed transitions asked for, and watches deadlines: the server's background work.
 
 After a crash the effects that are not ticked off are performed again. They are safe to repeat: all they
-make is named by digest, and a round that has left AGGREGATING takes no second result.
+make is named by digest, and a round that has left AGGREGATING takes no second result. Only a store that
+fails is tried again: what fails for any other reason would fail for ever, and abandons its round.
 """
 
 import asyncio
@@ -11,7 +12,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from protocol.errors import FedSophiaError
+from protocol.messages import RoundStatus
 from ps_service.aggregation import AdmittedUpdate, aggregate
 from ps_service.bell import DEADLINES, EFFECTS, wait_for_ring
 from ps_service.round_runner import RoundRunner
@@ -49,12 +53,30 @@ async def perform_effects(runner: RoundRunner) -> bool:
     all_done = True
     for effect in effects:
         try:
-            await _aggregate(runner, effect)
+            await _perform(runner, effect)
         except Exception:
             # it stays in the records; what other runs wait for must not wait behind it
             log.exception("run %s, round %d: not aggregated yet", effect.run_id, effect.round)
             all_done = False
     return all_done
+
+
+async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
+    """Aggregate, or abandon the round if it cannot be.
+
+    Raises:
+        OSError, SQLAlchemyError: a store fails for now (a full disk, say). Nothing is lost.
+    """
+    try:
+        await _aggregate(runner, effect)
+    except (OSError, SQLAlchemyError):
+        raise
+    except FedSophiaError as error:
+        log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)
+        await runner.aggregation_failed(effect, error.detail)
+    except Exception:
+        log.exception("run %s, round %d: aggregation failed", effect.run_id, effect.round)
+        await runner.aggregation_failed(effect, "internal error; the server's log has the reason")
 
 
 async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
@@ -63,25 +85,23 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         stored = await run_records.load_round(connection, effect.run_id, effect.round)
         assert run is not None
         assert stored is not None
+    if stored.state.status is not RoundStatus.AGGREGATING:
+        await runner.not_wanted(effect)
+        return
+    async with runner.stores.records.read() as connection:
         updates = await update_records.updates_of_round(connection, effect.run_id, effect.round)
         tensors = await run_records.tensors_of(connection, effect.run_id, stored.state.base_version)
     started = time.perf_counter()
-    try:
-        combined = await asyncio.to_thread(
-            aggregate,
-            runner.stores.blobs,
-            run.spec,
-            tensors,
-            [AdmittedUpdate(update.digest, update.header) for update in updates],
-            partial=stored.state.partial,
-        )
-    except FedSophiaError as error:
-        log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)
-        await runner.aggregation_failed(effect, error.detail)
-    # a store that fails for now (a full disk, say) loses nothing: the effect stays and is tried again
-    else:
-        runner.meters.aggregation_seconds.observe(time.perf_counter() - started)
-        await runner.aggregated(effect, combined)
+    combined = await asyncio.to_thread(
+        aggregate,
+        runner.stores.blobs,
+        run.spec,
+        tensors,
+        [AdmittedUpdate(update.digest, update.header) for update in updates],
+        partial=stored.state.partial,
+    )
+    runner.meters.aggregation_seconds.observe(time.perf_counter() - started)
+    await runner.aggregated(effect, combined)
 
 
 async def _watch(runner: RoundRunner, topic: str, work: Callable[[], Awaitable[float]]) -> None:

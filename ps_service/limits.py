@@ -4,6 +4,7 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.errors import MessageTooLarge
+from ps_service.metrics import Meters
 from ps_service.routes.problems import answer
 
 
@@ -13,8 +14,9 @@ class JsonBodyLimit:
     Told by the method, which a caller cannot choose freely: what it says of its media type is its own.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, meters: Meters) -> None:
         self._app = app
+        self._meters = meters
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,6 +33,7 @@ class JsonBodyLimit:
             more = message.get("more_body", False)
             if len(body) > self._max_bytes:
                 error = MessageTooLarge(f"the body is longer than {self._max_bytes} bytes")
+                self._meters.refusals.labels(code=error.code).inc()
                 await answer(error)(scope, receive, send)
                 return
         await self._app(scope, _replay(bytes(body), receive), send)

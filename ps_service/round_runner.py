@@ -61,13 +61,22 @@ class RoundRunner:
             return await run_summary(transition.connection, run)
 
     async def join_runs(self, worker: StoredWorker) -> None:
-        """Make the worker a member of every open run whose task it serves."""
+        """Make the worker a member of every open run whose task it serves.
+
+        Raises:
+            WorkerRevoked: its credential was taken away meanwhile.
+        """
         async with self.stores.records.read() as connection:
             joined = set(await run_records.runs_of_worker(connection, worker.worker_id))
             open_runs = await run_records.open_runs(connection, worker.tasks)
         for run_id in [run.run_id for run in open_runs if run.run_id not in joined]:
             async with self._transition() as transition:
                 run = await the_run(transition, run_id)
+                current = await credential_records.worker_by_id(transition.connection, worker.worker_id)
+                assert current is not None
+                require_not_revoked(current)
+                if run.state.status.ended:
+                    continue
                 await run_records.add_member(transition.connection, run_id, worker.worker_id)
                 await workers_changed(transition, run)
 
@@ -222,6 +231,11 @@ class RoundRunner:
             stored = await the_round(transition, effect.run_id, effect.round)
             failed = round_machine.AggregationFailed(transition.now_ms, reason)
             await round_event(transition, run, stored, failed)
+            await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
+
+    async def not_wanted(self, effect: StoredEffect) -> None:
+        """The effect's round has gone on without it: tick it off."""
+        async with self._transition() as transition:
             await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
 
     async def tick(self) -> float:

@@ -27,6 +27,7 @@ log = logging.getLogger("fed_sophia.server")
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; call `announce(url)` once requests are answered."""
+    os.umask(0o077)  # all that is made is the operator's own, also in a directory that others may enter
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # the loop uvicorn would choose: uvloop where it is installed

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(default=60.0, ge=0, le=600)
     """Longest time a request for an assignment waits, whatever it prefers."""
     body_timeout_s: float = Field(default=60.0, gt=0)
-    """A body from which nothing arrives for so long is given up."""
+    """A body from which nothing arrives for so long is given up; a refused one is read on for so long."""
     metrics_public: bool = False
     """Whether `/metrics` answers without an operator key."""
     drain_s: float = Field(default=10.0, ge=0)

@@ -11,6 +11,7 @@ from protocol.messages import (
     Assignment,
     EvaluationAssignment,
     MetricsReport,
+    RoundStatus,
     RoundSummary,
     RunSummary,
     UpdateHeader,
@@ -19,6 +20,9 @@ from ps_service.run_machine import assignment_seed
 from ps_service.storage import report_records, run_records, update_records
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
+
+EVALUATIONS_BEHIND = 100
+"""So many versions of a run, the newest, are offered before older ones."""
 
 
 async def run_summary(connection: AsyncConnection, run: StoredRun) -> RunSummary:
@@ -39,15 +43,19 @@ async def run_summary(connection: AsyncConnection, run: StoredRun) -> RunSummary
 async def round_summaries(
     connection: AsyncConnection, run_id: str, rounds: Sequence[StoredRound]
 ) -> list[RoundSummary]:
-    """One summary for each of these rounds of a run, with the metrics that have arrived."""
-    versions = await run_records.versions_by_round(connection, run_id)
-    reports = await report_records.reports_of(connection, run_id)
+    """One summary for each of these rounds of a run, ascending, with the metrics that have arrived."""
+    if not rounds:
+        return []
+    first, last = rounds[0].state, rounds[-1].state
+    headers = await update_records.headers_of_rounds(connection, run_id, first.number, last.number)
+    reports = await report_records.reports_of(
+        connection, run_id, first.base_version + 1, last.base_version + 1
+    )
     summaries = []
     for stored in rounds:
         state = stored.state
-        version = versions.get(state.number)
-        updates = await update_records.updates_of_round(connection, run_id, state.number)
-        metrics = mean_of_workers([update.header for update in updates])
+        version = state.base_version + 1 if state.status is RoundStatus.COMMITTED else None
+        metrics = mean_of_workers(headers.get(state.number, []))
         if version is not None:
             metrics |= mean_of_reports(reports.get(version, []))
         summaries.append(
@@ -127,16 +135,20 @@ async def assignment_of(
 async def next_evaluation(
     connection: AsyncConnection, worker_id: str, tasks: tuple[str, ...]
 ) -> EvaluationAssignment | None:
-    """The version this evaluator should measure next: runs that go on first, then the newest."""
+    """The version this evaluator should measure next: runs that go on first, then the newest.
+
+    Within a run the oldest of its newest unmeasured versions: who falls behind is not behind for ever.
+    """
     runs = await run_records.runs_of_tasks(connection, tasks)
     for run in sorted(runs, key=lambda run: (run.state.status.ended, -run.created_ms)):
         reported = await report_records.versions_reported_by(connection, run.run_id, worker_id)
-        for version in range(1, run.state.version + 1):
-            if version not in reported:
-                return EvaluationAssignment(
-                    run_id=run.run_id,
-                    version=version,
-                    task=run.spec.task,
-                    tensors=await run_records.tensors_of(connection, run.run_id, version),
-                )
+        unmeasured = [version for version in range(1, run.state.version + 1) if version not in reported]
+        if unmeasured:
+            version = unmeasured[-EVALUATIONS_BEHIND:][0]
+            return EvaluationAssignment(
+                run_id=run.run_id,
+                version=version,
+                task=run.spec.task,
+                tensors=await run_records.tensors_of(connection, run.run_id, version),
+            )
     return None

@@ -171,7 +171,7 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
     Before the first round nobody has a slot: all are numbered together once those awaited are there.
     """
     connection, run_id = transition.connection, run.run_id
-    waiting = await run_records.waiting_members(connection, run_id)
+    waiting = await run_records.count_members(connection, run_id)
     if run.state.round == 0 and waiting < run.spec.workers_awaited:
         return
     await run_records.give_slots(connection, run_id)
@@ -203,7 +203,7 @@ async def _announce_round(transition: Transition, run_id: str, number: int) -> N
 async def metrics_reported(transition: Transition, run: StoredRun, version: int) -> None:
     """Tell listeners, and the run, which may have waited for this."""
     connection, run_id = transition.connection, run.run_id
-    reports = await report_records.reports_of(connection, run_id, version)
+    reports = await report_records.reports_of(connection, run_id, version, version)
     metrics = mean_of_reports(reports[version])
     data = json.dumps({"version": version, "metrics": metrics})
     await _announce(transition, run_id, "metrics", None, data)

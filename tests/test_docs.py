@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from fed_sophia.cli import app as command_line
+from protocol.algorithms import ALGORITHMS
 from protocol.errors import every_error
 from protocol.messages import RunSpec
 from ps_service.app import create_app
@@ -100,6 +101,28 @@ def test_every_setting_has_its_heading_and_no_other() -> None:
 def test_every_field_of_a_run_spec_has_its_heading_and_no_other() -> None:
     chapters = {"What is trained", "Who takes part", "When a round ends", "When the run ends"}
     assert set(sections("run-spec.md")) == set(RunSpec.model_fields) | chapters
+
+
+def rows(section: str) -> dict[str, str]:
+    """{first cell: second cell} of the rows that begin with code."""
+    return dict(re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", section, flags=re.MULTILINE))
+
+
+def test_every_algorithm_has_its_heading_and_no_other() -> None:
+    assert set(sections("algorithms.md")) == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_hyperparameter_combiner_and_server_step_of_an_algorithm_is_told(name: str) -> None:
+    algorithm, section = ALGORITHMS[name], sections("algorithms.md")[name]
+    documented = rows(section)
+    defaults = {field: documented.pop(field, "absent") for field in algorithm.hyperparameters.model_fields}
+    expected = algorithm.hyperparameters()
+    for field, text in defaults.items():
+        value = getattr(expected, field)
+        assert (text == "none") if value is None else (float(text) == pytest.approx(value, rel=1e-4)), field
+    assert documented == algorithm.combiners
+    assert f"Server step `{algorithm.server_step}`" in section
 
 
 def test_every_metric_has_its_heading_and_no_other() -> None:

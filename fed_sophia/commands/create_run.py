@@ -2,6 +2,7 @@
 """`fed-sophia run create`: begin a training job."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -24,9 +25,10 @@ from fed_sophia.options import (
 from fed_sophia.output import output_for
 from fed_sophia.policies import adaptive, target_metric
 from fed_sophia.rounds_view import view_for
-from protocol.messages import RunStatus, RunSummary
+from protocol.messages import RoundSummary, RunStatus, RunSummary
 
 _METRICS_WAIT_S = 5.0
+_UNMEASURED_AFTER = 3  # rounds without metrics show that nobody measures
 
 EXAMPLES = """\b
 Examples:
@@ -42,23 +44,24 @@ def create(
     algorithm: Annotated[
         str, typer.Option(help="fed-sophia-shared, fed-sophia or fedavg.")
     ] = "fed-sophia-shared",
-    cohort_size: Annotated[int | None, typer.Option(help="Updates that a round collects.")] = None,
+    cohort_size: Annotated[int | None, typer.Option(min=1, help="Updates that a round collects.")] = None,
     cohort_fraction: Annotated[
         float | None, typer.Option(help="The same as a share of the workers there are, 0 to 1.")
     ] = None,
     min_workers: Annotated[
         int | None,
-        typer.Option(help="Workers that the first round waits for.", show_default="the cohort size"),
+        typer.Option(min=1, help="Workers that the first round waits for.", show_default="the cohort size"),
     ] = None,
     over_selection: Annotated[
         float, typer.Option(help="Workers invited for each update wanted; the first to answer are kept.")
     ] = 1.0,
-    rounds: Annotated[int, typer.Option(help="Versions to make.")] = 20,
-    local_steps: Annotated[int, typer.Option(help="Steps a worker makes in a round (J).")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Examples in a local step.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Versions to make.")] = 20,
+    local_steps: Annotated[int, typer.Option(min=1, help="Steps a worker makes in a round (J).")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a local step.")] = 32,
     quorum: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Fewest updates that make a version once the deadline has passed.",
             show_default="80 % of the cohort",
         ),
@@ -72,7 +75,7 @@ def create(
         ),
     ] = None,
     max_extensions: Annotated[
-        int, typer.Option(help="How often a round without a quorum gets its time again.")
+        int, typer.Option(min=0, help="How often a round without a quorum gets its time again.")
     ] = 0,
     target: Annotated[
         str | None,
@@ -81,7 +84,9 @@ def create(
     max_duration: Annotated[
         str | None, typer.Option(help="End the run after so long: 90s, 10m, 24h.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Chooses the first parameters, the cohorts and the batches.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Chooses the first parameters, the cohorts and the batches.")
+    ] = 0,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter of the algorithm. Repeatable."),
@@ -127,7 +132,7 @@ def create(
         local_steps=local_steps,
         batch_size=batch_size,
         seed=seed,
-        hyperparameters=hyperparameters(settings),
+        hyperparameters=hyperparameters(settings, algorithm),
         encodings=named_values(encoding, "--encoding"),
         combiners=named_values(combiner, "--combiner"),
         data_dir=data_dir,
@@ -139,13 +144,19 @@ def create(
             return run
         output.event("created", f"run {run.run_id}; Ctrl-C stops watching, not the run", run_fields(run))
         with view_for(output, run.run_id, f"{run.spec.task} by {run.spec.algorithm}") as view:
-            ended, _ = await follow(client, run.run_id, view, _METRICS_WAIT_S)
+            ended, _ = await follow(client, run.run_id, view, metrics_wait_s)
         return ended
 
     run = ask(server, operator_key_file, create_and_follow)
     output.summary(run_sentence(run), run_fields(run))
     if run.status is RunStatus.FAILED:
         raise typer.Exit(1)
+
+
+def metrics_wait_s(rounds: Sequence[RoundSummary]) -> float:
+    """How long to wait for the last version's metrics: not at all where no version was ever measured."""
+    measured = any("test_accuracy" in round_.metrics for round_ in rounds)
+    return _METRICS_WAIT_S if measured or len(rounds) < _UNMEASURED_AFTER else 0.0
 
 
 def _default_quorum(size: int | None, fraction: float | None, min_workers: int | None) -> int:

@@ -16,13 +16,13 @@ from fed_sophia.extras import needing
 from fed_sophia.federation import Crowd, federation, until_running, while_alive
 from fed_sophia.follow import follow
 from fed_sophia.interruptible import run_interruptibly
-from fed_sophia.new_run import RunRequest, begin
+from fed_sophia.new_run import RunRequest, begin, prepare
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.options import DataDir, JsonLines, hyperparameters
 from fed_sophia.output import HumanOutput, Output, output_for
 from fed_sophia.processes import Child
 from fed_sophia.rounds_view import view_for
-from protocol.algorithms import ALGORITHMS, algorithm_named
+from protocol.algorithms import ALGORITHMS
 from protocol.errors import DataUnavailable, Internal, InvalidUsage
 from protocol.messages import RunStatus
 
@@ -83,7 +83,6 @@ def demo(
     output = output_for(json_lines)
     if compare and settings:
         raise InvalidUsage("--set belongs to one algorithm and cannot be given with --compare")
-    algorithm_named(algorithm)
     request = RunRequest(
         task=task,
         name="demo",
@@ -94,12 +93,12 @@ def demo(
         local_steps=local_steps,
         batch_size=batch_size,
         seed=seed,
-        hyperparameters=hyperparameters(settings),
+        hyperparameters=hyperparameters(settings, algorithm),
         data_dir=data_dir,
     )
     requests = tuple(replace(request, algorithm=name) for name in ALGORITHMS) if compare else (request,)
     crowd = Crowd(task, partition, workers, min(processes, workers), seed, data_dir)
-    shown = _with_data(Demo(crowd, requests), output)
+    shown = _checked(Demo(crowd, requests), output)
     with _folder(keep) as folder:
         summaries = run_interruptibly(_show(shown, folder, output))
     _report(summaries, output)
@@ -122,11 +121,27 @@ async def _one_run(request: RunRequest, client: OperatorClient, server: Child, o
     await until_running(client, run.run_id)
     title = f"{request.algorithm}, {request.task}, {run.spec.workers_awaited} workers"
     with view_for(output, run.run_id, title) as view:
-        run, rounds = await follow(client, run.run_id, view, _METRICS_WAIT_S)
+        run, rounds = await follow(client, run.run_id, view, lambda _: _METRICS_WAIT_S)
     if run.status is not RunStatus.FINISHED:
         raise Internal(f"{request.algorithm}: the run {run.status.value}: {run.reason}")
     seconds = time.monotonic() - begun
     return summarise(run, rounds, seconds=seconds, server_peak_rss_mb=server.peak_rss_mb())
+
+
+def _checked(demo: Demo, output: Output) -> Demo:
+    """The demo with data that can be had, if all of it goes together: before anything is started.
+
+    Raises:
+        FedSophiaError: it does not.
+    """
+    with needing("worker"):
+        from worker.tasks.partition import parse_partition
+
+    parse_partition(demo.crowd.partition)
+    demo = _with_data(demo, output)
+    for request in demo.requests:
+        prepare(request)
+    return demo
 
 
 def _with_data(demo: Demo, output: Output) -> Demo:

@@ -11,6 +11,7 @@ from fed_sophia.interruptible import run_until_stopped
 from fed_sophia.options import (
     DEFAULT_SERVER,
     DataDir,
+    EvaluatorToken,
     ExitWithParent,
     JoinToken,
     JoinTokenFile,
@@ -35,13 +36,7 @@ def swarm(
     server: Server = DEFAULT_SERVER,
     join_token: JoinToken = None,
     join_token_file: JoinTokenFile = None,
-    evaluator_token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="FED_SOPHIA_EVALUATOR_TOKEN",
-            help="Join token with the role evaluator: adds one evaluator to this process.",
-        ),
-    ] = None,
+    evaluator_token: EvaluatorToken = None,
     first_index: Annotated[int, typer.Option(min=0, help="Number of its first worker.")] = 0,
     of: Annotated[
         int | None,

@@ -18,6 +18,7 @@ from fed_sophia.options import (
 )
 from fed_sophia.output import Fields, HumanOutput, output_for, size_text
 from fed_sophia.rounds_view import round_fields, rounds_table
+from protocol.errors import InvalidUsage
 from protocol.messages import RunSpec, RunStatus, RunSummary
 
 _POLICIES = {
@@ -141,6 +142,8 @@ def export(
     json_lines: JsonLines = False,
 ) -> None:
     """Write a version's parameters to a safetensors file."""
+    if destination.is_dir():
+        raise InvalidUsage(f"--output {destination}: expected a file to write, found a folder")
     exported = ask(
         server, operator_key_file, lambda client: export_version(client, run_id, version, destination)
     )

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from fed_sophia.extras import needing
 from fed_sophia.options import ExitWithParent, JsonLines
-from fed_sophia.output import output_for
+from fed_sophia.output import Output, output_for
 from fed_sophia.parent_watch import exit_with_parent
 from protocol.errors import InvalidUsage
 
@@ -53,31 +53,35 @@ def serve(
 
     output = output_for(json_lines)
 
-    def announce(url: str) -> None:
-        key_file, token_file = data_dir / "operator.key", data_dir / "join.token"
-        output.event(
-            "listening",
-            f"parameter server on {url}\n"
-            f"  operator key   {key_file}\n"
-            f"  join token     {token_file}\n\n"
-            "Next, in another terminal, on a machine that holds data:\n"
-            f"  fed-sophia worker --server {url} --join-token-file {token_file} --task digits\n"
-            "and begin a run:\n"
-            f"  fed-sophia run create --server {url} --operator-key-file {key_file} "
-            "--task digits --cohort-size 1 --follow",
-            {
-                "url": url,
-                "data_dir": str(data_dir),
-                "operator_key_file": str(key_file),
-                "join_token_file": str(token_file),
-            },
-        )
-
     try:
         settings = Settings(host=host, port=port, server_data_dir=data_dir)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise InvalidUsage(f"FED_SOPHIA_{name}: {first['msg']}") from None
-    run_server(settings, announce)
+    run_server(settings, lambda url: _announce(url, data_dir, output))
     output.summary("stopped; start again with the same --data-dir to go on", {"stopped": True})
+
+
+def _announce(url: str, data_dir: Path, output: Output) -> None:
+    """Say where the server listens, where its credentials are, and what to do next."""
+    key_file, token_file = data_dir / "operator.key", data_dir / "join.token"
+    as_operator = f"--server {url} --operator-key-file {key_file}"
+    output.event(
+        "listening",
+        f"parameter server on {url}\n"
+        f"  operator key   {key_file}\n"
+        f"  join token     {token_file}\n\n"
+        "Next, in another terminal, on a machine that holds data:\n"
+        f"  fed-sophia worker --server {url} --join-token-file {token_file} --task digits\n"
+        "and begin a run:\n"
+        f"  fed-sophia run create {as_operator} --task digits --cohort-size 1 --follow\n"
+        "To see accuracies, start one more worker, an evaluator, with a token from\n"
+        f"  fed-sophia token create {as_operator} --role evaluator",
+        {
+            "url": url,
+            "data_dir": str(data_dir),
+            "operator_key_file": str(key_file),
+            "join_token_file": str(token_file),
+        },
+    )

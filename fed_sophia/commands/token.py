@@ -1,23 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fed-sophia token …`: join tokens, by which devices enrol."""
 
-import asyncio
-import os
 from typing import Annotated
 
 import typer
 
-from fed_sophia.operator_client import OperatorClient
-from fed_sophia.options import (
-    DEFAULT_SERVER,
-    JsonLines,
-    OperatorKeyFile,
-    Server,
-    duration_s,
-    operator_key,
-)
+from fed_sophia.commands.asking import ask
+from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, Server, duration_s
 from fed_sophia.output import output_for
-from protocol.messages import JoinTokenIssued, JoinTokenRequest, Role, parse
+from protocol.messages import JoinTokenRequest, Role, parse
 
 EXAMPLES = """\b
 Examples:
@@ -42,13 +33,7 @@ def create(
         JoinTokenRequest,
         {"uses": uses, "expires_s": round(duration_s(expires, "--expires")), "role": role, "label": label},
     )
-    key = operator_key(server, operator_key_file, os.environ)
-
-    async def issue() -> JoinTokenIssued:
-        async with OperatorClient(server, key) as client:
-            return await client.create_token(request)
-
-    issued = asyncio.run(issue())
+    issued = ask(server, operator_key_file, lambda client: client.create_token(request))
     output_for(json_lines).summary(
         f"{issued.join_token}\n\nShown this once: {issued.uses} {issued.role.value}(s) may enrol with it for "
         f"{expires}. On each device:\n"

@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import json
 import re
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from protocol.messages import (
 from ps_service import bell
 from ps_service.admission import check_declaration, require_open
 from ps_service.auth import Caller
+from ps_service.openapi import BEARER
 from ps_service.round_runner import same_update
 from ps_service.service import Service
 from ps_service.storage import credential_records, run_records, update_records
@@ -35,7 +37,7 @@ SEEN_EVERY_MS = 15_000
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["assignments"])
+    routes = APIRouter(prefix="/v1", tags=["assignments"], dependencies=[BEARER])
     auth, records = service.auth, service.stores.records
     # a dependency, so that a stranger learns nothing of what a body should have been
     ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
@@ -82,7 +84,7 @@ def router(service: Service) -> APIRouter:
             hyperparameters = algorithm_named(run.spec.algorithm).parse(run.spec.hyperparameters)
             bundles = hyperparameters.bundles_wanted(round_.state.base_version)
             check_declaration(header, run.spec, bundles, service.settings.max_body_bytes)
-            upload_id = upload_id_of(assignment_id, header.digest)
+            upload_id = upload_id_of(assignment_id, header)
             now_ms = service.clock.now_ms()
             await update_records.declare_upload(connection, upload_id, assignment_id, header, now_ms)
         return UploadOffer(upload_url=f"/v1/uploads/{upload_id}", offset=0)
@@ -175,6 +177,7 @@ def preferred_wait_s(prefer: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def upload_id_of(assignment_id: str, digest: str) -> str:
-    """The same update of the same assignment is the same upload, however often it is declared."""
-    return f"u-{hashlib.sha256(f'{assignment_id}/{digest}'.encode()).hexdigest()[:32]}"
+def upload_id_of(assignment_id: str, header: UpdateHeader) -> str:
+    """The same declaration for the same assignment is the same upload, however often it is made."""
+    declared = json.dumps(header.model_dump(mode="json"), sort_keys=True)
+    return f"u-{hashlib.sha256(f'{assignment_id}/{declared}'.encode()).hexdigest()[:32]}"

@@ -2,6 +2,7 @@
 """Receiving a tensor message over HTTP, and refusing one so that the sender learns why."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +20,8 @@ from ps_service.metrics import Meters
 
 BATCH_BYTES = 1024 * 1024
 DRAIN_BYTES = 64 * 1024 * 1024
+STRANGER_DRAIN_BYTES = 1024 * 1024
+STRANGER_DRAIN_S = 5.0
 
 
 def content_length(request: Request) -> int:
@@ -54,6 +57,13 @@ class Body:
         self._timeout_s = timeout_s
         self._meters = meters
         self._ended = False
+        self._drain_bytes = STRANGER_DRAIN_BYTES
+        self._drain_s = min(STRANGER_DRAIN_S, timeout_s)
+
+    def sender_is_known(self, drain_bytes: int = DRAIN_BYTES) -> None:
+        """Drain more than a stranger would be given: `drain_bytes`, within one time limit in all."""
+        self._drain_bytes = drain_bytes
+        self._drain_s = self._timeout_s
 
     async def into(self, intake: Intake) -> None:
         """Feed everything to `intake`, off the event loop, and finish it.
@@ -66,14 +76,13 @@ class Body:
             await asyncio.to_thread(intake.feed, batch)
         await asyncio.to_thread(intake.finish)
 
-    async def drain(self, at_most: int = DRAIN_BYTES) -> None:
+    async def drain(self) -> None:
         """Read and drop what is left, within bounds: a client that is still sending hears no answer."""
         drained = 0
-        try:
-            while not self._ended and drained < at_most:
-                drained += len(await self._next())
-        except FedSophiaError:
-            return
+        with contextlib.suppress(FedSophiaError, TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                while not self._ended and drained < self._drain_bytes:
+                    drained += len(await self._next())
 
     async def _batches(self) -> AsyncIterator[bytes]:
         batch = bytearray()

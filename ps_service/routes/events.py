@@ -9,6 +9,7 @@ from starlette.responses import StreamingResponse
 
 from protocol.errors import NotFound
 from ps_service.bell import run_topic, wait_for_ring
+from ps_service.openapi import BEARER
 from ps_service.service import Service
 from ps_service.storage import report_records, run_records
 
@@ -18,7 +19,7 @@ LINGER_S = 30.0
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["events"])
+    routes = APIRouter(prefix="/v1", tags=["events"], dependencies=[BEARER])
 
     @routes.get("/runs/{run_id}/events", response_class=StreamingResponse)
     async def follow(

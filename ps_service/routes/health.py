@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.errors import NotReady
+from ps_service.openapi import BEARER
 from ps_service.service import Service
 
 log = logging.getLogger("fed_sophia.http")
@@ -34,7 +35,7 @@ def router(service: Service) -> APIRouter:
             raise NotReady("a store does not answer; the server's log has the reason") from error
         return {"status": "ready"}
 
-    @routes.get("/metrics", response_class=Response)
+    @routes.get("/metrics", response_class=Response, dependencies=[BEARER])
     async def metrics(request: Request) -> Response:
         """Prometheus text."""
         if not service.settings.metrics_public:

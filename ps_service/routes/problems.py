@@ -98,7 +98,8 @@ def install(app: FastAPI, meters: Meters) -> None:
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return refuse(errors.InvalidMessage(f"{where}: {first['msg']}"))
+        why = first["msg"].removeprefix("Value error, ")
+        return refuse(errors.InvalidMessage(f"{where}: {why}"))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

@@ -19,17 +19,20 @@ from protocol.messages import (
 from ps_service.admission import check_params_message
 from ps_service.aggregation import StoredMessage
 from ps_service.combiners import COMBINERS
+from ps_service.openapi import BEARER
+from ps_service.routes.pages import Limit
 from ps_service.service import Service
 from ps_service.storage import run_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.run_records import StoredRun
+from ps_service.storage.run_records import MOST_ROWS, StoredRun
 from ps_service.summaries import round_summaries, run_summary
 
 RoundNumber = Annotated[int, Field(ge=0, lt=2**63)]
+VersionNumber = RoundNumber
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1/runs", tags=["runs"])
+    routes = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BEARER])
     auth, records, runner = service.auth, service.stores.records, service.runner
     # dependencies, so that a stranger learns nothing of what a body should have been
     operators = Depends(auth.operator)
@@ -47,11 +50,12 @@ def router(service: Service) -> APIRouter:
         check_params_message(params.layout.header, spec)
         return await runner.create_run(spec)
 
-    @routes.get("")
-    async def list_runs(request: Request) -> dict[str, list[RunSummary]]:
-        await auth.operator(request)
+    @routes.get("", dependencies=[operators])
+    async def list_runs(after: str | None = None, limit: Limit = MOST_ROWS) -> dict[str, list[RunSummary]]:
+        """Newest first, beginning behind the run `after`."""
+        seen = None if after is None else await _existing(service, after)
         async with records.read() as connection:
-            runs = await run_records.list_runs(connection)
+            runs = await run_records.list_runs(connection, seen, limit)
             return {"runs": [await run_summary(connection, run) for run in runs]}
 
     @routes.get("/{run_id}")
@@ -86,10 +90,13 @@ def router(service: Service) -> APIRouter:
         return await runner.cancel_run(run_id)
 
     @routes.get("/{run_id}/rounds", dependencies=[operators])
-    async def rounds(run_id: str, after: RoundNumber = 0) -> dict[str, list[RoundSummary]]:
+    async def rounds(
+        run_id: str, after: RoundNumber = 0, limit: Limit = MOST_ROWS
+    ) -> dict[str, list[RoundSummary]]:
+        """Oldest first, beginning behind round `after`."""
         await _existing(service, run_id)
         async with records.read() as connection:
-            stored = await run_records.list_rounds(connection, run_id, after)
+            stored = await run_records.list_rounds(connection, run_id, after, limit)
             return {"rounds": await round_summaries(connection, run_id, stored)}
 
     @routes.post("/{run_id}/rounds/{round}/aggregate", status_code=202, dependencies=[operators])
@@ -97,12 +104,15 @@ def router(service: Service) -> APIRouter:
         """Close a round now with what it holds."""
         return await runner.close_now(run_id, round)
 
-    @routes.get("/{run_id}/versions")
-    async def versions(request: Request, run_id: str) -> dict[str, list[VersionSummary]]:
-        await auth.operator(request)
+    @routes.get("/{run_id}/versions", dependencies=[operators])
+    async def versions(
+        run_id: str, after: VersionNumber | None = None, limit: Limit = MOST_ROWS
+    ) -> dict[str, list[VersionSummary]]:
+        """Oldest first, beginning behind version `after`."""
         await _existing(service, run_id)
         async with records.read() as connection:
-            return {"versions": await run_records.list_versions(connection, run_id)}
+            seen = -1 if after is None else after
+            return {"versions": await run_records.list_versions(connection, run_id, seen, limit)}
 
     @routes.post("/{run_id}/metrics", status_code=204)
     async def report(worker: ThisWorker, run_id: str, metrics: MetricsReport) -> None:

@@ -22,6 +22,7 @@ from protocol.messages import Role
 from ps_service.admission import require_state_message
 from ps_service.auth import Caller
 from ps_service.intake import Intake, accept_all
+from ps_service.openapi import BEARER, TENSORS_ANSWERED, TENSORS_SENT
 from ps_service.routes.bodies import Body, content_length, require_tensor_message
 from ps_service.service import Service
 from ps_service.storage import run_records
@@ -32,22 +33,29 @@ DigestPath = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["tensors"])
+    routes = APIRouter(prefix="/v1", tags=["tensors"], dependencies=[BEARER])
     auth, blobs = service.auth, service.stores.blobs
 
-    @routes.put("/tensors/{digest}", status_code=201)
+    @routes.put(
+        "/tensors/{digest}",
+        status_code=201,
+        responses={200: {"description": "It was stored before."}},
+        openapi_extra=TENSORS_SENT,
+    )
     async def store(request: Request, response: Response, digest: DigestPath) -> dict[str, str]:
         """Store a `state` message before a run names it."""
         body = Body(request, service.settings.body_timeout_s, service.meters)
         try:
             await auth.operator(request)
+            body.sender_is_known()
             require_tensor_message(request, None)
             size_bytes = content_length(request)
             most = service.settings.max_body_bytes
             if size_bytes > most:
                 raise MessageTooLarge(f"Content-Length: {size_bytes}; at most {most} are accepted")
             if await asyncio.to_thread(blobs.size, digest) is not None:
-                await body.drain(size_bytes)
+                body.sender_is_known(size_bytes)
+                await body.drain()
                 response.status_code = 200
                 return {"digest": digest}
             intake = Intake(blobs, digest, size_bytes, require_state_message, accept_all)
@@ -61,7 +69,9 @@ def router(service: Service) -> APIRouter:
             raise
         return {"digest": digest}
 
-    @routes.get("/runs/{run_id}/tensors/{digest}", response_class=StreamingResponse)
+    @routes.get(
+        "/runs/{run_id}/tensors/{digest}", response_class=StreamingResponse, responses=TENSORS_ANSWERED
+    )
     @routes.head("/runs/{run_id}/tensors/{digest}", include_in_schema=False)
     async def fetch(request: Request, run_id: str, digest: DigestPath) -> Response:
         """One bundle of a version of the run's state, whole or in part."""

@@ -18,6 +18,7 @@ from ps_service.admission import check_update_message, require_open
 from ps_service.aggregation import StoredMessage
 from ps_service.auth import Caller
 from ps_service.intake import Intake, UpdateCheck
+from ps_service.openapi import BEARER, TENSORS_SENT
 from ps_service.round_runner import same_update
 from ps_service.routes.assignments import own_assignment
 from ps_service.routes.bodies import DRAIN_BYTES, Body, require_tensor_message
@@ -28,7 +29,7 @@ from ps_service.storage.update_records import StoredUpload
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["uploads"])
+    routes = APIRouter(prefix="/v1", tags=["uploads"], dependencies=[BEARER])
     auth, records = service.auth, service.stores.records
 
     @routes.head("/uploads/{upload_id}", status_code=204)
@@ -48,21 +49,21 @@ def router(service: Service) -> APIRouter:
             },
         )
 
-    @routes.put("/uploads/{upload_id}")
+    @routes.put("/uploads/{upload_id}", openapi_extra=TENSORS_SENT)
     async def receive(request: Request, upload_id: str) -> Receipt:
         """Take the whole body of a declared update."""
         body = Body(request, service.settings.body_timeout_s, service.meters)
-        drain_bytes = DRAIN_BYTES
         try:
             worker = await auth.worker(request)
+            body.sender_is_known()
             async with records.read() as connection:
                 upload = await own_upload(connection, worker, upload_id)
                 held = await update_records.load_receipt(connection, upload.assignment_id)
                 stored, run, round_ = await own_assignment(connection, worker, upload.assignment_id)
                 tensors = await run_records.tensors_of(connection, run.run_id, round_.state.base_version)
-            drain_bytes = max(drain_bytes, upload.header.size_bytes)
+            body.sender_is_known(max(DRAIN_BYTES, upload.header.size_bytes))
             if held is not None:
-                await body.drain(drain_bytes)
+                await body.drain()
                 return same_update(held, upload.header.digest)
             require_tensor_message(request, upload.header.size_bytes)
             require_open(run.state.status, round_.state, declined=stored.declined_reason is not None)
@@ -70,7 +71,7 @@ def router(service: Service) -> APIRouter:
                 await _receive(service, body, run, upload, tensors["params"])
                 return await service.runner.admit(upload)
         except FedSophiaError:
-            await body.drain(drain_bytes)
+            await body.drain()
             raise
 
     return routes

@@ -3,21 +3,26 @@
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from protocol.errors import NotFound
 from protocol.messages import Enrolled, Enrolment, Heartbeat, JoinTokenIssued, JoinTokenRequest, WorkerSummary
 from ps_service.auth import require_bearer
+from ps_service.openapi import BEARER
+from ps_service.routes.pages import Limit
 from ps_service.service import Service
 from ps_service.storage import credential_records
+from ps_service.storage.run_records import MOST_ROWS
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["workers"])
+    routes = APIRouter(prefix="/v1", tags=["workers"], dependencies=[BEARER])
     auth, records = service.auth, service.stores.records
     # as dependencies, so that a stranger learns nothing of what a body should have been
     operators, workers = Depends(auth.operator), Depends(auth.worker)
 
     @routes.post("/tokens", status_code=201, dependencies=[operators])
-    async def create_token(wanted: JoinTokenRequest) -> JoinTokenIssued:
+    async def create_token(response: Response, wanted: JoinTokenRequest) -> JoinTokenIssued:
         """Make a join token; it is shown this once."""
+        response.headers["Cache-Control"] = "no-store"
         return await auth.issue_join_token(wanted)
 
     @routes.post("/workers", status_code=201, dependencies=[Depends(require_bearer)])
@@ -27,11 +32,19 @@ def router(service: Service) -> APIRouter:
         response.status_code = 201 if is_new else 200
         return enrolled
 
-    @routes.get("/workers")
-    async def list_workers(request: Request) -> dict[str, list[WorkerSummary]]:
-        await auth.operator(request)
+    @routes.get("/workers", dependencies=[operators])
+    async def list_workers(
+        after: str | None = None, limit: Limit = MOST_ROWS
+    ) -> dict[str, list[WorkerSummary]]:
+        """By name, beginning behind the worker `after`."""
         async with records.read() as connection:
-            return {"workers": [w.summary() for w in await credential_records.list_workers(connection)]}
+            seen = None
+            if after is not None:
+                seen = await credential_records.worker_by_id(connection, after)
+                if seen is None:
+                    raise NotFound(f"after: there is no worker {after}")
+            found = await credential_records.list_workers(connection, seen, limit)
+        return {"workers": [worker.summary() for worker in found]}
 
     @routes.post("/workers/{worker_id}/heartbeat", status_code=204, dependencies=[workers])
     async def heartbeat(request: Request, worker_id: str, beat: Heartbeat) -> None:

@@ -94,6 +94,17 @@ async def add_worker(connection: AsyncConnection, worker: StoredWorker, secret_h
     )
 
 
+async def enrolled_again(
+    connection: AsyncConnection, worker_id: str, name: str, tasks: tuple[str, ...], now_ms: int
+) -> None:
+    """Keep what the later enrolment says."""
+    await connection.execute(
+        update(workers)
+        .where(workers.c.worker_id == worker_id)
+        .values(name=name, tasks=json.dumps(tasks), last_seen_ms=now_ms)
+    )
+
+
 async def worker_by_secret(connection: AsyncConnection, secret_hash: str) -> StoredWorker | None:
     row = (await connection.execute(select(workers).where(workers.c.secret_hash == secret_hash))).first()
     return None if row is None else _worker(row)
@@ -104,9 +115,15 @@ async def worker_by_id(connection: AsyncConnection, worker_id: str) -> StoredWor
     return None if row is None else _worker(row)
 
 
-async def list_workers(connection: AsyncConnection) -> list[StoredWorker]:
-    rows = await connection.execute(select(workers).order_by(workers.c.name, workers.c.worker_id))
-    return [_worker(row) for row in rows]
+async def list_workers(
+    connection: AsyncConnection, after: StoredWorker | None, limit: int
+) -> list[StoredWorker]:
+    """By name, beginning behind `after`."""
+    query = select(workers).order_by(workers.c.name, workers.c.worker_id).limit(limit)
+    if after is not None:
+        same_name = (workers.c.name == after.name) & (workers.c.worker_id > after.worker_id)
+        query = query.where((workers.c.name > after.name) | same_name)
+    return [_worker(row) for row in await connection.execute(query)]
 
 
 async def set_seen(

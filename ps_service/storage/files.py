@@ -61,9 +61,12 @@ class FileBlobs:
         self.path(digest).unlink(missing_ok=True)
 
     def check(self) -> None:
-        probe = self._staging / secrets.token_hex(16)
-        probe.write_bytes(b"")
-        probe.unlink()
+        probe = self.stage()
+        try:
+            probe.write(bytes(4096))  # an empty file can be made on a full disk
+            probe.sync()
+        finally:
+            probe.discard()
 
 
 class StagedFile:
@@ -79,9 +82,12 @@ class StagedFile:
         while view:
             view = view[self._file.write(view) :]
 
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
     def seal(self, digest: str) -> None:
         target = self._store.path(digest)
-        os.fsync(self._file.fileno())
+        self.sync()
         self._file.close()
         self._path.replace(target)
         _fsync_directory(target.parent)

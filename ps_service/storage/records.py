@@ -13,8 +13,11 @@ from pathlib import Path
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from protocol.errors import StorageCorrupt
 
 
 class Records:
@@ -30,13 +33,24 @@ class Records:
         """Open (and create or migrate) the database in this file; None keeps it in memory, for tests.
 
         In memory it is lost with its connection, which a cancelled statement closes.
+
+        Raises:
+            StorageCorrupt: the file is no database, or a broken one.
+            UnsupportedVersion: a newer version of fed-sophia made it.
         """
         from ps_service.storage import migrations
 
         engine = _sqlite_engine(path)
-        async with engine.connect() as connection:
-            await connection.run_sync(migrations.upgrade)
-            await connection.commit()
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(migrations.upgrade)
+                await connection.commit()
+        except DatabaseError as error:
+            await engine.dispose()
+            raise StorageCorrupt(f"database {path}: {error.orig}") from error
+        except BaseException:
+            await engine.dispose()
+            raise
         return cls(engine)
 
     @asynccontextmanager

@@ -41,12 +41,11 @@ async def add_report(
 
 
 async def reports_of(
-    connection: AsyncConnection, run_id: str, version: int | None = None
+    connection: AsyncConnection, run_id: str, first: int, last: int
 ) -> dict[int, list[MetricsReport]]:
-    """{version: reports} of a run, of one version or of all."""
-    query = select(metrics).where(metrics.c.run_id == run_id).order_by(metrics.c.worker_id)
-    if version is not None:
-        query = query.where(metrics.c.version == version)
+    """{version: reports} of a run's versions `first` … `last`."""
+    query = select(metrics).where(metrics.c.run_id == run_id, metrics.c.version.between(first, last))
+    query = query.order_by(metrics.c.worker_id)
     reports: dict[int, list[MetricsReport]] = {}
     for row in await connection.execute(query):
         reports.setdefault(row.version, []).append(MetricsReport.model_validate_json(row.report))

@@ -14,6 +14,9 @@ from ps_service.round_machine import Round
 from ps_service.run_machine import Run
 from ps_service.storage.schema import members, rounds, runs, state_tensors, versions, workers
 
+MOST_ROWS = 1000
+"""No listing is longer than this."""
+
 _RUN = TypeAdapter(Run)
 _ROUND = TypeAdapter(Round)
 
@@ -72,9 +75,15 @@ async def save_run(connection: AsyncConnection, run_id: str, state: Run) -> None
     )
 
 
-async def list_runs(connection: AsyncConnection) -> list[StoredRun]:
-    rows = await connection.execute(select(runs).order_by(runs.c.created_ms.desc(), runs.c.run_id))
-    return [_run(row) for row in rows]
+async def list_runs(
+    connection: AsyncConnection, after: StoredRun | None = None, limit: int = MOST_ROWS
+) -> list[StoredRun]:
+    """Newest first, beginning behind `after`."""
+    query = select(runs).order_by(runs.c.created_ms.desc(), runs.c.run_id).limit(limit)
+    if after is not None:
+        same_time = (runs.c.created_ms == after.created_ms) & (runs.c.run_id > after.run_id)
+        query = query.where((runs.c.created_ms < after.created_ms) | same_time)
+    return [_run(row) for row in await connection.execute(query)]
 
 
 async def open_runs(connection: AsyncConnection, tasks: tuple[str, ...] | None = None) -> list[StoredRun]:
@@ -142,10 +151,12 @@ async def add_round_traffic(
     )
 
 
-async def list_rounds(connection: AsyncConnection, run_id: str, after: int = 0) -> list[StoredRound]:
-    rows = await connection.execute(
-        select(rounds).where(rounds.c.run_id == run_id, rounds.c.number > after).order_by(rounds.c.number)
-    )
+async def list_rounds(
+    connection: AsyncConnection, run_id: str, after: int = 0, limit: int = MOST_ROWS
+) -> list[StoredRound]:
+    """Oldest first, beginning behind round `after`."""
+    query = select(rounds).where(rounds.c.run_id == run_id, rounds.c.number > after)
+    rows = await connection.execute(query.order_by(rounds.c.number).limit(limit))
     return [_round(row) for row in rows]
 
 
@@ -182,8 +193,13 @@ async def add_version(
             created_ms=now_ms,
         )
     )
-    known = await connection.execute(select(state_tensors.c.digest).where(state_tensors.c.run_id == run_id))
-    missing = set(tensors.values()) - set(known.scalars())
+    digests = set(tensors.values())
+    known = await connection.execute(
+        select(state_tensors.c.digest).where(
+            state_tensors.c.run_id == run_id, state_tensors.c.digest.in_(digests)
+        )
+    )
+    missing = digests - set(known.scalars())
     if missing:
         await connection.execute(
             insert(state_tensors), [{"run_id": run_id, "digest": digest} for digest in sorted(missing)]
@@ -197,22 +213,16 @@ async def tensors_of(connection: AsyncConnection, run_id: str, version: int) -> 
     return tensors
 
 
-async def list_versions(connection: AsyncConnection, run_id: str) -> list[VersionSummary]:
-    rows = await connection.execute(
-        select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version)
-    )
+async def list_versions(
+    connection: AsyncConnection, run_id: str, after: int = -1, limit: int = MOST_ROWS
+) -> list[VersionSummary]:
+    """Oldest first, beginning behind version `after`."""
+    query = select(versions).where(versions.c.run_id == run_id, versions.c.version > after)
+    rows = await connection.execute(query.order_by(versions.c.version).limit(limit))
     return [
         VersionSummary(version=row.version, tensors=json.loads(row.tensors), created_ms=row.created_ms)
         for row in rows
     ]
-
-
-async def versions_by_round(connection: AsyncConnection, run_id: str) -> dict[int, int]:
-    """{round: the version it made}."""
-    query = select(versions.c.round, versions.c.version).where(
-        versions.c.run_id == run_id, versions.c.round.is_not(None)
-    )
-    return {row.round: row.version for row in await connection.execute(query)}
 
 
 async def is_state_of(connection: AsyncConnection, run_id: str, digest: str) -> bool:
@@ -234,15 +244,10 @@ async def add_member(connection: AsyncConnection, run_id: str, worker_id: str) -
         await connection.execute(insert(members).values(run_id=run_id, worker_id=worker_id))
 
 
-async def count_members(connection: AsyncConnection, run_id: str) -> int:
-    query = select(func.count()).select_from(members).where(members.c.run_id == run_id)
-    return (await connection.execute(query)).scalar_one()
-
-
 async def give_slots(connection: AsyncConnection, run_id: str) -> None:
-    """Number the members that have no slot yet, after those that have one, in the order of their names.
+    """Number the members without a slot that are not revoked, after those with one, by their names.
 
-    By name, not by arrival: the sum of a round is taken in slot order, and must not depend on who came first.
+    Not by arrival: the sum of a round is taken in slot order, and must not depend on who came first.
     """
     taken = select(func.max(members.c.slot)).where(members.c.run_id == run_id)
     highest = (await connection.execute(taken)).scalar()
@@ -250,7 +255,7 @@ async def give_slots(connection: AsyncConnection, run_id: str) -> None:
     waiting = await connection.execute(
         select(members.c.worker_id)
         .join(workers, workers.c.worker_id == members.c.worker_id)
-        .where(members.c.run_id == run_id, members.c.slot.is_(None))
+        .where(members.c.run_id == run_id, members.c.slot.is_(None), workers.c.revoked_ms.is_(None))
         .order_by(workers.c.name, workers.c.worker_id)
     )
     for slot, worker_id in enumerate(waiting.scalars().all(), start=next_slot):
@@ -272,8 +277,8 @@ async def eligible_slots(connection: AsyncConnection, run_id: str) -> dict[int, 
     return {row.slot: row.worker_id for row in rows}
 
 
-async def waiting_members(connection: AsyncConnection, run_id: str) -> int:
-    """How many members are not revoked, with or without a slot."""
+async def count_members(connection: AsyncConnection, run_id: str) -> int:
+    """How many workers have come and are not revoked, with or without a slot."""
     query = (
         select(func.count())
         .select_from(members)

@@ -184,6 +184,19 @@ async def updates_of_round(connection: AsyncConnection, run_id: str, number: int
     ]
 
 
+async def headers_of_rounds(
+    connection: AsyncConnection, run_id: str, first: int, last: int
+) -> dict[int, list[UpdateHeader]]:
+    """{round: headers of its updates, in slot order} of rounds `first` … `last`."""
+    query = select(updates.c.round, updates.c.header).where(
+        updates.c.run_id == run_id, updates.c.round.between(first, last)
+    )
+    headers: dict[int, list[UpdateHeader]] = {}
+    for row in await connection.execute(query.order_by(updates.c.round, updates.c.slot)):
+        headers.setdefault(row.round, []).append(UpdateHeader.model_validate_json(row.header))
+    return headers
+
+
 async def conclude_updates(
     connection: AsyncConnection, run_id: str, number: int, *, version: int | None, reason: str | None
 ) -> None:

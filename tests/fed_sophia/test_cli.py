@@ -22,6 +22,8 @@ COMMANDS = [
     "run create",
     "run list",
     "run show",
+    "run pause",
+    "run resume",
     "run cancel",
     "run export",
 ]
@@ -89,6 +91,18 @@ def test_without_a_command_the_commands_are_listed(group: list[str], fed_sophia:
         (["token", "create", "--expires", "soon"], "invalid-usage", 2),
         (["token", "create", "--uses", "0"], "invalid-message", 1),
         (["worker", "--task", "digits", "--join-token-file", "absent"], "invalid-usage", 2),
+        (["worker", "--task", "digits", "--join-token", "nöpe"], "invalid-usage", 2),
+        (["worker", "--task", "digits", "--server", "http://[::1"], "invalid-usage", 2),
+        (["swarm", "--workers", "1", "--task", "digits", "--evaluator-token", "a b"], "invalid-usage", 2),
+        (["run", "list", "--server", "http://[::1"], "invalid-usage", 2),
+        (["run", "show", "../x"], "invalid-usage", 2),
+        (["run", "export", "r", "-o", "."], "invalid-usage", 2),
+        (["run", "export", "r", "-o", ""], "invalid-usage", 2),
+        (["run", "create", "--task", "digits", "--cohort-size", "0"], "invalid-usage", 2),
+        (["run", "create", "--task", "digits", "--set", "foo=1"], "invalid-usage", 2),
+        (["demo", "--task", "digits", "--partition", "nope"], "invalid-usage", 2),
+        (["demo", "--task", "digits", "--batch-size", "1"], "invalid-message", 1),
+        (["demo", "--task", "digits", "--set", "clip_bound=-1"], "invalid-message", 1),
     ],
 )
 def test_an_error_is_one_line_that_ends_with_its_code(
@@ -100,6 +114,7 @@ def test_an_error_is_one_line_that_ends_with_its_code(
     assert done.stderr.startswith("error: ")
     assert done.stderr.endswith(f"({code})\n")
     assert done.stderr.count("\n") == 1
+    assert "Value error" not in done.stderr
 
 
 def test_a_setting_that_is_no_number_is_named(fed_sophia: Run) -> None:
@@ -137,6 +152,54 @@ def test_the_operator_key_never_appears_in_an_error(fed_sophia: Run) -> None:
     done = fed_sophia("run", "list", "--server", NOBODY, "--operator-key-file", "key")
     assert done.stderr
     assert "very-secret-key" not in done.stdout + done.stderr
+
+
+def test_a_token_that_cannot_be_sent_is_named_by_its_option_and_not_repeated(fed_sophia: Run) -> None:
+    done = fed_sophia("worker", "--task", "digits", FED_SOPHIA_JOIN_TOKEN="nöpe")
+    assert done.code == 2
+    assert "FED_SOPHIA_JOIN_TOKEN" in done.stderr
+    assert "nöpe" not in done.stderr
+
+
+OUR_SCRIPT = [sys.executable, "-P", "-m", "fed_sophia"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_a_reader_that_has_gone_is_no_error(arguments: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        done = subprocess.run(
+            [*OUR_SCRIPT, *arguments],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("json_lines", [[], ["--json"]])
+def test_an_error_that_standard_output_does_not_take_is_said_on_standard_error(
+    json_lines: list[str], require_part: Callable[[bool, str], None]
+) -> None:
+    require_part(Path("/dev/full").exists(), "/dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*OUR_SCRIPT, "run", "list", "--server", NOBODY, *json_lines],
+            env=os.environ | {"FED_SOPHIA_OPERATOR_KEY": "k"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("(server-unreachable)\n")
 
 
 @pytest.mark.parametrize("module", ["fed_sophia", "fed_sophia.cli"])

@@ -9,7 +9,14 @@ import pytest
 
 from fed_sophia.event_stream import ServerEvent, read_events
 from fed_sophia.operator_client import OperatorClient
-from protocol.errors import DigestMismatch, NotFound, QuorumMissing, ServerUnreachable, UnexpectedAnswer
+from protocol.errors import (
+    DigestMismatch,
+    NotFound,
+    NotReady,
+    QuorumMissing,
+    ServerUnreachable,
+    UnexpectedAnswer,
+)
 from protocol.messages import RunStatus
 
 SUMMARY = {
@@ -101,6 +108,51 @@ async def test_an_event_stream_that_is_cut_goes_on_after_the_last_event() -> Non
         kinds = [event.kind async for event in client.events("r")]
     assert kinds == ["round", "run"]
     assert asked == [None, "1", "1"]
+
+
+async def test_a_stream_that_a_server_has_no_time_for_is_asked_for_again() -> None:
+    ended = json.dumps(SUMMARY | {"status": "finished"})
+    answers = [problem(503, "not-ready"), httpx.Response(200, text=f"event: run\ndata: {ended}\n\n")]
+
+    async with client_of(lambda _: answers.pop(0)) as client:
+        assert [event.kind async for event in client.events("r")] == ["run"]
+
+
+async def test_a_stream_that_is_always_refused_ends_with_the_refusal() -> None:
+    async with client_of(lambda _: problem(503, "not-ready")) as client:
+        with pytest.raises(NotReady, match=r"2 attempts .* failed: why"):
+            _ = [event async for event in client.events("r", max_failures=2)]
+
+
+def versions_from(first: int, count: int) -> httpx.Response:
+    rows = [{"version": first + number, "tensors": {}, "created_ms": 0} for number in range(count)]
+    return httpx.Response(200, json={"versions": rows})
+
+
+async def test_a_list_is_asked_for_until_a_page_is_short() -> None:
+    asked: list[tuple[str | None, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        query = request.url.params
+        asked.append((query.get("after"), query.get("limit")))
+        return versions_from(1000, 7) if "after" in query else versions_from(0, 1000)
+
+    async with client_of(answer) as client:
+        versions = await client.versions("r")
+    assert [version.version for version in versions] == list(range(1007))
+    assert asked == [(None, "1000"), ("999", "1000")]
+
+
+async def test_a_server_that_gives_everything_at_once_is_asked_no_more_than_twice() -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return versions_from(0, 1500)
+
+    async with client_of(answer) as client:
+        assert len(await client.versions("r")) == 1500
+    assert len(asked) == 2
 
 
 async def test_following_a_run_gives_up_after_so_many_failures() -> None:

@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from fed_sophia.options import duration_s, hyperparameters, is_loopback, named_values, operator_key
-from protocol.errors import InvalidUsage
+from fed_sophia.options import (
+    duration_s,
+    hyperparameters,
+    is_loopback,
+    named_values,
+    operator_key,
+    read_secret,
+    run_id,
+    server_address,
+)
+from protocol.errors import InvalidUsage, UnknownAlgorithm
 
 
 @pytest.mark.parametrize(
@@ -24,8 +33,9 @@ def test_anything_else_is_no_duration(text: str) -> None:
 
 
 def test_hyperparameters_keep_whole_numbers_whole() -> None:
-    assert hyperparameters(["hessian_every=5", "epsilon=1e-12", "direction_mixing=none"]) == {
-        "hessian_every": 5,
+    pairs = ["refresh_rounds=5", "epsilon=1e-12", "direction_mixing=none"]
+    assert hyperparameters(pairs, "fed-sophia-shared") == {
+        "refresh_rounds": 5,
         "epsilon": 1e-12,
         "direction_mixing": None,
     }
@@ -37,9 +47,47 @@ def test_a_pair_needs_a_name_and_a_value(pair: str) -> None:
         named_values([pair], "--set")
 
 
-def test_a_hyperparameter_that_is_no_number_is_refused() -> None:
-    with pytest.raises(InvalidUsage, match="clip_bound=high"):
-        hyperparameters(["clip_bound=high"])
+@pytest.mark.parametrize("value", ["high", "nan", "inf", "-inf", "1e999"])
+def test_a_hyperparameter_that_is_no_finite_number_is_refused(value: str) -> None:
+    with pytest.raises(InvalidUsage, match=f"clip_bound={value}: expected a finite number"):
+        hyperparameters([f"clip_bound={value}"], "fed-sophia")
+
+
+def test_a_hyperparameter_that_the_algorithm_does_not_have_is_answered_with_those_it_has() -> None:
+    with pytest.raises(InvalidUsage, match=r"--set foo: fed-sophia has max_round_step, .*hessian_every"):
+        hyperparameters(["foo=1"], "fed-sophia")
+    with pytest.raises(UnknownAlgorithm):
+        hyperparameters(None, "fedmagic")
+
+
+@pytest.mark.parametrize("text", ["schlüssel", "one\ntwo", "one two", "\x00", "", " \n"])
+def test_a_secret_that_cannot_travel_in_a_header_is_refused_without_being_repeated(
+    text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.key").write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidUsage, match=r"a\.key") as refusal:
+        read_secret(tmp_path / "a.key", "operator key")
+    assert not text.strip() or text not in refusal.value.detail
+    assert "one" not in refusal.value.detail.replace("one line", "")
+
+
+def test_an_operator_key_of_the_environment_is_held_to_the_same() -> None:
+    with pytest.raises(InvalidUsage, match="FED_SOPHIA_OPERATOR_KEY holds no operator key"):
+        operator_key("http://127.0.0.1:8080", None, {"FED_SOPHIA_OPERATOR_KEY": "schlüssel"})
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://", "ftp://here", "here:80", "http://h:x", "http://a b"]
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(InvalidUsage, match="expected an address like"):
+        server_address(url)
+
+
+@pytest.mark.parametrize("text", ["../x", "a/b", "", "a?b", "a b"])
+def test_what_cannot_be_a_run_s_id_is_refused(text: str) -> None:
+    with pytest.raises(InvalidUsage, match="expected a run's id"):
+        run_id(text)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A round is told once, in order, and with its metrics where they come in time."""
 
+import io
+
+import pytest
+from rich.console import Console
+
+from fed_sophia.commands.create_run import metrics_wait_s
 from fed_sophia.demo_summary import rounds_to
-from fed_sophia.output import Fields, size_text
-from fed_sophia.rounds_view import RoundLines
+from fed_sophia.output import Fields, HumanOutput, size_text
+from fed_sophia.rounds_view import LiveTable, RoundLines, view_for
 from protocol.errors import FedSophiaError
 from protocol.messages import RoundStatus, RoundSummary
 
@@ -74,6 +80,21 @@ def test_an_open_round_holds_back_those_after_it() -> None:
     assert told.rounds == []
     lines.show([a_round(1, status=RoundStatus.ABANDONED), a_round(2, 0.5)])
     assert told.rounds == [(1, None), (2, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "columns", "view"),
+    [(True, 60, LiveTable), (True, 59, RoundLines), (False, 200, RoundLines)],
+)
+def test_a_table_is_for_a_terminal_that_is_wide_enough(terminal: bool, columns: int, view: type) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=columns)
+    assert isinstance(view_for(HumanOutput(console), "r", "title"), view)
+
+
+def test_metrics_are_waited_for_unless_nobody_measures() -> None:
+    assert metrics_wait_s([a_round(1)]) > 0
+    assert metrics_wait_s([a_round(1, 0.5), a_round(2), a_round(3), a_round(4)]) > 0
+    assert metrics_wait_s([a_round(1), a_round(2), a_round(3)]) == 0
 
 
 def test_rounds_to_a_target_is_the_first_that_reached_it() -> None:

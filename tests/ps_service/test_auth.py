@@ -142,6 +142,30 @@ async def test_enrolling_again_with_the_same_secret_is_the_same_worker_and_uses_
     assert first.json() == again.json()
 
 
+async def test_a_later_enrolment_says_the_name_and_the_tasks_anew(server):
+    device = server.client(await server.join_token(uses=1))
+    first = await device.post("/v1/workers", json=an_enrolment())
+    again = await device.post("/v1/workers", json=an_enrolment(name="renamed", tasks=["other", "digits"]))
+    assert again.json() == first.json()
+    [worker] = (await server.operator.get("/v1/workers")).json()["workers"]
+    assert (worker["name"], worker["tasks"]) == ("renamed", ["other", "digits"])
+
+
+async def test_no_token_changes_the_role_of_a_worker(server):
+    trainers = server.client(await server.join_token())
+    evaluators = server.client(await server.join_token(role="evaluator"))
+    await trainers.post("/v1/workers", json=an_enrolment())
+    refused = await evaluators.post("/v1/workers", json=an_enrolment(name="renamed"))
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    [worker] = (await server.operator.get("/v1/workers")).json()["workers"]
+    assert (worker["name"], worker["role"]) == ("worker-0", "trainer")
+
+
+async def test_no_cache_keeps_a_join_token(server):
+    answer = await server.operator.post("/v1/tokens", json={})
+    assert answer.headers["cache-control"] == "no-store"
+
+
 async def test_a_join_token_expires(server):
     device = server.client(await server.join_token(expires_s=10))
     server.clock.advance(9_999)

@@ -37,5 +37,11 @@ async def test_a_body_up_to_the_limit_is_read(small_server):
         assert answer.status_code == status
 
 
+async def test_what_is_refused_for_its_length_is_counted(small_server):
+    await small_server.client().post("/v1/workers", content=b" " * (LIMIT + 1))
+    text = (await small_server.operator.get("/metrics")).text
+    assert 'fed_sophia_refusals_total{code="message-too-large"} 1.0' in text
+
+
 async def test_tensor_messages_have_a_limit_of_their_own(small_server):
     await small_server.store_params({"w": (LIMIT,)})

@@ -9,6 +9,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import func, insert, select, text
 
+from protocol.errors import StorageCorrupt, UnsupportedVersion
 from ps_service.storage import migrations
 from ps_service.storage.records import Records
 from ps_service.storage.schema import metadata, operator_keys
@@ -151,6 +152,33 @@ async def test_a_reader_sees_one_moment_while_others_write(tmp_path):
         after = (await reading.execute(select(func.count()).select_from(operator_keys))).scalar_one()
     assert (before, after, await keys(records)) == (0, 0, 1)
     await records.close()
+
+
+async def test_a_file_that_is_no_database_is_refused_by_name(tmp_path):
+    path = tmp_path / "records.sqlite"
+    path.write_bytes(b"this is no database " * 500)
+    with pytest.raises(StorageCorrupt, match="not a database"):
+        await Records.open(path)
+
+
+async def test_a_database_with_a_torn_page_is_refused_by_name(tmp_path):
+    path = tmp_path / "records.sqlite"
+    await (await Records.open(path)).close()
+    path.write_bytes(path.read_bytes()[:100] + bytes([255]) * 8000)
+    with pytest.raises(StorageCorrupt, match="malformed"):
+        await Records.open(path)
+
+
+async def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "records.sqlite"
+    records = await Records.open(path)
+    async with records.write() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await records.close()
+    before = path.read_bytes()
+    with pytest.raises(UnsupportedVersion, match=r"made by a newer version of fed-sophia.*9999"):
+        await Records.open(path)
+    assert path.read_bytes() == before
 
 
 async def test_commits_are_durable_and_references_are_checked(tmp_path):

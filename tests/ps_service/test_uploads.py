@@ -74,6 +74,18 @@ async def test_before_the_body_is_held_another_update_may_be_declared_instead(se
     assert (await worker.put(new_url, second.body)).json()["digest"] == second.header["digest"]
 
 
+async def test_the_same_body_declared_with_other_numbers_is_another_upload(server):
+    _, [(worker, assignment), _] = await server.a_round()
+    update = server.an_update(assignment)
+    first, same, other = [
+        (await worker.declare(assignment, update.declared(num_examples=n))).json()["upload_url"]
+        for n in (10, 10, 11)
+    ]
+    assert first == same != other
+    assert (await worker.put(first, update.body)).status_code == 404
+    assert (await worker.put(other, update.body)).status_code == 200
+
+
 async def test_a_body_is_dropped_if_another_update_was_declared_while_it_travelled(server):
     _, [(worker, assignment), _] = await server.a_round()
     first, second = server.an_update(assignment), server.an_update(assignment, 0.002)

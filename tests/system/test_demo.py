@@ -90,7 +90,7 @@ def test_a_federation_of_four_trains_three_rounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_linux")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_that_is_interrupted_leaves_no_process_and_no_file(
     number: signal.Signals, tmp_path: Path
 ) -> None:
