@@ -7,6 +7,7 @@ Hyper-parameters are validated here once; what reaches a worker are the settings
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
@@ -25,22 +26,22 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Period = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(BaseModel, ABC):
     """What a user sets for a run; every field has a default that works."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    @abstractmethod
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         """The numbers the worker's optimizer needs for a round of `local_steps` steps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bundles_wanted(self, version: int) -> tuple[str, ...]:
         """Which bundles an update made from this version carries."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bound(self, steps: int, local_steps: int) -> DeltaBound | None:
         """What bounds the delta of a worker that did `steps` of `local_steps`; None if nothing does."""
-        raise NotImplementedError
 
 
 class FedAvgHyperparameters(Hyperparameters):
