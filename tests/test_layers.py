@@ -32,8 +32,7 @@ FORBIDDEN = {
 }
 # What protocol is made of: no network, no files, no clock, no chance.
 PROTOCOL_MAY_IMPORT = {
-    "abc",
-    "collections", "dataclasses", "enum", "hashlib", "itertools", "math", "struct", "typing",
+    "abc", "collections", "dataclasses", "enum", "hashlib", "itertools", "math", "struct", "typing",
     "ml_dtypes", "msgpack", "numpy", "protocol", "pydantic",
 }  # fmt: skip
 MAX_LINES = 500
