@@ -30,7 +30,7 @@ from ps_service.server_steps import SERVER_STEPS, StepContext
 from ps_service.storage.blobs import BlobStore, Staged
 
 Chunk = npt.NDArray[np.float32]
-CHUNK_BYTES = 32 * 1024 * 1024
+CHUNK_BYTES = 8 * 1024 * 1024
 """Rows of all workers together, in one bundle."""
 
 
