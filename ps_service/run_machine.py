@@ -173,7 +173,8 @@ def wake_ms(spec: RunSpec, run: Run) -> int | None:
     """When this run needs a Tick next; None if time alone changes nothing."""
     if run.status.ended or run.round_open:
         return None
-    times = [run.metric_until_ms, _end_ms(spec, run)]
+    metric_until_ms = None if run.status is RunStatus.PAUSED else run.metric_until_ms
+    times = [metric_until_ms, _end_ms(spec, run)]
     return min((time for time in times if time is not None), default=None)
 
 

@@ -210,6 +210,15 @@ def test_a_run_resumed_while_its_round_is_open_goes_on_with_that_round():
     assert (resumed, effects) == (OPEN, ())
 
 
+def test_a_paused_run_that_waited_for_a_metric_is_not_woken_for_it():
+    """A time to wake that has passed and changes nothing would be asked for again at once, for ever."""
+    spec = a_spec(target_metric={"name": "loss", "at_most": 0.1, "wait_s": 10}, max_duration_s=60)
+    paused = after(OPEN, RoundCommitted(100, ALL, 100), RunPaused(200), spec=spec)
+    assert wake_ms(spec, paused) == 60_000
+    resumed, [opening] = step(paused, RunResumed(20_000, ALL), spec)
+    assert opening.number == 2
+
+
 def test_resuming_what_is_not_paused_changes_nothing():
     assert step(OPEN, RunResumed(2, ALL)) == (OPEN, ())
 
@@ -299,3 +308,8 @@ def test_laws_that_hold_whatever_happens_in_whatever_order_and_however_the_clock
             assert run.reason or run.version == spec.rounds
         elif not is_open and run.status is RunStatus.RUNNING:
             assert wake_ms(spec, run) is not None, "a run that waits for nothing would wait for ever"
+        wake_at_ms = wake_ms(spec, run)
+        if wake_at_ms is not None:
+            woken, _ = run_machine.step(spec, run, Tick(wake_at_ms, slots))
+            again_ms = wake_ms(spec, woken)
+            assert again_ms is None or again_ms > wake_at_ms, "a tick that changes nothing comes for ever"
