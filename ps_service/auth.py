@@ -80,13 +80,6 @@ class Auth:
                 raise Unauthenticated("the credential is not known here")
         return require_not_revoked(worker)
 
-    async def this_worker(self, request: Request, worker_id: str) -> StoredWorker:
-        """Raises: as `worker`; Forbidden: it is another worker's credential."""
-        worker = await self.worker(request)
-        if worker.worker_id != worker_id:
-            raise Forbidden(f"this credential is not that of worker {worker_id}")
-        return worker
-
     async def still_valid(self, worker_id: str) -> StoredWorker:
         """Look again at a worker who has been waiting.
 
@@ -189,6 +182,12 @@ def bearer(request: Request) -> str:
 async def require_bearer(request: Request) -> None:
     """Raises: Unauthenticated: the request carries no credential of any kind."""
     bearer(request)
+
+
+def require_same(worker: StoredWorker, worker_id: str) -> None:
+    """Raises: Forbidden: the path names another worker than the credential."""
+    if worker.worker_id != worker_id:
+        raise Forbidden(f"this credential is not that of worker {worker_id}")
 
 
 def require_not_revoked(worker: StoredWorker) -> StoredWorker:

@@ -20,6 +20,7 @@ from ps_service.aggregation import AdmittedUpdate, aggregate
 from ps_service.bell import DEADLINES, EFFECTS, wait_for_ring
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import run_records, update_records
+from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.update_records import StoredEffect
 
 log = logging.getLogger("fed_sophia.rounds")
@@ -81,10 +82,8 @@ async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
 
 async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
     async with runner.stores.records.read() as connection:
-        run = await run_records.load_run(connection, effect.run_id)
-        stored = await run_records.load_round(connection, effect.run_id, effect.round)
-        assert run is not None
-        assert stored is not None
+        run = await the_run(connection, effect.run_id)
+        stored = await the_round(connection, effect.run_id, effect.round)
     if stored.state.status is not RoundStatus.AGGREGATING:
         await runner.not_wanted(effect)
         return

@@ -21,6 +21,7 @@ from ps_service.metrics import Meters
 from ps_service.run_machine import Run
 from ps_service.storage import Stores, credential_records, report_records, run_records, update_records
 from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.existing import the_assignment, the_round, the_run
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredAssignment, StoredEffect, StoredUpload
 from ps_service.summaries import round_summaries, run_summary
@@ -30,9 +31,6 @@ from ps_service.transitions import (
     metrics_reported,
     round_event,
     run_event,
-    the_assignment,
-    the_round,
-    the_run,
     time_passed,
     workers_changed,
 )
@@ -71,7 +69,7 @@ class RoundRunner:
             open_runs = await run_records.open_runs(connection, worker.tasks)
         for run_id in [run.run_id for run in open_runs if run.run_id not in joined]:
             async with self._transition() as transition:
-                run = await the_run(transition, run_id)
+                run = await the_run(transition.connection, run_id)
                 current = await credential_records.worker_by_id(transition.connection, worker.worker_id)
                 assert current is not None
                 require_not_revoked(current)
@@ -109,9 +107,9 @@ class RoundRunner:
                 return same_update(held, header.digest)
             if await update_records.load_upload(connection, upload.upload_id) is None:
                 raise UploadInterrupted("another update was declared for this assignment meanwhile")
-            assignment = await the_assignment(transition, upload.assignment_id)
-            run = await the_run(transition, assignment.run_id)
-            round_ = await the_round(transition, run.run_id, assignment.round)
+            assignment = await the_assignment(transition.connection, upload.assignment_id)
+            run = await the_run(transition.connection, assignment.run_id)
+            round_ = await the_round(transition.connection, run.run_id, assignment.round)
             worker = await credential_records.worker_by_id(connection, assignment.worker_id)
             assert worker is not None
             require_not_revoked(worker)  # it may have lost its credential while the body was on its way
@@ -133,7 +131,7 @@ class RoundRunner:
             UpdateConflict: its update was received already.
         """
         async with self._transition() as transition:
-            assignment = await the_assignment(transition, assignment_id)
+            assignment = await the_assignment(transition.connection, assignment_id)
             if assignment.declined_reason is not None:
                 return
             if await update_records.load_receipt(transition.connection, assignment_id) is not None:
@@ -147,14 +145,14 @@ class RoundRunner:
             QuorumMissing: it holds too few updates.
         """
         async with self._transition() as transition:
-            run = await the_run(transition, run_id)
-            stored = await the_round(transition, run_id, number)
+            run = await the_run(transition.connection, run_id)
+            stored = await the_round(transition.connection, run_id, number)
             round_ = await round_event(transition, run, stored, round_machine.CloseNow(transition.now_ms))
             if round_.status is RoundStatus.COLLECTING:
                 raise QuorumMissing(
                     f"round {number} holds {round_.admitted} updates; the quorum is {round_.quorum}"
                 )
-            stored = await the_round(transition, run_id, number)
+            stored = await the_round(transition.connection, run_id, number)
             return (await round_summaries(transition.connection, run_id, [stored]))[0]
 
     async def cancel_run(self, run_id: str) -> RunSummary:
@@ -185,12 +183,12 @@ class RoundRunner:
         must_be_open: bool = False,
     ) -> RunSummary:
         async with self._transition() as transition:
-            run = await the_run(transition, run_id)
+            run = await the_run(transition.connection, run_id)
             if must_be_open and run.state.status.ended:
                 raise RunEnded(f"the run is {run.state.status.value}")
             slots = tuple(await run_records.eligible_slots(transition.connection, run_id))
             await run_event(transition, run, event(transition.now_ms, slots))
-            return await run_summary(transition.connection, await the_run(transition, run_id))
+            return await run_summary(transition.connection, await the_run(transition.connection, run_id))
 
     async def report_metrics(self, run_id: str, worker_id: str, report: MetricsReport) -> None:
         """Store an evaluator's metrics of a version; its first report stands.
@@ -199,7 +197,7 @@ class RoundRunner:
             NotFound: the run has no such version.
         """
         async with self._transition() as transition:
-            run = await the_run(transition, run_id)
+            run = await the_run(transition.connection, run_id)
             if report.version > run.state.version:
                 raise NotFound(f"version {report.version}: the run has versions up to {run.state.version}")
             if await report_records.add_report(
@@ -210,8 +208,8 @@ class RoundRunner:
     async def aggregated(self, effect: StoredEffect, tensors: dict[str, str]) -> None:
         """The effect's round has been combined into these bundles: record the version."""
         async with self._transition() as transition:
-            run = await the_run(transition, effect.run_id)
-            stored = await the_round(transition, effect.run_id, effect.round)
+            run = await the_run(transition.connection, effect.run_id)
+            stored = await the_round(transition.connection, effect.run_id, effect.round)
             if stored.state.status is RoundStatus.AGGREGATING:
                 await run_records.add_version(
                     transition.connection,
@@ -227,8 +225,8 @@ class RoundRunner:
     async def aggregation_failed(self, effect: StoredEffect, reason: str) -> None:
         """The effect's round cannot be combined: abandon it, tick the effect off."""
         async with self._transition() as transition:
-            run = await the_run(transition, effect.run_id)
-            stored = await the_round(transition, effect.run_id, effect.round)
+            run = await the_run(transition.connection, effect.run_id)
+            stored = await the_round(transition.connection, effect.run_id, effect.round)
             failed = round_machine.AggregationFailed(transition.now_ms, reason)
             await round_event(transition, run, stored, failed)
             await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
@@ -247,8 +245,8 @@ class RoundRunner:
         due_at = [round_.state.deadline_ms for round_ in rounds]
         for due in [round_ for round_ in rounds if round_.state.deadline_ms <= now_ms]:
             async with self._transition() as transition:
-                run = await the_run(transition, due.run_id)
-                stored = await the_round(transition, due.run_id, due.state.number)
+                run = await the_run(transition.connection, due.run_id)
+                stored = await the_round(transition.connection, due.run_id, due.state.number)
                 await round_event(transition, run, stored, round_machine.Tick(transition.now_ms))
         for idle in runs:
             wake_ms = run_machine.wake_ms(idle.spec, idle.state)
@@ -257,7 +255,7 @@ class RoundRunner:
             due_at.append(wake_ms)
             if wake_ms <= now_ms:
                 async with self._transition() as transition:
-                    await time_passed(transition, await the_run(transition, idle.run_id))
+                    await time_passed(transition, await the_run(transition.connection, idle.run_id))
         to_come = [due_ms - now_ms for due_ms in due_at]
         return min([wait_ms / 1000 for wait_ms in to_come if wait_ms > 0] + [60.0])
 
@@ -267,8 +265,8 @@ class RoundRunner:
         self._sent_bytes[run_id] += size_bytes
 
     async def _decline(self, transition: Transition, assignment: StoredAssignment, reason: str) -> None:
-        run = await the_run(transition, assignment.run_id)
-        round_ = await the_round(transition, run.run_id, assignment.round)
+        run = await the_run(transition.connection, assignment.run_id)
+        round_ = await the_round(transition.connection, run.run_id, assignment.round)
         if round_.state.status is not RoundStatus.COLLECTING:
             return
         await update_records.decline(transition.connection, assignment.assignment_id, reason)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.errors import NotFound
 from protocol.messages import RoundStatus
 from ps_service import round_machine, run_machine
 from ps_service.bell import DEADLINES, EFFECTS, VERSIONS, run_topic, worker_topic
 from ps_service.round_machine import Round, RoundEffect, RoundEvent
 from ps_service.run_machine import CancelRound, OpenRound, RunEvent
 from ps_service.storage import report_records, run_records, update_records
+from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
 from ps_service.summaries import mean_of_reports, round_summaries, run_summary
@@ -35,30 +35,6 @@ class Transition:
     topics: set[str] = field(default_factory=set)
     ended: list[Round] = field(default_factory=list)
     written_down: Counter[str] = field(default_factory=Counter)
-
-
-async def the_run(transition: Transition, run_id: str) -> StoredRun:
-    """Raises: NotFound."""
-    run = await run_records.load_run(transition.connection, run_id)
-    if run is None:
-        raise NotFound(f"there is no run {run_id}")
-    return run
-
-
-async def the_round(transition: Transition, run_id: str, number: int) -> StoredRound:
-    """Raises: NotFound."""
-    round_ = await run_records.load_round(transition.connection, run_id, number)
-    if round_ is None:
-        raise NotFound(f"run {run_id} has no round {number}")
-    return round_
-
-
-async def the_assignment(transition: Transition, assignment_id: str) -> StoredAssignment:
-    """Raises: NotFound."""
-    assignment = await update_records.load_assignment(transition.connection, assignment_id)
-    if assignment is None:
-        raise NotFound(f"there is no assignment {assignment_id}")
-    return assignment
 
 
 async def round_event(
@@ -104,7 +80,7 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
     else:
         run_event_ = run_machine.RoundAbandoned(transition.now_ms, slots, round_.reason or "")
     await _announce_round(transition, run_id, round_.number)
-    await run_event(transition, await the_run(transition, run_id), run_event_)
+    await run_event(transition, await the_run(transition.connection, run_id), run_event_)
 
 
 async def run_event(transition: Transition, run: StoredRun, event: RunEvent) -> None:
@@ -161,7 +137,7 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
 async def _cancel_round(transition: Transition, run_id: str, number: int) -> None:
     stored = await run_records.load_round(transition.connection, run_id, number)
     if stored is not None:
-        run = await the_run(transition, run_id)
+        run = await the_run(transition.connection, run_id)
         await round_event(transition, run, stored, round_machine.Cancelled(transition.now_ms))
 
 
@@ -189,13 +165,13 @@ async def _write_down_sent_bytes(transition: Transition, run_id: str, number: in
 
 
 async def announce_run(transition: Transition, run_id: str) -> None:
-    run = await the_run(transition, run_id)
+    run = await the_run(transition.connection, run_id)
     summary = await run_summary(transition.connection, run)
     await _announce(transition, run_id, "run", None, summary.model_dump_json())
 
 
 async def _announce_round(transition: Transition, run_id: str, number: int) -> None:
-    stored = await the_round(transition, run_id, number)
+    stored = await the_round(transition.connection, run_id, number)
     summary = (await round_summaries(transition.connection, run_id, [stored]))[0]
     await _announce(transition, run_id, "round", number, summary.model_dump_json())
 

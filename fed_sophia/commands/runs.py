@@ -21,18 +21,18 @@ from fed_sophia.rounds_view import round_fields, rounds_table
 from protocol.errors import InvalidUsage
 from protocol.messages import RunSpec, RunStatus, RunSummary
 
-_POLICIES = {
-    "cohort_size": True,
-    "cohort_fraction": True,
-    "min_workers": True,
-    "over_selection": True,
-    "quorum": True,
-    "deadline_s": True,
-    "adaptive_deadline": True,
-    "max_extensions": True,
-    "target_metric": True,
-    "max_duration_s": True,
-}
+_POLICIES = (
+    "cohort_size",
+    "cohort_fraction",
+    "min_workers",
+    "over_selection",
+    "quorum",
+    "deadline_s",
+    "adaptive_deadline",
+    "max_extensions",
+    "target_metric",
+    "max_duration_s",
+)
 
 LIST_EXAMPLES = """\b
 Examples:
@@ -175,7 +175,7 @@ def run_fields(run: RunSummary) -> Fields:
 
 def policies_of(spec: RunSpec) -> Fields:
     """How the run's rounds are held."""
-    said = spec.model_dump(mode="json", include=_POLICIES, exclude_none=True)
+    said = spec.model_dump(mode="json", include=set(_POLICIES), exclude_none=True)
     return {name: said[name] for name in _POLICIES if name in said}
 
 

@@ -23,12 +23,13 @@ from protocol.messages import (
 )
 from ps_service import bell
 from ps_service.admission import check_declaration, require_open
-from ps_service.auth import Caller
+from ps_service.auth import Caller, require_same
 from ps_service.openapi import BEARER
 from ps_service.round_runner import same_update
 from ps_service.service import Service
-from ps_service.storage import credential_records, run_records, update_records
+from ps_service.storage import credential_records, update_records
 from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.existing import the_assignment, the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
 from ps_service.summaries import assignment_of, next_evaluation
@@ -48,10 +49,10 @@ def router(service: Service) -> APIRouter:
         responses={204: {"description": "Nothing to do yet: ask again."}},
     )
     async def next_assignment(
-        request: Request, worker_id: str, prefer: Annotated[str, Header()] = ""
+        worker: ThisWorker, worker_id: str, prefer: Annotated[str, Header()] = ""
     ) -> Assignment | EvaluationAssignment | Response:
         """Wait for something to do: `Prefer: wait=SECONDS`."""
-        worker = await auth.this_worker(request, worker_id)
+        require_same(worker, worker_id)
         wait_s = min(preferred_wait_s(prefer), service.settings.max_wait_s)
         with service.meters.waiting.track_inprogress():
             found = await _wait_for_work(service, worker, wait_s)
@@ -139,10 +140,8 @@ async def _look_for_work(service: Service, worker: StoredWorker) -> Assignment |
         stored = await update_records.next_assignment_of(connection, worker.worker_id)
         if stored is None:
             return None
-        run = await run_records.load_run(connection, stored.run_id)
-        round_ = await run_records.load_round(connection, stored.run_id, stored.round)
-        assert run is not None
-        assert round_ is not None
+        run = await the_run(connection, stored.run_id)
+        round_ = await the_round(connection, stored.run_id, stored.round)
         return await assignment_of(connection, run, round_, stored)
 
 
@@ -161,13 +160,11 @@ async def own_assignment(
     Raises:
         NotFound: there is none, or it is another worker's: the two look alike.
     """
-    stored = await update_records.load_assignment(connection, assignment_id)
-    if stored is None or (isinstance(caller, StoredWorker) and caller.worker_id != stored.worker_id):
+    stored = await the_assignment(connection, assignment_id)
+    if isinstance(caller, StoredWorker) and caller.worker_id != stored.worker_id:
         raise NotFound(f"there is no assignment {assignment_id}")
-    run = await run_records.load_run(connection, stored.run_id)
-    round_ = await run_records.load_round(connection, stored.run_id, stored.round)
-    assert run is not None
-    assert round_ is not None
+    run = await the_run(connection, stored.run_id)
+    round_ = await the_round(connection, stored.run_id, stored.round)
     return stored, run, round_
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from starlette.responses import StreamingResponse
 
-from protocol.errors import NotFound
 from ps_service.bell import run_topic, wait_for_ring
 from ps_service.openapi import BEARER
 from ps_service.service import Service
-from ps_service.storage import report_records, run_records
+from ps_service.storage import report_records
+from ps_service.storage.existing import the_run
 
 KEEP_ALIVE_S = 15.0
 LINGER_S = 30.0
@@ -28,8 +28,7 @@ def router(service: Service) -> APIRouter:
         """`run`, `round` and `metrics` events; `Last-Event-ID` resumes after one."""
         await service.auth.operator(request)
         async with service.stores.records.read() as connection:
-            if await run_records.load_run(connection, run_id) is None:
-                raise NotFound(f"there is no run {run_id}")
+            await the_run(connection, run_id)
         after = int(last_event_id) if last_event_id.isdecimal() and len(last_event_id) <= 18 else 0
         return StreamingResponse(
             _events(service, run_id, after),
@@ -47,14 +46,14 @@ async def _events(service: Service, run_id: str, after: int) -> AsyncIterator[st
         while not service.stopping.is_set():
             async with records.read() as connection:
                 events = await report_records.events_after(connection, run_id, after)
-                run = await run_records.load_run(connection, run_id)
+                run = await the_run(connection, run_id)
             for event in events:
                 after = event.event_id
                 yield f"id: {event.event_id}\nevent: {event.kind}\ndata: {event.data}\n\n"
             if events:
                 silent_s = 0.0
                 continue
-            if run is None or (run.state.status.ended and silent_s >= LINGER_S):
+            if run.state.status.ended and silent_s >= LINGER_S:
                 return
             if not await wait_for_ring(rung, KEEP_ALIVE_S):
                 silent_s += KEEP_ALIVE_S

@@ -24,7 +24,8 @@ from ps_service.routes.pages import Limit
 from ps_service.service import Service
 from ps_service.storage import run_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.run_records import MOST_ROWS, StoredRun
+from ps_service.storage.existing import the_run
+from ps_service.storage.run_records import MOST_ROWS
 from ps_service.summaries import round_summaries, run_summary
 
 RoundNumber = Annotated[int, Field(ge=0, lt=2**63)]
@@ -53,8 +54,8 @@ def router(service: Service) -> APIRouter:
     @routes.get("", dependencies=[operators])
     async def list_runs(after: str | None = None, limit: Limit = MOST_ROWS) -> dict[str, list[RunSummary]]:
         """Newest first, beginning behind the run `after`."""
-        seen = None if after is None else await _existing(service, after)
         async with records.read() as connection:
+            seen = None if after is None else await the_run(connection, after)
             runs = await run_records.list_runs(connection, seen, limit)
             return {"runs": [await run_summary(connection, run) for run in runs]}
 
@@ -63,30 +64,25 @@ def router(service: Service) -> APIRouter:
         """Where a run stands; a worker may ask of the runs it has a part in."""
         caller = await auth.caller(request)
         async with records.read() as connection:
-            run = await run_records.load_run(connection, run_id)
-            if run is None:
-                raise NotFound(f"there is no run {run_id}")
+            run = await the_run(connection, run_id)
             if isinstance(caller, StoredWorker) and not await run_records.is_member(
                 connection, run_id, caller.worker_id
             ):
                 raise NotFound(f"there is no run {run_id}")
             return await run_summary(connection, run)
 
-    @routes.post("/{run_id}/pause")
-    async def pause(request: Request, run_id: str) -> RunSummary:
+    @routes.post("/{run_id}/pause", dependencies=[operators])
+    async def pause(run_id: str) -> RunSummary:
         """Open no further round; the open one goes on to its end."""
-        await auth.operator(request)
         return await runner.pause_run(run_id)
 
-    @routes.post("/{run_id}/resume")
-    async def resume(request: Request, run_id: str) -> RunSummary:
+    @routes.post("/{run_id}/resume", dependencies=[operators])
+    async def resume(run_id: str) -> RunSummary:
         """Open rounds again."""
-        await auth.operator(request)
         return await runner.resume_run(run_id)
 
-    @routes.post("/{run_id}/cancel")
-    async def cancel(request: Request, run_id: str) -> RunSummary:
-        await auth.operator(request)
+    @routes.post("/{run_id}/cancel", dependencies=[operators])
+    async def cancel(run_id: str) -> RunSummary:
         return await runner.cancel_run(run_id)
 
     @routes.get("/{run_id}/rounds", dependencies=[operators])
@@ -94,8 +90,8 @@ def router(service: Service) -> APIRouter:
         run_id: str, after: RoundNumber = 0, limit: Limit = MOST_ROWS
     ) -> dict[str, list[RoundSummary]]:
         """Oldest first, beginning behind round `after`."""
-        await _existing(service, run_id)
         async with records.read() as connection:
+            await the_run(connection, run_id)
             stored = await run_records.list_rounds(connection, run_id, after, limit)
             return {"rounds": await round_summaries(connection, run_id, stored)}
 
@@ -109,8 +105,8 @@ def router(service: Service) -> APIRouter:
         run_id: str, after: VersionNumber | None = None, limit: Limit = MOST_ROWS
     ) -> dict[str, list[VersionSummary]]:
         """Oldest first, beginning behind version `after`."""
-        await _existing(service, run_id)
         async with records.read() as connection:
+            await the_run(connection, run_id)
             seen = -1 if after is None else after
             return {"versions": await run_records.list_versions(connection, run_id, seen, limit)}
 
@@ -119,17 +115,10 @@ def router(service: Service) -> APIRouter:
         """An evaluator's measurement of a version."""
         if worker.role is not Role.EVALUATOR:
             raise Forbidden("only a worker with the role evaluator reports metrics")
-        run = await _existing(service, run_id)
+        async with records.read() as connection:
+            run = await the_run(connection, run_id)
         if run.spec.task not in worker.tasks:
             raise NotFound(f"there is no run {run_id}")
         await runner.report_metrics(run_id, worker.worker_id, metrics)
 
     return routes
-
-
-async def _existing(service: Service, run_id: str) -> StoredRun:
-    async with service.stores.records.read() as connection:
-        run = await run_records.load_run(connection, run_id)
-    if run is None:
-        raise NotFound(f"there is no run {run_id}")
-    return run

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Join tokens, enrolment, heartbeats, revocation."""
 
+from typing import Annotated
+
 from fastapi import APIRouter, Depends, Request, Response
 
 from protocol.errors import NotFound
 from protocol.messages import Enrolled, Enrolment, Heartbeat, JoinTokenIssued, JoinTokenRequest, WorkerSummary
-from ps_service.auth import require_bearer
+from ps_service.auth import require_bearer, require_same
 from ps_service.openapi import BEARER
 from ps_service.routes.pages import Limit
 from ps_service.service import Service
 from ps_service.storage import credential_records
+from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.run_records import MOST_ROWS
 
 
@@ -17,7 +20,8 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["workers"], dependencies=[BEARER])
     auth, records = service.auth, service.stores.records
     # as dependencies, so that a stranger learns nothing of what a body should have been
-    operators, workers = Depends(auth.operator), Depends(auth.worker)
+    operators = Depends(auth.operator)
+    ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
 
     @routes.post("/tokens", status_code=201, dependencies=[operators])
     async def create_token(response: Response, wanted: JoinTokenRequest) -> JoinTokenIssued:
@@ -46,17 +50,16 @@ def router(service: Service) -> APIRouter:
             found = await credential_records.list_workers(connection, seen, limit)
         return {"workers": [worker.summary() for worker in found]}
 
-    @routes.post("/workers/{worker_id}/heartbeat", status_code=204, dependencies=[workers])
-    async def heartbeat(request: Request, worker_id: str, beat: Heartbeat) -> None:
+    @routes.post("/workers/{worker_id}/heartbeat", status_code=204)
+    async def heartbeat(worker: ThisWorker, worker_id: str, beat: Heartbeat) -> None:
         """Still there; perhaps with other tasks."""
-        await auth.this_worker(request, worker_id)
+        require_same(worker, worker_id)
         async with records.write() as connection:
             await credential_records.set_seen(connection, worker_id, service.clock.now_ms(), beat.tasks)
 
-    @routes.delete("/workers/{worker_id}", status_code=204)
-    async def revoke(request: Request, worker_id: str) -> None:
+    @routes.delete("/workers/{worker_id}", status_code=204, dependencies=[operators])
+    async def revoke(worker_id: str) -> None:
         """Take a worker's credential away at once."""
-        await auth.operator(request)
         await service.runner.revoke(worker_id)
 
     return routes

@@ -215,7 +215,7 @@ def test_a_paused_run_that_waited_for_a_metric_is_not_woken_for_it():
     spec = a_spec(target_metric={"name": "loss", "at_most": 0.1, "wait_s": 10}, max_duration_s=60)
     paused = after(OPEN, RoundCommitted(100, ALL, 100), RunPaused(200), spec=spec)
     assert wake_ms(spec, paused) == 60_000
-    resumed, [opening] = step(paused, RunResumed(20_000, ALL), spec)
+    _, [opening] = step(paused, RunResumed(20_000, ALL), spec)
     assert opening.number == 2
 
 

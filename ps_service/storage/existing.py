@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records that must be there: whoever asks for one that is not is told so by name."""
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from protocol.errors import NotFound
+from ps_service.storage import run_records, update_records
+from ps_service.storage.run_records import StoredRound, StoredRun
+from ps_service.storage.update_records import StoredAssignment
+
+
+async def the_run(connection: AsyncConnection, run_id: str) -> StoredRun:
+    """Raises: NotFound."""
+    run = await run_records.load_run(connection, run_id)
+    if run is None:
+        raise NotFound(f"there is no run {run_id}")
+    return run
+
+
+async def the_round(connection: AsyncConnection, run_id: str, number: int) -> StoredRound:
+    """Raises: NotFound."""
+    round_ = await run_records.load_round(connection, run_id, number)
+    if round_ is None:
+        raise NotFound(f"run {run_id} has no round {number}")
+    return round_
+
+
+async def the_assignment(connection: AsyncConnection, assignment_id: str) -> StoredAssignment:
+    """Raises: NotFound."""
+    assignment = await update_records.load_assignment(connection, assignment_id)
+    if assignment is None:
+        raise NotFound(f"there is no assignment {assignment_id}")
+    return assignment
