@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,24 +24,34 @@ from ps_service.storage.records import Records
 
 log = logging.getLogger("fed_sophia.server")
 
+OpensStores = Callable[[Path], Awaitable[Stores]]
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; call `announce(url)` once requests are answered."""
+
+async def open_stores(directory: Path) -> Stores:
+    """The stores of one data directory: SQLite and files."""
+    return Stores(await Records.open(directory / "records.sqlite"), FileBlobs(directory))
+
+
+def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStores = open_stores) -> None:
+    """Serve until SIGINT or SIGTERM; call `announce(url)` once requests are answered.
+
+    Args: stores: opens what the server keeps in its data directory.
+    """
     os.umask(0o077)  # all that is made is the operator's own, also in a directory that others may enter
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # the loop uvicorn would choose: uvloop where it is installed
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve(settings, announce))
+        runner.run(_serve(settings, announce, stores))
 
 
-async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
+async def _serve(settings: Settings, announce: Callable[[str], None], open_: OpensStores) -> None:
     directory = settings.server_data_dir
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = _lock(directory)
     listener = _listen(settings)
-    stores = Stores(await Records.open(directory / "records.sqlite"), FileBlobs(directory))
+    stores = await open_(directory)
     try:
         app = create_app(settings, stores, SystemClock())
         service: Service = app.state.service

@@ -10,6 +10,7 @@ update is pushed again with the same bytes. What an error means for a turn is in
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Executor
@@ -37,7 +38,7 @@ from protocol.messages import (
     parse,
 )
 from worker.client import ServerClient, Transport
-from worker.durable import prove_writable, sole_user
+from worker.durable import Fsync, prove_writable, sole_user
 from worker.enrolment import enrol_once
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
 from worker.global_state import GlobalState
@@ -96,6 +97,7 @@ class Agent:
         report: Report,
         pauses: Pauses,
         executor: Executor | None = None,
+        fsync: Fsync = os.fsync,
     ) -> None:
         """Args: executor: where training runs; None means the loop's own threads."""
         self._name = name
@@ -104,8 +106,8 @@ class Agent:
         self._client = client
         self._trainer = trainer
         self._state_dir = state_dir
-        self._local_state = LocalState(state_dir / "local_state")
-        self._outbox = Outbox(state_dir / "outbox", self._local_state)
+        self._local_state = LocalState(state_dir / "local_state", fsync)
+        self._outbox = Outbox(state_dir / "outbox", self._local_state, fsync)
         self._report = report
         self._pauses = pauses
         self._executor = executor
@@ -272,10 +274,11 @@ async def serve(
     pauses: Pauses = REAL_PAUSES,
     executor: Executor | None = None,
     transport: Transport | None = None,
+    fsync: Fsync = os.fsync,
 ) -> None:
-    """Be one worker with this trainer; `transport` stands in for the network in a test."""
+    """Be one worker with this trainer; in a test others stand in for the network and the disk's syncs."""
     with sole_user(options.state_dir):
-        identity = identity_in(options.state_dir, options.server_url)
+        identity = identity_in(options.state_dir, options.server_url, fsync)
         async with ServerClient(options.server_url, identity.secret, transport) as client:
             worker_id = await enrol_once(client, identity, options, task_name, report, pauses)
             agent = Agent(
@@ -288,6 +291,7 @@ async def serve(
                 report,
                 pauses,
                 executor,
+                fsync,
             )
             await agent.run(options.max_assignments)
 

@@ -8,23 +8,28 @@ Files are opened for each read: no descriptor outlives a call, so a delete is a 
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from protocol.errors import StorageCorrupt
+
+Fsync = Callable[[int], None]
 
 
 class FileBlobs:
     """The blob contract on one directory of a local file system."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, fsync: Fsync = os.fsync) -> None:
+        """Args: fsync: makes a file's bytes, or a directory's names, survive a power cut."""
+        self.fsync = fsync
         self._blobs = directory / "blobs"
         self._staging = directory / "staging"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._staging.mkdir(exist_ok=True)
         for byte in range(256):  # all now, durably: no seal depends on a directory that another is making
             (self._blobs / f"{byte:02x}").mkdir(exist_ok=True)
-        _fsync_directory(self._blobs)
-        _fsync_directory(directory)
+        _sync_directory(self._blobs, fsync)
+        _sync_directory(directory, fsync)
         for left_behind in self._staging.iterdir():
             left_behind.unlink()
 
@@ -83,14 +88,14 @@ class StagedFile:
             view = view[self._file.write(view) :]
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        self._store.fsync(self._file.fileno())
 
     def seal(self, digest: str) -> None:
         target = self._store.path(digest)
         self.sync()
         self._file.close()
         self._path.replace(target)
-        _fsync_directory(target.parent)
+        _sync_directory(target.parent, self._store.fsync)
 
     def discard(self) -> None:
         self._file.close()
@@ -98,9 +103,9 @@ class StagedFile:
             self._path.unlink()
 
 
-def _fsync_directory(path: Path) -> None:
+def _sync_directory(path: Path, fsync: Fsync) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)
