@@ -19,7 +19,15 @@ from ps_service.bell import Bell, task_topic, worker_topic
 from ps_service.clock import Clock
 from ps_service.metrics import Meters
 from ps_service.run_machine import Run
-from ps_service.storage import Stores, credential_records, report_records, run_records, update_records
+from ps_service.storage import (
+    Stores,
+    credential_records,
+    member_records,
+    report_records,
+    run_records,
+    update_records,
+    version_records,
+)
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import the_assignment, the_round, the_run
 from ps_service.storage.run_records import StoredRun
@@ -51,7 +59,7 @@ class RoundRunner:
         async with self._transition() as transition:
             run = StoredRun(f"run-{secrets.token_hex(6)}", spec, Run(), transition.now_ms)
             await run_records.add_run(transition.connection, run)
-            await run_records.add_version(
+            await version_records.add_version(
                 transition.connection, run.run_id, 0, None, {"params": spec.params_digest}, transition.now_ms
             )
             transition.topics.add(task_topic(spec.task))
@@ -65,7 +73,7 @@ class RoundRunner:
             WorkerRevoked: its credential was taken away meanwhile.
         """
         async with self.stores.records.read() as connection:
-            joined = set(await run_records.runs_of_worker(connection, worker.worker_id))
+            joined = set(await member_records.runs_of_worker(connection, worker.worker_id))
             open_runs = await run_records.open_runs(connection, worker.tasks)
         for run_id in [run.run_id for run in open_runs if run.run_id not in joined]:
             async with self._transition() as transition:
@@ -75,7 +83,7 @@ class RoundRunner:
                 require_not_revoked(current)
                 if run.state.status.ended:
                     continue
-                await run_records.add_member(transition.connection, run_id, worker.worker_id)
+                await member_records.add_member(transition.connection, run_id, worker.worker_id)
                 await workers_changed(transition, run)
 
     async def revoke(self, worker_id: str) -> None:
@@ -186,7 +194,7 @@ class RoundRunner:
             run = await the_run(transition.connection, run_id)
             if must_be_open and run.state.status.ended:
                 raise RunEnded(f"the run is {run.state.status.value}")
-            slots = tuple(await run_records.eligible_slots(transition.connection, run_id))
+            slots = tuple(await member_records.eligible_slots(transition.connection, run_id))
             await run_event(transition, run, event(transition.now_ms, slots))
             return await run_summary(transition.connection, await the_run(transition.connection, run_id))
 
@@ -211,7 +219,7 @@ class RoundRunner:
             run = await the_run(transition.connection, effect.run_id)
             stored = await the_round(transition.connection, effect.run_id, effect.round)
             if stored.state.status is RoundStatus.AGGREGATING:
-                await run_records.add_version(
+                await version_records.add_version(
                     transition.connection,
                     run.run_id,
                     stored.state.base_version + 1,

@@ -17,7 +17,7 @@ from protocol.messages import (
     UpdateHeader,
 )
 from ps_service.run_machine import assignment_seed
-from ps_service.storage import report_records, run_records, update_records
+from ps_service.storage import member_records, report_records, run_records, update_records, version_records
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
 
@@ -33,8 +33,8 @@ async def run_summary(connection: AsyncConnection, run: StoredRun) -> RunSummary
         reason=run.state.reason,
         round=run.state.round,
         version=run.state.version,
-        tensors=await run_records.tensors_of(connection, run.run_id, run.state.version),
-        members=await run_records.count_members(connection, run.run_id),
+        tensors=await version_records.tensors_of(connection, run.run_id, run.state.version),
+        members=await member_records.count_members(connection, run.run_id),
         created_ms=run.created_ms,
         ended_ms=run.state.ended_ms,
     )
@@ -120,7 +120,7 @@ async def assignment_of(
         slot=stored.slot,
         phase="train",
         task=spec.task,
-        tensors=await run_records.tensors_of(connection, run.run_id, round_.state.base_version),
+        tensors=await version_records.tensors_of(connection, run.run_id, round_.state.base_version),
         bundles=bundles,
         encodings={bundle: spec.encoding_of(bundle) for bundle in bundles},
         optimizer=algorithm.optimizer,
@@ -149,6 +149,6 @@ async def next_evaluation(
                 run_id=run.run_id,
                 version=version,
                 task=run.spec.task,
-                tensors=await run_records.tensors_of(connection, run.run_id, version),
+                tensors=await version_records.tensors_of(connection, run.run_id, version),
             )
     return None

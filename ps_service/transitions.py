@@ -17,7 +17,7 @@ from ps_service import round_machine, run_machine
 from ps_service.bell import DEADLINES, EFFECTS, VERSIONS, run_topic, worker_topic
 from ps_service.round_machine import Round, RoundEffect, RoundEvent
 from ps_service.run_machine import CancelRound, OpenRound, RunEvent
-from ps_service.storage import report_records, run_records, update_records
+from ps_service.storage import member_records, report_records, run_records, update_records
 from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
@@ -71,7 +71,7 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
     )
     await _write_down_sent_bytes(transition, run_id, round_.number)
     transition.ended.append(round_)
-    slots = tuple(await run_records.eligible_slots(connection, run_id))
+    slots = tuple(await member_records.eligible_slots(connection, run_id))
     run_event_: RunEvent
     if committed:
         length_ms = transition.now_ms - round_.opened_ms
@@ -114,7 +114,7 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
         extensions_left=opening.extensions,
     )
     await run_records.add_round(connection, run_id, round_)
-    worker_of = await run_records.eligible_slots(connection, run_id)
+    worker_of = await member_records.eligible_slots(connection, run_id)
     await update_records.add_assignments(
         connection,
         [
@@ -147,11 +147,11 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
     Before the first round nobody has a slot: all are numbered together once those awaited are there.
     """
     connection, run_id = transition.connection, run.run_id
-    waiting = await run_records.count_members(connection, run_id)
+    waiting = await member_records.count_members(connection, run_id)
     if run.state.round == 0 and waiting < run.spec.workers_awaited:
         return
-    await run_records.give_slots(connection, run_id)
-    slots = tuple(await run_records.eligible_slots(connection, run_id))
+    await member_records.give_slots(connection, run_id)
+    slots = tuple(await member_records.eligible_slots(connection, run_id))
     await run_event(transition, run, run_machine.WorkersChanged(transition.now_ms, slots))
 
 
@@ -183,14 +183,14 @@ async def metrics_reported(transition: Transition, run: StoredRun, version: int)
     metrics = mean_of_reports(reports[version])
     data = json.dumps({"version": version, "metrics": metrics})
     await _announce(transition, run_id, "metrics", None, data)
-    slots = tuple(await run_records.eligible_slots(connection, run_id))
+    slots = tuple(await member_records.eligible_slots(connection, run_id))
     event = run_machine.MetricsReported(transition.now_ms, slots, version, metrics)
     await run_event(transition, run, event)
 
 
 async def time_passed(transition: Transition, run: StoredRun) -> None:
     """Let a run whose time has come go on or end."""
-    slots = tuple(await run_records.eligible_slots(transition.connection, run.run_id))
+    slots = tuple(await member_records.eligible_slots(transition.connection, run.run_id))
     await run_event(transition, run, run_machine.Tick(transition.now_ms, slots))
 
 

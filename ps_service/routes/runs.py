@@ -22,7 +22,7 @@ from ps_service.combiners import COMBINERS
 from ps_service.openapi import BEARER
 from ps_service.routes.pages import Limit
 from ps_service.service import Service
-from ps_service.storage import run_records
+from ps_service.storage import member_records, run_records, version_records
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import the_run
 from ps_service.storage.run_records import MOST_ROWS
@@ -65,7 +65,7 @@ def router(service: Service) -> APIRouter:
         caller = await auth.caller(request)
         async with records.read() as connection:
             run = await the_run(connection, run_id)
-            if isinstance(caller, StoredWorker) and not await run_records.is_member(
+            if isinstance(caller, StoredWorker) and not await member_records.is_member(
                 connection, run_id, caller.worker_id
             ):
                 raise NotFound(f"there is no run {run_id}")
@@ -108,7 +108,7 @@ def router(service: Service) -> APIRouter:
         async with records.read() as connection:
             await the_run(connection, run_id)
             seen = -1 if after is None else after
-            return {"versions": await run_records.list_versions(connection, run_id, seen, limit)}
+            return {"versions": await version_records.list_versions(connection, run_id, seen, limit)}
 
     @routes.post("/{run_id}/metrics", status_code=204)
     async def report(worker: ThisWorker, run_id: str, metrics: MetricsReport) -> None:

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries: runs, their rounds, versions and members."""
+"""Queries: runs and their rounds."""
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 
 from pydantic import TypeAdapter
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.messages import RoundStatus, RunSpec, RunStatus, VersionSummary
+from protocol.messages import RoundStatus, RunSpec, RunStatus
 from ps_service.round_machine import Round
 from ps_service.run_machine import Run
-from ps_service.storage.schema import members, rounds, runs, state_tensors, versions, workers
+from ps_service.storage.schema import rounds, runs
 
 MOST_ROWS = 1000
 """No listing is longer than this."""
@@ -170,124 +169,3 @@ async def collecting_rounds(connection: AsyncConnection) -> list[StoredRound]:
 
 def _round(row: Row[tuple[object, ...]]) -> StoredRound:
     return StoredRound(row.run_id, _ROUND.validate_json(row.state), row.bytes_up, row.bytes_down)
-
-
-# --- versions ----------------------------------------------------------------------------------
-
-
-async def add_version(
-    connection: AsyncConnection,
-    run_id: str,
-    version: int,
-    round_number: int | None,
-    tensors: dict[str, str],
-    now_ms: int,
-) -> None:
-    """Record a version and let its digests be read by the run's workers."""
-    await connection.execute(
-        insert(versions).values(
-            run_id=run_id,
-            version=version,
-            round=round_number,
-            tensors=json.dumps(tensors),
-            created_ms=now_ms,
-        )
-    )
-    digests = set(tensors.values())
-    known = await connection.execute(
-        select(state_tensors.c.digest).where(
-            state_tensors.c.run_id == run_id, state_tensors.c.digest.in_(digests)
-        )
-    )
-    missing = digests - set(known.scalars())
-    if missing:
-        await connection.execute(
-            insert(state_tensors), [{"run_id": run_id, "digest": digest} for digest in sorted(missing)]
-        )
-
-
-async def tensors_of(connection: AsyncConnection, run_id: str, version: int) -> dict[str, str]:
-    """{bundle: digest} of a version that exists."""
-    query = select(versions.c.tensors).where(versions.c.run_id == run_id, versions.c.version == version)
-    tensors: dict[str, str] = json.loads((await connection.execute(query)).scalar_one())
-    return tensors
-
-
-async def list_versions(
-    connection: AsyncConnection, run_id: str, after: int = -1, limit: int = MOST_ROWS
-) -> list[VersionSummary]:
-    """Oldest first, beginning behind version `after`."""
-    query = select(versions).where(versions.c.run_id == run_id, versions.c.version > after)
-    rows = await connection.execute(query.order_by(versions.c.version).limit(limit))
-    return [
-        VersionSummary(version=row.version, tensors=json.loads(row.tensors), created_ms=row.created_ms)
-        for row in rows
-    ]
-
-
-async def is_state_of(connection: AsyncConnection, run_id: str, digest: str) -> bool:
-    query = select(state_tensors).where(state_tensors.c.run_id == run_id, state_tensors.c.digest == digest)
-    return (await connection.execute(query)).first() is not None
-
-
-# --- members -----------------------------------------------------------------------------------
-
-
-async def is_member(connection: AsyncConnection, run_id: str, worker_id: str) -> bool:
-    query = select(members).where(members.c.run_id == run_id, members.c.worker_id == worker_id)
-    return (await connection.execute(query)).first() is not None
-
-
-async def add_member(connection: AsyncConnection, run_id: str, worker_id: str) -> None:
-    """Let a worker wait for a slot; nothing if it has come before."""
-    if not await is_member(connection, run_id, worker_id):
-        await connection.execute(insert(members).values(run_id=run_id, worker_id=worker_id))
-
-
-async def give_slots(connection: AsyncConnection, run_id: str) -> None:
-    """Number the members without a slot that are not revoked, after those with one, by their names.
-
-    Not by arrival: the sum of a round is taken in slot order, and must not depend on who came first.
-    """
-    taken = select(func.max(members.c.slot)).where(members.c.run_id == run_id)
-    highest = (await connection.execute(taken)).scalar()
-    next_slot = 0 if highest is None else highest + 1
-    waiting = await connection.execute(
-        select(members.c.worker_id)
-        .join(workers, workers.c.worker_id == members.c.worker_id)
-        .where(members.c.run_id == run_id, members.c.slot.is_(None), workers.c.revoked_ms.is_(None))
-        .order_by(workers.c.name, workers.c.worker_id)
-    )
-    for slot, worker_id in enumerate(waiting.scalars().all(), start=next_slot):
-        await connection.execute(
-            update(members)
-            .where(members.c.run_id == run_id, members.c.worker_id == worker_id)
-            .values(slot=slot)
-        )
-
-
-async def eligible_slots(connection: AsyncConnection, run_id: str) -> dict[int, str]:
-    """{slot: worker_id} of the members that are not revoked, by slot."""
-    rows = await connection.execute(
-        select(members.c.slot, members.c.worker_id)
-        .join(workers, workers.c.worker_id == members.c.worker_id)
-        .where(members.c.run_id == run_id, members.c.slot.is_not(None), workers.c.revoked_ms.is_(None))
-        .order_by(members.c.slot)
-    )
-    return {row.slot: row.worker_id for row in rows}
-
-
-async def count_members(connection: AsyncConnection, run_id: str) -> int:
-    """How many workers have come and are not revoked, with or without a slot."""
-    query = (
-        select(func.count())
-        .select_from(members)
-        .join(workers, workers.c.worker_id == members.c.worker_id)
-        .where(members.c.run_id == run_id, workers.c.revoked_ms.is_(None))
-    )
-    return (await connection.execute(query)).scalar_one()
-
-
-async def runs_of_worker(connection: AsyncConnection, worker_id: str) -> list[str]:
-    rows = await connection.execute(select(members.c.run_id).where(members.c.worker_id == worker_id))
-    return list(rows.scalars())

@@ -54,6 +54,7 @@ workers = Table(
     Column("tasks", Text, nullable=False),
     Column("enrolled_ms", BigInteger, nullable=False),
     Column("last_seen_ms", BigInteger, nullable=False),
+    Column("lost_ms", BigInteger),
     Column("revoked_ms", BigInteger),
 )
 
@@ -87,6 +88,7 @@ rounds = Table(
     Column("state", Text, nullable=False),
     Column("bytes_up", BigInteger, nullable=False),
     Column("bytes_down", BigInteger, nullable=False),
+    Column("metrics", Text),
     Index(None, "status", "deadline_ms"),
 )
 
@@ -98,13 +100,14 @@ versions = Table(
     Column("round", Integer),
     Column("tensors", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    Column("collected_ms", BigInteger),
 )
 
 state_tensors = Table(
     "state_tensors",
     metadata,
     Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
-    Column("digest", String(64), primary_key=True),
+    Column("digest", String(64), primary_key=True, index=True),
 )
 
 assignments = Table(
@@ -116,6 +119,8 @@ assignments = Table(
     Column("worker_id", ForeignKey("workers.worker_id"), nullable=False),
     Column("slot", Integer, nullable=False),
     Column("declined_reason", Text),
+    Column("refused_code", String(64)),
+    Column("lost_ms", BigInteger),
     Column("settled", Boolean, nullable=False),
     UniqueConstraint("run_id", "round", "slot"),
     Index(None, "worker_id", "settled"),
@@ -137,12 +142,13 @@ updates = Table(
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
     Column("round", Integer, nullable=False),
     Column("slot", Integer, nullable=False),
-    Column("digest", String(64), nullable=False),
+    Column("digest", String(64), nullable=False, index=True),
     Column("header", Text, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
     Column("outcome", String(16), nullable=False),
     Column("version", Integer),
     Column("reason", Text),
+    Column("collected_ms", BigInteger),
     Index(None, "run_id", "round", "slot"),
 )
 

@@ -8,7 +8,13 @@ import pytest
 
 from protocol.errors import WorkerRevoked
 from protocol.messages import MetricsReport, RunStatus
-from ps_service.storage import credential_records, report_records, run_records
+from ps_service.storage import (
+    credential_records,
+    member_records,
+    report_records,
+    run_records,
+    version_records,
+)
 
 
 async def revoke(server, worker):
@@ -37,7 +43,7 @@ async def test_a_worker_revoked_while_it_asks_joins_nothing(server):
     with pytest.raises(WorkerRevoked):
         await server.runner.join_runs(stored)
     async with server.stores.records.read() as connection:
-        assert not await run_records.is_member(connection, run.run_id, worker.worker_id)
+        assert not await member_records.is_member(connection, run.run_id, worker.worker_id)
 
 
 async def test_a_run_that_ends_while_a_worker_asks_is_not_joined(start_server):
@@ -62,7 +68,7 @@ async def with_versions(server, count, status=RunStatus.RUNNING):
     async with server.stores.records.write() as connection:
         stored = await run_records.load_run(connection, run.run_id)
         for version in range(1, count + 1):
-            await run_records.add_version(connection, run.run_id, version, None, run.tensors, 0)
+            await version_records.add_version(connection, run.run_id, version, None, run.tensors, 0)
         await run_records.save_run(
             connection, run.run_id, replace(stored.state, version=count, status=status)
         )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import event, insert
 
-from ps_service.storage import run_records, schema
+from ps_service.storage import schema, version_records
 
 
 @contextmanager
@@ -91,7 +91,7 @@ async def test_a_round_s_end_looks_at_no_other_version_s_reports(server):
     """A report that nobody can read stands beside version 99: no round has to do with it."""
     run_id, cohort = await server.a_round()
     async with server.stores.records.write() as connection:
-        await run_records.add_version(connection, run_id, 99, None, {}, 0)
+        await version_records.add_version(connection, run_id, 99, None, {}, 0)
         unreadable = {"run_id": run_id, "version": 99, "worker_id": cohort[0][0].worker_id}
         await connection.execute(insert(schema.metrics).values(report="?", received_ms=0, **unreadable))
     for worker, assignment in cohort:

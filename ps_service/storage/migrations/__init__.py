@@ -8,7 +8,7 @@ from sqlalchemy.engine import Connection
 
 from protocol.errors import UnsupportedVersion
 
-HEAD = "0001"
+HEAD = "0002"
 
 
 def upgrade(connection: Connection) -> None:
