@@ -19,7 +19,7 @@ from protocol.messages import RoundStatus
 from ps_service.aggregation import AdmittedUpdate, aggregate
 from ps_service.bell import DEADLINES, EFFECTS, wait_for_ring
 from ps_service.round_runner import RoundRunner
-from ps_service.storage import run_records, update_records
+from ps_service.storage import update_records, version_records
 from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.update_records import StoredEffect
 
@@ -89,7 +89,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         return
     async with runner.stores.records.read() as connection:
         updates = await update_records.updates_of_round(connection, effect.run_id, effect.round)
-        tensors = await run_records.tensors_of(connection, effect.run_id, stored.state.base_version)
+        tensors = await version_records.tensors_of(connection, effect.run_id, stored.state.base_version)
     started = time.perf_counter()
     combined = await asyncio.to_thread(
         aggregate,

@@ -25,7 +25,7 @@ from ps_service.intake import Intake, accept_all
 from ps_service.openapi import BEARER, TENSORS_ANSWERED, TENSORS_SENT
 from ps_service.routes.bodies import Body, content_length, require_tensor_message
 from ps_service.service import Service
-from ps_service.storage import run_records
+from ps_service.storage import member_records, run_records, version_records
 from ps_service.storage.credential_records import StoredWorker
 
 CHUNK_BYTES = 1024 * 1024
@@ -100,10 +100,10 @@ async def _require_reader(service: Service, caller: Caller, run_id: str, digest:
     """Raises: NotFound: no such state, or the caller has no part in the run: the two look alike."""
     async with service.stores.records.read() as connection:
         run = await run_records.load_run(connection, run_id)
-        allowed = run is not None and await run_records.is_state_of(connection, run_id, digest)
+        allowed = run is not None and await version_records.is_state_of(connection, run_id, digest)
         if run is not None and isinstance(caller, StoredWorker):
             evaluates = caller.role is Role.EVALUATOR and run.spec.task in caller.tasks
-            member = await run_records.is_member(connection, run_id, caller.worker_id)
+            member = await member_records.is_member(connection, run_id, caller.worker_id)
             allowed = allowed and (evaluates or member)
     if not allowed:
         raise NotFound(f"run {run_id} has no tensors {digest}")

@@ -23,7 +23,7 @@ from ps_service.round_runner import same_update
 from ps_service.routes.assignments import own_assignment
 from ps_service.routes.bodies import DRAIN_BYTES, Body, require_tensor_message
 from ps_service.service import Service
-from ps_service.storage import run_records, update_records
+from ps_service.storage import update_records, version_records
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredUpload
 
@@ -60,7 +60,7 @@ def router(service: Service) -> APIRouter:
                 upload = await own_upload(connection, worker, upload_id)
                 held = await update_records.load_receipt(connection, upload.assignment_id)
                 stored, run, round_ = await own_assignment(connection, worker, upload.assignment_id)
-                tensors = await run_records.tensors_of(connection, run.run_id, round_.state.base_version)
+                tensors = await version_records.tensors_of(connection, run.run_id, round_.state.base_version)
             body.sender_is_known(max(DRAIN_BYTES, upload.header.size_bytes))
             if held is not None:
                 await body.drain()
