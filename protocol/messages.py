@@ -27,7 +27,7 @@ from protocol.fields import (
     SchemaVersion,
     Seed,
 )
-from protocol.run_spec import AdaptiveDeadline, RunSpec, TargetMetric, TensorSpec, Weighting
+from protocol.run_spec import AdaptiveDeadline, RunSpec, Seconds, TargetMetric, TensorSpec, Weighting
 
 __all__ = [
     "ANY_ASSIGNMENT",
@@ -108,6 +108,8 @@ class WorkerSummary(Answered):
     tasks: tuple[str, ...]
     enrolled_ms: Count
     last_seen_ms: Count
+    lost_ms: Count | None = None
+    """Since when it is not heard of."""
     revoked_ms: Count | None = None
 
 
@@ -179,6 +181,8 @@ class RoundSummary(Answered):
     invited: int
     admitted: int
     declined: int
+    lost: int = 0
+    """Workers that had not answered and were not heard of, now or when the round ended."""
     opened_ms: Count
     deadline_ms: Count
     ended_ms: Count | None = None
@@ -188,12 +192,44 @@ class RoundSummary(Answered):
     """Evaluators' metrics of the version made, averaged over evaluators; train_loss of the workers."""
 
 
+class Standing(StrEnum):
+    """Where a worker stands in a round it was invited to."""
+
+    ASKED = "asked"
+    """Its answer is waited for."""
+    RECEIVED = "received"
+    COUNTED = "counted"
+    NOT_COUNTED = "not-counted"
+    DECLINED = "declined"
+    REFUSED = "refused"
+    """It sent an update that was not taken, and no other since."""
+    LOST = "lost"
+    """Nothing was heard of it any more."""
+    LATE = "late"
+    """The round ended without its answer."""
+
+
+class WorkerInRound(Answered):
+    """One row of `GET /v1/runs/{run}/rounds/{round}/workers`."""
+
+    slot: int
+    worker_id: str
+    name: str
+    assignment_id: str
+    standing: Standing
+    reason: str | None = None
+    """Of a decline, in the worker's words; the error's code of a refusal; why an update was not counted."""
+    received_ms: Count | None = None
+
+
 class VersionSummary(Answered):
     """One row of `GET /v1/runs/{run}/versions`."""
 
     version: int
     tensors: dict[str, Digest]
     created_ms: Count
+    collected: bool = False
+    """Its tensors are no longer kept."""
 
 
 # --- assignments and updates -------------------------------------------------------------------
@@ -223,6 +259,8 @@ class Assignment(Answered):
     batch_size: Annotated[Int, Field(ge=1, le=1_000_000)]
     seed: Seed
     deadline_ms: Count
+    heartbeat_s: Seconds = 20.0
+    """A worker at work is to be heard of this often."""
 
 
 class EvaluationAssignment(Answered):
@@ -234,6 +272,7 @@ class EvaluationAssignment(Answered):
     version: Count
     task: str
     tensors: Annotated[dict[str, Digest], Field(max_length=16)]
+    heartbeat_s: Seconds = 20.0
 
 
 AnyAssignment = Annotated[Assignment | EvaluationAssignment, Field(discriminator="kind")]

@@ -8,12 +8,13 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from ps_service.auth import Auth
+from ps_service.background import background
 from ps_service.bell import Bell
 from ps_service.clock import Clock
-from ps_service.effects import background
 from ps_service.limits import JsonBodyLimit
 from ps_service.metrics import Meters
 from ps_service.openapi import PROBLEM, DescribedApp
+from ps_service.presence import Presence
 from ps_service.round_runner import RoundRunner
 from ps_service.routes import ROUTERS
 from ps_service.routes.problems import install
@@ -26,7 +27,8 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
     """Put the parts of a server together over stores that are open already."""
     bell, meters = Bell(), Meters()
     runner = RoundRunner(stores, clock, bell, meters)
-    return Service(settings, stores, clock, bell, meters, Auth(stores, clock), runner)
+    presence = Presence(runner, settings.lost_after_s)
+    return Service(settings, stores, clock, bell, meters, Auth(stores, clock, presence), runner, presence)
 
 
 def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
@@ -35,7 +37,7 @@ def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with background(service.runner):
+        async with background(service):
             yield
 
     app = DescribedApp(

@@ -16,10 +16,8 @@ from starlette.requests import Request
 from protocol.errors import (
     Forbidden,
     JoinTokenRefused,
-    NotFound,
     Unauthenticated,
     UnsupportedVersion,
-    WorkerRevoked,
 )
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -29,8 +27,10 @@ from protocol.messages import (
     JoinTokenRequest,
 )
 from ps_service.clock import Clock
+from ps_service.presence import Presence
 from ps_service.storage import Stores, credential_records
 from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.existing import require_not_revoked, the_worker
 
 OPERATOR_KEY_FILE = "operator.key"
 JOIN_TOKEN_FILE = "join.token"
@@ -51,9 +51,10 @@ def hash_secret(secret: str) -> str:
 class Auth:
     """Checks and makes credentials."""
 
-    def __init__(self, stores: Stores, clock: Clock) -> None:
+    def __init__(self, stores: Stores, clock: Clock, presence: Presence) -> None:
         self._records = stores.records
         self._clock = clock
+        self._presence = presence
 
     async def operator(self, request: Request) -> Operator:
         """Raises: Unauthenticated: no valid operator key; Forbidden: a worker's credential."""
@@ -78,7 +79,8 @@ class Auth:
                 if await credential_records.is_operator_key(connection, secret_hash):
                     return Operator()
                 raise Unauthenticated("the credential is not known here")
-        return require_not_revoked(worker)
+        await self._presence.seen(require_not_revoked(worker))
+        return worker
 
     async def still_valid(self, worker_id: str) -> StoredWorker:
         """Look again at a worker who has been waiting.
@@ -87,10 +89,7 @@ class Auth:
             WorkerRevoked: its credential was taken away meanwhile.
         """
         async with self._records.read() as connection:
-            worker = await credential_records.worker_by_id(connection, worker_id)
-        if worker is None:
-            raise NotFound(f"there is no worker {worker_id}")
-        return require_not_revoked(worker)
+            return await the_worker(connection, worker_id)
 
     async def enrol(self, request: Request, enrolment: Enrolment) -> tuple[Enrolled, bool]:
         """Enrol a device by its join token; give the answer and whether the worker is new.
@@ -123,6 +122,7 @@ class Auth:
                     tasks=enrolment.tasks,
                     enrolled_ms=now_ms,
                     last_seen_ms=now_ms,
+                    lost_ms=None,
                     revoked_ms=None,
                 )
                 await credential_records.add_worker(connection, worker, secret_hash)
@@ -188,13 +188,6 @@ def require_same(worker: StoredWorker, worker_id: str) -> None:
     """Raises: Forbidden: the path names another worker than the credential."""
     if worker.worker_id != worker_id:
         raise Forbidden(f"this credential is not that of worker {worker_id}")
-
-
-def require_not_revoked(worker: StoredWorker) -> StoredWorker:
-    """Raises: WorkerRevoked."""
-    if worker.revoked_ms is not None:
-        raise WorkerRevoked(f"the credential of worker {worker.worker_id} was revoked")
-    return worker
 
 
 def write_private(path: Path, secret: str) -> None:

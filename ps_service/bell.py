@@ -12,6 +12,7 @@ from contextlib import contextmanager
 EFFECTS = "effects"
 DEADLINES = "deadlines"
 VERSIONS = "versions"
+PRESENCE = "presence"
 
 
 def worker_topic(worker_id: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Performs what committed transitions asked for, and watches deadlines: the server's background work.
+"""Performs what committed transitions asked for.
 
 After a crash the effects that are not ticked off are performed again. They are safe to repeat: all they
 make is named by digest, and a round that has left AGGREGATING takes no second result. Only a store that
@@ -9,48 +9,26 @@ fails is tried again: what fails for any other reason would fail for ever, and a
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.errors import FedSophiaError
 from protocol.messages import RoundStatus
+from ps_service import round_machine
 from ps_service.aggregation import AdmittedUpdate, aggregate
-from ps_service.bell import DEADLINES, EFFECTS, wait_for_ring
 from ps_service.round_runner import RoundRunner
-from ps_service.storage import update_records, version_records
+from ps_service.storage import effect_records, update_records, version_records
+from ps_service.storage.effect_records import StoredEffect
 from ps_service.storage.existing import the_round, the_run
-from ps_service.storage.update_records import StoredEffect
+from ps_service.transitions import round_event
 
 log = logging.getLogger("fed_sophia.rounds")
-
-RETRY_S = 1.0
-
-
-@asynccontextmanager
-async def background(runner: RoundRunner) -> AsyncIterator[None]:
-    """While this is open, rounds are closed at their deadlines and aggregated."""
-
-    async def performing() -> float:
-        return 60.0 if await perform_effects(runner) else RETRY_S
-
-    tasks = [
-        asyncio.create_task(_watch(runner, DEADLINES, runner.tick)),
-        asyncio.create_task(_watch(runner, EFFECTS, performing)),
-    ]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def perform_effects(runner: RoundRunner) -> bool:
     """Perform everything that is not ticked off, oldest first; False if something is to be tried again."""
     async with runner.stores.records.read() as connection:
-        effects = await update_records.pending_effects(connection)
+        effects = await effect_records.pending_effects(connection)
     all_done = True
     for effect in effects:
         try:
@@ -74,10 +52,10 @@ async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
         raise
     except FedSophiaError as error:
         log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)
-        await runner.aggregation_failed(effect, error.detail)
+        await _aggregation_failed(runner, effect, error.detail)
     except Exception:
         log.exception("run %s, round %d: aggregation failed", effect.run_id, effect.round)
-        await runner.aggregation_failed(effect, "internal error; the server's log has the reason")
+        await _aggregation_failed(runner, effect, "internal error; the server's log has the reason")
 
 
 async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
@@ -85,7 +63,8 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
     if stored.state.status is not RoundStatus.AGGREGATING:
-        await runner.not_wanted(effect)
+        async with runner.transition() as transition:  # the round has gone on without it
+            await effect_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
         return
     async with runner.stores.records.read() as connection:
         updates = await update_records.updates_of_round(connection, effect.run_id, effect.round)
@@ -100,17 +79,27 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         partial=stored.state.partial,
     )
     runner.meters.aggregation_seconds.observe(time.perf_counter() - started)
-    await runner.aggregated(effect, combined)
+    await _aggregated(runner, effect, combined)
 
 
-async def _watch(runner: RoundRunner, topic: str, work: Callable[[], Awaitable[float]]) -> None:
-    """Do the work now, and again whenever the topic rings or the time it asked for has passed."""
-    with runner.bell.listen([topic]) as rung:
-        while True:
-            try:
-                wait_s = await work()
-            except Exception:
-                # the work is in the records: nothing is lost by trying again, everything by giving up
-                log.exception("%s: failed; trying again in %s s", topic, RETRY_S)
-                wait_s = RETRY_S
-            await wait_for_ring(rung, wait_s)
+async def _aggregated(runner: RoundRunner, effect: StoredEffect, tensors: dict[str, str]) -> None:
+    """The effect's round has been combined into these bundles: record the version, tick the effect off."""
+    async with runner.transition() as transition:
+        connection, now_ms = transition.connection, transition.now_ms
+        run = await the_run(connection, effect.run_id)
+        stored = await the_round(connection, effect.run_id, effect.round)
+        if stored.state.status is RoundStatus.AGGREGATING:
+            version = stored.state.base_version + 1
+            await version_records.add_version(connection, run.run_id, version, effect.round, tensors, now_ms)
+            await round_event(transition, run, stored, round_machine.Aggregated(now_ms))
+        await effect_records.finish_effect(connection, effect.effect_id, now_ms)
+
+
+async def _aggregation_failed(runner: RoundRunner, effect: StoredEffect, reason: str) -> None:
+    """The effect's round cannot be combined: abandon it, tick the effect off."""
+    async with runner.transition() as transition:
+        connection, now_ms = transition.connection, transition.now_ms
+        run = await the_run(connection, effect.run_id)
+        stored = await the_round(connection, effect.run_id, effect.round)
+        await round_event(transition, run, stored, round_machine.AggregationFailed(now_ms, reason))
+        await effect_records.finish_effect(connection, effect.effect_id, now_ms)

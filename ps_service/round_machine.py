@@ -5,8 +5,9 @@
          └──────────────┴────────► ABANDONED (with one sentence why)
 
 The law of this file: nothing happens after the end; `now_ms` never runs backwards inside a round; every
-abandonment says why; no round collects past its last deadline. Arrivals are rows under a unique key in the
-store: what reaches this machine has already been counted once and only once.
+abandonment says why; no round collects past its last deadline; a lost worker can close a round early and
+never abandon it. Arrivals are rows under a unique key in the store: what reaches this machine has already
+been counted once and only once.
 """
 
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ class Round:
     status: RoundStatus = RoundStatus.COLLECTING
     admitted: int = 0
     declined: int = 0
+    lost: int = 0
+    """Workers that have not answered and are not heard of; they may come back."""
     ended_ms: int | None = None
     reason: str | None = None
 
@@ -51,6 +54,20 @@ class UpdateAdmitted:
 @dataclass(frozen=True)
 class WorkerDeclined:
     """A worker will send nothing this round."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker that has not answered is no longer heard of."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True)
+class WorkerReturned:
+    """A lost worker is there again; this comes before its answer."""
 
     now_ms: int
 
@@ -91,7 +108,17 @@ class Cancelled:
     now_ms: int
 
 
-RoundEvent = UpdateAdmitted | WorkerDeclined | Tick | CloseNow | Aggregated | AggregationFailed | Cancelled
+RoundEvent = (
+    UpdateAdmitted
+    | WorkerDeclined
+    | WorkerLost
+    | WorkerReturned
+    | Tick
+    | CloseNow
+    | Aggregated
+    | AggregationFailed
+    | Cancelled
+)
 
 
 class RoundEffect(StrEnum):
@@ -126,6 +153,10 @@ def step(round_: Round, event: RoundEvent) -> Step:
             round_ = replace(round_, admitted=round_.admitted + 1)
         case WorkerDeclined():
             round_ = replace(round_, declined=round_.declined + 1)
+        case WorkerLost():
+            round_ = replace(round_, lost=round_.lost + 1)
+        case WorkerReturned():
+            round_ = replace(round_, lost=round_.lost - 1)
         case CloseNow() if round_.admitted >= round_.quorum:
             return _aggregate(round_)
         case _:
@@ -148,6 +179,8 @@ def _decide(round_: Round) -> Step:
             round_,
             f"{cause} with {round_.admitted} updates; the quorum is {round_.quorum} of {round_.invited}",
         )
+    if answered + round_.lost >= round_.invited and round_.admitted >= round_.quorum:
+        return _aggregate(round_)  # whoever has not answered is lost: nothing more is to be waited for
     if round_.invited - round_.declined < round_.quorum:
         return _abandon(
             round_,

@@ -14,7 +14,6 @@ from protocol.errors import NotFound, QuorumMissing, RunEnded, UpdateConflict, U
 from protocol.messages import MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
 from ps_service import round_machine, run_machine
 from ps_service.admission import require_open
-from ps_service.auth import require_not_revoked
 from ps_service.bell import Bell, task_topic, worker_topic
 from ps_service.clock import Clock
 from ps_service.metrics import Meters
@@ -29,13 +28,14 @@ from ps_service.storage import (
     version_records,
 )
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import the_assignment, the_round, the_run
+from ps_service.storage.existing import the_assignment, the_round, the_run, the_worker
 from ps_service.storage.run_records import StoredRun
-from ps_service.storage.update_records import StoredAssignment, StoredEffect, StoredUpload
+from ps_service.storage.update_records import StoredAssignment, StoredUpload
 from ps_service.summaries import round_summaries, run_summary
 from ps_service.transitions import (
     Transition,
     announce_run,
+    found_again,
     metrics_reported,
     round_event,
     run_event,
@@ -56,7 +56,7 @@ class RoundRunner:
 
     async def create_run(self, spec: RunSpec) -> RunSummary:
         """Store a run whose `params` are in the blob store already, and let workers join it."""
-        async with self._transition() as transition:
+        async with self.transition() as transition:
             run = StoredRun(f"run-{secrets.token_hex(6)}", spec, Run(), transition.now_ms)
             await run_records.add_run(transition.connection, run)
             await version_records.add_version(
@@ -76,11 +76,9 @@ class RoundRunner:
             joined = set(await member_records.runs_of_worker(connection, worker.worker_id))
             open_runs = await run_records.open_runs(connection, worker.tasks)
         for run_id in [run.run_id for run in open_runs if run.run_id not in joined]:
-            async with self._transition() as transition:
+            async with self.transition() as transition:
                 run = await the_run(transition.connection, run_id)
-                current = await credential_records.worker_by_id(transition.connection, worker.worker_id)
-                assert current is not None
-                require_not_revoked(current)
+                await the_worker(transition.connection, worker.worker_id)
                 if run.state.status.ended:
                     continue
                 await member_records.add_member(transition.connection, run_id, worker.worker_id)
@@ -92,7 +90,7 @@ class RoundRunner:
         Raises:
             NotFound: there is no such worker.
         """
-        async with self._transition() as transition:
+        async with self.transition() as transition:
             if await credential_records.worker_by_id(transition.connection, worker_id) is None:
                 raise NotFound(f"there is no worker {worker_id}")
             await credential_records.revoke(transition.connection, worker_id, transition.now_ms)
@@ -108,7 +106,7 @@ class RoundRunner:
             UploadInterrupted: the worker declared another update while this one travelled.
             WorkerRevoked: the worker may send no more.
         """
-        async with self._transition() as transition:
+        async with self.transition() as transition:
             connection, header = transition.connection, upload.header
             held = await update_records.load_receipt(connection, upload.assignment_id)
             if held is not None:
@@ -116,11 +114,11 @@ class RoundRunner:
             if await update_records.load_upload(connection, upload.upload_id) is None:
                 raise UploadInterrupted("another update was declared for this assignment meanwhile")
             assignment = await the_assignment(transition.connection, upload.assignment_id)
+            await found_again(transition, assignment)
             run = await the_run(transition.connection, assignment.run_id)
             round_ = await the_round(transition.connection, run.run_id, assignment.round)
-            worker = await credential_records.worker_by_id(connection, assignment.worker_id)
-            assert worker is not None
-            require_not_revoked(worker)  # it may have lost its credential while the body was on its way
+            # it may have lost its credential while the body was on its way
+            await the_worker(connection, assignment.worker_id)
             require_open(run.state.status, round_.state, declined=assignment.declined_reason is not None)
             await update_records.add_update(connection, assignment, header, transition.now_ms)
             await run_records.add_round_traffic(
@@ -138,7 +136,7 @@ class RoundRunner:
         Raises:
             UpdateConflict: its update was received already.
         """
-        async with self._transition() as transition:
+        async with self.transition() as transition:
             assignment = await the_assignment(transition.connection, assignment_id)
             if assignment.declined_reason is not None:
                 return
@@ -152,7 +150,7 @@ class RoundRunner:
         Raises:
             QuorumMissing: it holds too few updates.
         """
-        async with self._transition() as transition:
+        async with self.transition() as transition:
             run = await the_run(transition.connection, run_id)
             stored = await the_round(transition.connection, run_id, number)
             round_ = await round_event(transition, run, stored, round_machine.CloseNow(transition.now_ms))
@@ -190,7 +188,7 @@ class RoundRunner:
         *,
         must_be_open: bool = False,
     ) -> RunSummary:
-        async with self._transition() as transition:
+        async with self.transition() as transition:
             run = await the_run(transition.connection, run_id)
             if must_be_open and run.state.status.ended:
                 raise RunEnded(f"the run is {run.state.status.value}")
@@ -204,7 +202,7 @@ class RoundRunner:
         Raises:
             NotFound: the run has no such version.
         """
-        async with self._transition() as transition:
+        async with self.transition() as transition:
             run = await the_run(transition.connection, run_id)
             if report.version > run.state.version:
                 raise NotFound(f"version {report.version}: the run has versions up to {run.state.version}")
@@ -212,37 +210,6 @@ class RoundRunner:
                 transition.connection, run_id, worker_id, report, transition.now_ms
             ):
                 await metrics_reported(transition, run, report.version)
-
-    async def aggregated(self, effect: StoredEffect, tensors: dict[str, str]) -> None:
-        """The effect's round has been combined into these bundles: record the version."""
-        async with self._transition() as transition:
-            run = await the_run(transition.connection, effect.run_id)
-            stored = await the_round(transition.connection, effect.run_id, effect.round)
-            if stored.state.status is RoundStatus.AGGREGATING:
-                await version_records.add_version(
-                    transition.connection,
-                    run.run_id,
-                    stored.state.base_version + 1,
-                    effect.round,
-                    tensors,
-                    transition.now_ms,
-                )
-                await round_event(transition, run, stored, round_machine.Aggregated(transition.now_ms))
-            await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
-
-    async def aggregation_failed(self, effect: StoredEffect, reason: str) -> None:
-        """The effect's round cannot be combined: abandon it, tick the effect off."""
-        async with self._transition() as transition:
-            run = await the_run(transition.connection, effect.run_id)
-            stored = await the_round(transition.connection, effect.run_id, effect.round)
-            failed = round_machine.AggregationFailed(transition.now_ms, reason)
-            await round_event(transition, run, stored, failed)
-            await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
-
-    async def not_wanted(self, effect: StoredEffect) -> None:
-        """The effect's round has gone on without it: tick it off."""
-        async with self._transition() as transition:
-            await update_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
 
     async def tick(self) -> float:
         """Do what is due by now; give the seconds until something is due again (at most 60)."""
@@ -252,7 +219,7 @@ class RoundRunner:
         now_ms = self.clock.now_ms()
         due_at = [round_.state.deadline_ms for round_ in rounds]
         for due in [round_ for round_ in rounds if round_.state.deadline_ms <= now_ms]:
-            async with self._transition() as transition:
+            async with self.transition() as transition:
                 run = await the_run(transition.connection, due.run_id)
                 stored = await the_round(transition.connection, due.run_id, due.state.number)
                 await round_event(transition, run, stored, round_machine.Tick(transition.now_ms))
@@ -262,7 +229,7 @@ class RoundRunner:
                 continue
             due_at.append(wake_ms)
             if wake_ms <= now_ms:
-                async with self._transition() as transition:
+                async with self.transition() as transition:
                     await time_passed(transition, await the_run(transition.connection, idle.run_id))
         to_come = [due_ms - now_ms for due_ms in due_at]
         return min([wait_ms / 1000 for wait_ms in to_come if wait_ms > 0] + [60.0])
@@ -273,6 +240,7 @@ class RoundRunner:
         self._sent_bytes[run_id] += size_bytes
 
     async def _decline(self, transition: Transition, assignment: StoredAssignment, reason: str) -> None:
+        await found_again(transition, assignment)
         run = await the_run(transition.connection, assignment.run_id)
         round_ = await the_round(transition.connection, run.run_id, assignment.round)
         if round_.state.status is not RoundStatus.COLLECTING:
@@ -281,7 +249,7 @@ class RoundRunner:
         await round_event(transition, run, round_, round_machine.WorkerDeclined(transition.now_ms))
 
     @asynccontextmanager
-    async def _transition(self) -> AsyncIterator[Transition]:
+    async def transition(self) -> AsyncIterator[Transition]:
         async with self.stores.records.write() as connection:
             transition = Transition(connection, self.clock.now_ms(), self._sent_bytes)
             yield transition

@@ -8,6 +8,8 @@ from ps_service.auth import Auth
 from ps_service.bell import Bell
 from ps_service.clock import Clock
 from ps_service.metrics import Meters
+from ps_service.pace import Pace
+from ps_service.presence import Presence
 from ps_service.round_runner import RoundRunner
 from ps_service.settings import Settings
 from ps_service.storage import Stores
@@ -24,6 +26,8 @@ class Service:
     meters: Meters
     auth: Auth
     runner: RoundRunner
+    presence: Presence
+    pace: Pace = field(default_factory=Pace)
     uploads_in_progress: set[str] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""
@@ -31,4 +35,5 @@ class Service:
     def stop_waiting(self) -> None:
         """Send waiting requests home, so that they do not hold up a stop."""
         self.stopping.set()
+        self.pace.send_home()
         self.bell.ring_all()

@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     """Longest time a request for an assignment waits, whatever it prefers."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """A body from which nothing arrives for so long is given up; a refused one is read on for so long."""
+    lost_after_s: float = Field(default=90.0, ge=1, le=86_400)
+    """A worker from which nothing was heard for so long counts as lost until it comes back."""
     metrics_public: bool = False
     """Whether `/metrics` answers without an operator key."""
     drain_s: float = Field(default=10.0, ge=0)

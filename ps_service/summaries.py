@@ -18,6 +18,7 @@ from protocol.messages import (
 )
 from ps_service.run_machine import assignment_seed
 from ps_service.storage import member_records, report_records, run_records, update_records, version_records
+from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
 
@@ -68,6 +69,7 @@ async def round_summaries(
                 invited=state.invited,
                 admitted=state.admitted,
                 declined=state.declined,
+                lost=state.lost,
                 opened_ms=state.opened_ms,
                 deadline_ms=state.deadline_ms,
                 ended_ms=state.ended_ms,
@@ -105,9 +107,11 @@ def _mean(weighted: Sequence[tuple[float, int]]) -> float:
 
 
 async def assignment_of(
-    connection: AsyncConnection, run: StoredRun, round_: StoredRound, stored: StoredAssignment
+    connection: AsyncConnection, stored: StoredAssignment, heartbeat_s: float
 ) -> Assignment:
     """Everything a worker is told about its part of a round."""
+    run = await the_run(connection, stored.run_id)
+    round_ = await the_round(connection, stored.run_id, stored.round)
     spec = run.spec
     algorithm = algorithm_named(spec.algorithm)
     hyperparameters = algorithm.parse(spec.hyperparameters)
@@ -129,11 +133,12 @@ async def assignment_of(
         batch_size=spec.batch_size,
         seed=assignment_seed(spec.seed, stored.round, stored.slot),
         deadline_ms=round_.state.deadline_ms,
+        heartbeat_s=heartbeat_s,
     )
 
 
 async def next_evaluation(
-    connection: AsyncConnection, worker_id: str, tasks: tuple[str, ...]
+    connection: AsyncConnection, worker_id: str, tasks: tuple[str, ...], heartbeat_s: float
 ) -> EvaluationAssignment | None:
     """The version this evaluator should measure next: runs that go on first, then the newest.
 
@@ -150,5 +155,6 @@ async def next_evaluation(
                 version=version,
                 task=run.spec.task,
                 tensors=await version_records.tensors_of(connection, run.run_id, version),
+                heartbeat_s=heartbeat_s,
             )
     return None

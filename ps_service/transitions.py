@@ -17,7 +17,14 @@ from ps_service import round_machine, run_machine
 from ps_service.bell import DEADLINES, EFFECTS, VERSIONS, run_topic, worker_topic
 from ps_service.round_machine import Round, RoundEffect, RoundEvent
 from ps_service.run_machine import CancelRound, OpenRound, RunEvent
-from ps_service.storage import member_records, report_records, run_records, update_records
+from ps_service.storage import (
+    credential_records,
+    effect_records,
+    member_records,
+    report_records,
+    run_records,
+    update_records,
+)
 from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
@@ -46,7 +53,7 @@ async def round_event(
     for effect in effects:
         match effect:
             case RoundEffect.AGGREGATE:
-                await update_records.add_effect(
+                await effect_records.add_effect(
                     transition.connection, effect.value, run.run_id, round_.number
                 )
                 transition.topics.add(EFFECTS)
@@ -124,8 +131,6 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
                 round=opening.number,
                 worker_id=worker_of[slot],
                 slot=slot,
-                declined_reason=None,
-                settled=False,
             )
             for slot in opening.slots
         ],
@@ -153,6 +158,43 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
     await member_records.give_slots(connection, run_id)
     slots = tuple(await member_records.eligible_slots(connection, run_id))
     await run_event(transition, run, run_machine.WorkersChanged(transition.now_ms, slots))
+
+
+# --- presence ------------------------------------------------------------------------------------
+
+
+async def worker_lost(transition: Transition, worker_id: str) -> None:
+    """Nothing is heard of a worker any more: it is not invited, and its rounds need not wait for it."""
+    connection, now_ms = transition.connection, transition.now_ms
+    await credential_records.set_lost(connection, worker_id, now_ms)
+    for assignment in await update_records.open_assignments_of(connection, worker_id):
+        await update_records.set_assignment_lost(connection, assignment.assignment_id, now_ms)
+        await _round_event_of(transition, assignment, round_machine.WorkerLost(now_ms))
+
+
+async def worker_returned(transition: Transition, worker_id: str) -> None:
+    """A lost worker is there again: rounds that still collect wait for it, and it may be invited."""
+    connection = transition.connection
+    await credential_records.set_lost(connection, worker_id, None)
+    for assignment in await update_records.open_assignments_of(connection, worker_id):
+        await found_again(transition, assignment)
+    for run_id in await member_records.runs_of_worker(connection, worker_id):
+        run = await the_run(connection, run_id)
+        if not run.state.status.ended:
+            await workers_changed(transition, run)
+
+
+async def found_again(transition: Transition, assignment: StoredAssignment) -> None:
+    """The worker of this open assignment is heard of: if it was lost, it is no longer."""
+    if assignment.lost_ms is not None:
+        await update_records.set_assignment_lost(transition.connection, assignment.assignment_id, None)
+        await _round_event_of(transition, assignment, round_machine.WorkerReturned(transition.now_ms))
+
+
+async def _round_event_of(transition: Transition, assignment: StoredAssignment, event: RoundEvent) -> None:
+    run = await the_run(transition.connection, assignment.run_id)
+    stored = await the_round(transition.connection, assignment.run_id, assignment.round)
+    await round_event(transition, run, stored, event)
 
 
 async def _write_down_sent_bytes(transition: Transition, run_id: str, number: int) -> None:

@@ -168,7 +168,8 @@ class Agent:
         state = await self._global_state.pull(assignment.run_id, assignment.tensors)
         kept = await asyncio.to_thread(self._local_state.load, assignment.run_id)
         self._report(Training(assignment.run_id, assignment.round, worker=self._name))
-        trained = await self._beside_heartbeats(partial(self._trainer.train, assignment, state, kept))
+        training = partial(self._trainer.train, assignment, state, kept)
+        trained = await self._beside_heartbeats(training, assignment.heartbeat_s)
         await to_its_end(partial(self._keep, assignment, state["params"], trained))
 
     def _keep(self, assignment: Assignment, params: Bundle, trained: Trained) -> None:
@@ -215,7 +216,8 @@ class Agent:
         """Measure a version and report it; True unless it was the one reported last."""
         try:
             state = await self._global_state.pull(assignment.run_id, assignment.tensors)
-            num_examples, metrics = await self._beside_heartbeats(partial(self._trainer.evaluate, state))
+            evaluating = partial(self._trainer.evaluate, state)
+            num_examples, metrics = await self._beside_heartbeats(evaluating, assignment.heartbeat_s)
         except NotFinite as error:  # reported without metrics, so that the server offers the next version
             self._report(Refused(error.code, error.detail, worker=self._name))
             num_examples, metrics = 1, {}
@@ -230,13 +232,13 @@ class Agent:
         self._measured[assignment.run_id] = assignment.version
         return not again
 
-    async def _beside_heartbeats(self, work: Callable[[threading.Event], T]) -> T:
-        return await accompanied(work, self._beat(), self._executor)
+    async def _beside_heartbeats(self, work: Callable[[threading.Event], T], every_s: float) -> T:
+        return await accompanied(work, self._beat(min(every_s, self._pauses.heartbeat_s)), self._executor)
 
-    async def _beat(self) -> NoReturn:
+    async def _beat(self, every_s: float) -> NoReturn:
         """Send heartbeats, until the server says that it has this worker no more."""
         while True:
-            await asyncio.sleep(self._pauses.heartbeat_s)
+            await asyncio.sleep(every_s)
             try:
                 await self._client.heartbeat(self._worker_id, Heartbeat())
             except (Unauthenticated, WorkerRevoked):

@@ -25,6 +25,7 @@ from protocol.errors import (
     DigestMismatch,
     InvalidUsage,
     MessageTooLarge,
+    NotReady,
     ServerUnreachable,
     UnexpectedAnswer,
 )
@@ -109,7 +110,11 @@ class ServerClient:
     async def next_assignment(
         self, worker_id: str, wait_s: float
     ) -> Assignment | EvaluationAssignment | None:
-        """Wait on the server for something to do; None when nothing came within `wait_s`."""
+        """Wait on the server for something to do; None when nothing came within `wait_s`.
+
+        Raises:
+            NotReady: the server sends its workers home and says when to come back.
+        """
         status, body = await self._ask(
             "GET",
             f"/v1/workers/{_part(worker_id)}/assignment",
@@ -192,6 +197,8 @@ class ServerClient:
         silence_s: float = SILENCE_TIMEOUT_S,
     ) -> tuple[int, bytes]:
         async with self._answer(method, path, expected, content, headers, silence_s) as response:
+            if response.status_code == HTTPStatus.NO_CONTENT and (after := _retry_after(response)):
+                raise NotReady("the server has nothing to do and is stopping") from after
             return response.status_code, await _small_body(response)
 
     @asynccontextmanager
@@ -294,7 +301,9 @@ async def _refuse(response: httpx.Response) -> NoReturn:
     """Raise the error that an answer stands for which is not among those expected."""
     refusal = await _small_body(response)
     error = error_of(response.status_code, response.headers.get("Content-Type", ""), refusal)
+    raise error from _retry_after(response)
+
+
+def _retry_after(response: httpx.Response) -> RetryAfter | None:
     after = response.headers.get("Retry-After", "")
-    if after.isascii() and after.isdigit():
-        raise error from RetryAfter(float(after))
-    raise error
+    return RetryAfter(float(after)) if after.isascii() and after.isdigit() and int(after) else None

@@ -27,14 +27,13 @@ from ps_service.auth import Caller, require_same
 from ps_service.openapi import BEARER
 from ps_service.round_runner import same_update
 from ps_service.service import Service
-from ps_service.storage import credential_records, update_records
+from ps_service.standing import noting_refusals
+from ps_service.storage import update_records
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import the_assignment, the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
 from ps_service.summaries import assignment_of, next_evaluation
-
-SEEN_EVERY_MS = 15_000
 
 
 def router(service: Service) -> APIRouter:
@@ -54,16 +53,19 @@ def router(service: Service) -> APIRouter:
         """Wait for something to do: `Prefer: wait=SECONDS`."""
         require_same(worker, worker_id)
         wait_s = min(preferred_wait_s(prefer), service.settings.max_wait_s)
-        with service.meters.waiting.track_inprogress():
-            found = await _wait_for_work(service, worker, wait_s)
-        return Response(status_code=204) if found is None else found
+        with service.meters.waiting.track_inprogress(), service.pace.waiting():
+            found = await _wait_for_work(service, worker, service.pace.wait_s(wait_s))
+        if found is not None:
+            return found
+        come_back_s = service.pace.come_back_s()
+        return Response(status_code=204, headers={"Retry-After": str(come_back_s)} if come_back_s else None)
 
     @routes.get("/assignments/{assignment_id}")
     async def get_assignment(request: Request, assignment_id: str) -> Assignment:
         caller = await auth.caller(request)
         async with records.read() as connection:
-            stored, run, round_ = await own_assignment(connection, caller, assignment_id)
-            return await assignment_of(connection, run, round_, stored)
+            stored, _, _ = await own_assignment(connection, caller, assignment_id)
+            return await assignment_of(connection, stored, service.presence.heartbeat_s)
 
     @routes.post(
         "/assignments/{assignment_id}/update",
@@ -75,7 +77,7 @@ def router(service: Service) -> APIRouter:
         worker: ThisWorker, response: Response, assignment_id: str, header: UpdateHeader
     ) -> UploadOffer | Receipt:
         """Say what is about to be sent: everything that can be refused without the body is refused here."""
-        async with records.write() as connection:
+        async with noting_refusals(records, worker, assignment_id), records.write() as connection:
             stored, run, round_ = await own_assignment(connection, worker, assignment_id)
             held = await update_records.load_receipt(connection, assignment_id)
             if held is not None:
@@ -119,8 +121,7 @@ async def _wait_for_work(
     topics = [bell.worker_topic(worker.worker_id), *map(bell.task_topic, worker.tasks)]
     if worker.role is Role.EVALUATOR:
         topics.append(bell.VERSIONS)
-    await _note_seen(service, worker)
-    with service.bell.listen(topics) as rung:
+    with service.presence.here(worker.worker_id), service.bell.listen(topics) as rung:
         while True:
             found = await _look_for_work(service, worker)
             remaining_s = give_up_at - loop.time()
@@ -134,22 +135,15 @@ async def _wait_for_work(
 async def _look_for_work(service: Service, worker: StoredWorker) -> Assignment | EvaluationAssignment | None:
     if worker.role is Role.EVALUATOR:
         async with service.stores.records.read() as connection:
-            return await next_evaluation(connection, worker.worker_id, worker.tasks)
+            return await next_evaluation(
+                connection, worker.worker_id, worker.tasks, service.presence.heartbeat_s
+            )
     await service.runner.join_runs(worker)
     async with service.stores.records.read() as connection:
         stored = await update_records.next_assignment_of(connection, worker.worker_id)
         if stored is None:
             return None
-        run = await the_run(connection, stored.run_id)
-        round_ = await the_round(connection, stored.run_id, stored.round)
-        return await assignment_of(connection, run, round_, stored)
-
-
-async def _note_seen(service: Service, worker: StoredWorker) -> None:
-    now_ms = service.clock.now_ms()
-    if now_ms - worker.last_seen_ms >= SEEN_EVERY_MS:
-        async with service.stores.records.write() as connection:
-            await credential_records.set_seen(connection, worker.worker_id, now_ms)
+        return await assignment_of(connection, stored, service.presence.heartbeat_s)
 
 
 async def own_assignment(

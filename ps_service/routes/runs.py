@@ -4,7 +4,7 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
 from protocol.errors import Forbidden, InvalidMessage, NotFound, UnknownTensors
@@ -15,6 +15,7 @@ from protocol.messages import (
     RunSpec,
     RunSummary,
     VersionSummary,
+    WorkerInRound,
 )
 from ps_service.admission import check_params_message
 from ps_service.aggregation import StoredMessage
@@ -22,14 +23,16 @@ from ps_service.combiners import COMBINERS
 from ps_service.openapi import BEARER
 from ps_service.routes.pages import Limit
 from ps_service.service import Service
+from ps_service.standing import workers_in_round
 from ps_service.storage import member_records, run_records, version_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import the_run
+from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import MOST_ROWS
 from ps_service.summaries import round_summaries, run_summary
 
 RoundNumber = Annotated[int, Field(ge=0, lt=2**63)]
 VersionNumber = RoundNumber
+Slot = Annotated[int, Query(ge=-1, lt=2**63)]
 
 
 def router(service: Service) -> APIRouter:
@@ -94,6 +97,15 @@ def router(service: Service) -> APIRouter:
             await the_run(connection, run_id)
             stored = await run_records.list_rounds(connection, run_id, after, limit)
             return {"rounds": await round_summaries(connection, run_id, stored)}
+
+    @routes.get("/{run_id}/rounds/{round}/workers", dependencies=[operators])
+    async def workers(
+        run_id: str, round: RoundNumber, after: Slot = -1, limit: Limit = MOST_ROWS
+    ) -> dict[str, list[WorkerInRound]]:
+        """Where each worker of a round stands and why, by slot, beginning behind slot `after`."""
+        async with records.read() as connection:
+            await the_round(connection, run_id, round)
+            return {"workers": await workers_in_round(connection, run_id, round, after, limit)}
 
     @routes.post("/{run_id}/rounds/{round}/aggregate", status_code=202, dependencies=[operators])
     async def close_now(run_id: str, round: RoundNumber) -> RoundSummary:  # its name in the path

@@ -23,6 +23,7 @@ from ps_service.round_runner import same_update
 from ps_service.routes.assignments import own_assignment
 from ps_service.routes.bodies import DRAIN_BYTES, Body, require_tensor_message
 from ps_service.service import Service
+from ps_service.standing import noting_refusals
 from ps_service.storage import update_records, version_records
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredUpload
@@ -67,8 +68,9 @@ def router(service: Service) -> APIRouter:
                 return same_update(held, upload.header.digest)
             require_tensor_message(request, upload.header.size_bytes)
             require_open(run.state.status, round_.state, declined=stored.declined_reason is not None)
-            with _only_one(service, upload_id):
-                await _receive(service, body, run, upload, tensors["params"])
+            with _only_one(service, upload_id), service.presence.here(worker.worker_id):
+                async with noting_refusals(records, worker, upload.assignment_id):
+                    await _receive(service, body, run, upload, tensors["params"])
                 return await service.runner.admit(upload)
         except FedSophiaError:
             await body.drain()

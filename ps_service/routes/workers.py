@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Join tokens, enrolment, heartbeats, revocation."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -48,14 +49,16 @@ def router(service: Service) -> APIRouter:
                 if seen is None:
                     raise NotFound(f"after: there is no worker {after}")
             found = await credential_records.list_workers(connection, seen, limit)
-        return {"workers": [worker.summary() for worker in found]}
+        last_seen_ms = service.presence.last_seen_ms
+        return {"workers": [replace(each, last_seen_ms=last_seen_ms(each)).summary() for each in found]}
 
     @routes.post("/workers/{worker_id}/heartbeat", status_code=204)
     async def heartbeat(worker: ThisWorker, worker_id: str, beat: Heartbeat) -> None:
         """Still there; perhaps with other tasks."""
         require_same(worker, worker_id)
-        async with records.write() as connection:
-            await credential_records.set_seen(connection, worker_id, service.clock.now_ms(), beat.tasks)
+        if beat.tasks is not None:
+            async with records.write() as connection:
+                await credential_records.set_tasks(connection, worker_id, beat.tasks)
 
     @routes.delete("/workers/{worker_id}", status_code=204, dependencies=[operators])
     async def revoke(worker_id: str) -> None:

@@ -2,9 +2,10 @@
 """Queries: operator keys, join tokens and workers. Secrets are stored as SHA-256 only."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import JoinTokenRequest, Role, WorkerSummary
@@ -21,6 +22,7 @@ class StoredWorker:
     tasks: tuple[str, ...]
     enrolled_ms: int
     last_seen_ms: int
+    lost_ms: int | None
     revoked_ms: int | None
 
     def summary(self) -> WorkerSummary:
@@ -126,13 +128,36 @@ async def list_workers(
     return [_worker(row) for row in await connection.execute(query)]
 
 
-async def set_seen(
-    connection: AsyncConnection, worker_id: str, now_ms: int, tasks: tuple[str, ...] | None = None
-) -> None:
-    values: dict[str, object] = {"last_seen_ms": now_ms}
-    if tasks is not None:
-        values["tasks"] = json.dumps(tasks)
-    await connection.execute(update(workers).where(workers.c.worker_id == worker_id).values(values))
+async def set_tasks(connection: AsyncConnection, worker_id: str, tasks: tuple[str, ...]) -> None:
+    await connection.execute(
+        update(workers).where(workers.c.worker_id == worker_id).values(tasks=json.dumps(tasks))
+    )
+
+
+async def set_seen(connection: AsyncConnection, seen: Mapping[str, int]) -> None:
+    """Args: seen: {worker_id: when it was last heard of}."""
+    at = (
+        update(workers).where(workers.c.worker_id == bindparam("worker")).values(last_seen_ms=bindparam("at"))
+    )
+    await connection.execute(at, [{"worker": worker, "at": at_ms} for worker, at_ms in seen.items()])
+
+
+async def set_lost(connection: AsyncConnection, worker_id: str, lost_ms: int | None) -> None:
+    """A worker is no longer heard of; None: it is there again."""
+    await connection.execute(update(workers).where(workers.c.worker_id == worker_id).values(lost_ms=lost_ms))
+
+
+async def silent_workers(connection: AsyncConnection, since_ms: int, limit: int) -> list[str]:
+    """Those not heard of after `since_ms` who are neither lost nor revoked, the longest silent first."""
+    query = (
+        select(workers.c.worker_id)
+        .where(
+            workers.c.last_seen_ms <= since_ms, workers.c.lost_ms.is_(None), workers.c.revoked_ms.is_(None)
+        )
+        .order_by(workers.c.last_seen_ms)
+        .limit(limit)
+    )
+    return list((await connection.execute(query)).scalars())
 
 
 async def revoke(connection: AsyncConnection, worker_id: str, now_ms: int) -> None:
@@ -151,5 +176,6 @@ def _worker(row: Row[tuple[object, ...]]) -> StoredWorker:
         tasks=tuple(json.loads(row.tasks)),
         enrolled_ms=row.enrolled_ms,
         last_seen_ms=row.last_seen_ms,
+        lost_ms=row.lost_ms,
         revoked_ms=row.revoked_ms,
     )

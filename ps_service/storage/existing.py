@@ -3,8 +3,9 @@
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.errors import NotFound
-from ps_service.storage import run_records, update_records
+from protocol.errors import NotFound, WorkerRevoked
+from ps_service.storage import credential_records, run_records, update_records
+from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
 
@@ -31,3 +32,18 @@ async def the_assignment(connection: AsyncConnection, assignment_id: str) -> Sto
     if assignment is None:
         raise NotFound(f"there is no assignment {assignment_id}")
     return assignment
+
+
+async def the_worker(connection: AsyncConnection, worker_id: str) -> StoredWorker:
+    """Raises: NotFound, WorkerRevoked."""
+    worker = await credential_records.worker_by_id(connection, worker_id)
+    if worker is None:
+        raise NotFound(f"there is no worker {worker_id}")
+    return require_not_revoked(worker)
+
+
+def require_not_revoked(worker: StoredWorker) -> StoredWorker:
+    """Raises: WorkerRevoked."""
+    if worker.revoked_ms is not None:
+        raise WorkerRevoked(f"the credential of worker {worker.worker_id} was revoked")
+    return worker

@@ -6,6 +6,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ps_service.storage.schema import members, workers
 
+_IS_THERE = workers.c.revoked_ms.is_(None) & workers.c.lost_ms.is_(None)
+
 
 async def is_member(connection: AsyncConnection, run_id: str, worker_id: str) -> bool:
     query = select(members).where(members.c.run_id == run_id, members.c.worker_id == worker_id)
@@ -19,7 +21,7 @@ async def add_member(connection: AsyncConnection, run_id: str, worker_id: str) -
 
 
 async def give_slots(connection: AsyncConnection, run_id: str) -> None:
-    """Number the members without a slot that are not revoked, after those with one, by their names.
+    """Number the members without a slot that are there, after those with one, by their names.
 
     Not by arrival: the sum of a round is taken in slot order, and must not depend on who came first.
     """
@@ -29,7 +31,7 @@ async def give_slots(connection: AsyncConnection, run_id: str) -> None:
     waiting = await connection.execute(
         select(members.c.worker_id)
         .join(workers, workers.c.worker_id == members.c.worker_id)
-        .where(members.c.run_id == run_id, members.c.slot.is_(None), workers.c.revoked_ms.is_(None))
+        .where(members.c.run_id == run_id, members.c.slot.is_(None), _IS_THERE)
         .order_by(workers.c.name, workers.c.worker_id)
     )
     for slot, worker_id in enumerate(waiting.scalars().all(), start=next_slot):
@@ -41,23 +43,23 @@ async def give_slots(connection: AsyncConnection, run_id: str) -> None:
 
 
 async def eligible_slots(connection: AsyncConnection, run_id: str) -> dict[int, str]:
-    """{slot: worker_id} of the members that are not revoked, by slot."""
+    """{slot: worker_id} of the members that are there, by slot."""
     rows = await connection.execute(
         select(members.c.slot, members.c.worker_id)
         .join(workers, workers.c.worker_id == members.c.worker_id)
-        .where(members.c.run_id == run_id, members.c.slot.is_not(None), workers.c.revoked_ms.is_(None))
+        .where(members.c.run_id == run_id, members.c.slot.is_not(None), _IS_THERE)
         .order_by(members.c.slot)
     )
     return {row.slot: row.worker_id for row in rows}
 
 
 async def count_members(connection: AsyncConnection, run_id: str) -> int:
-    """How many workers have come and are not revoked, with or without a slot."""
+    """How many workers have come and are there, with or without a slot."""
     query = (
         select(func.count())
         .select_from(members)
         .join(workers, workers.c.worker_id == members.c.worker_id)
-        .where(members.c.run_id == run_id, workers.c.revoked_ms.is_(None))
+        .where(members.c.run_id == run_id, _IS_THERE)
     )
     return (await connection.execute(query)).scalar_one()
 

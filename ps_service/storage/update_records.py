@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries: assignments, declared uploads, received updates, and effects still to be performed."""
+"""Queries: assignments, declared uploads and received updates."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, Receipt, RoundStatus, UpdateHeader
-from ps_service.storage.schema import assignments, effects, rounds, updates, uploads
+from ps_service.storage.schema import assignments, rounds, updates, uploads, workers
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,12 @@ class StoredAssignment:
     round: int
     worker_id: str
     slot: int
-    declined_reason: str | None
-    settled: bool
+    declined_reason: str | None = None
+    refused_code: str | None = None
+    """Of the last update sent for it that was not taken."""
+    lost_ms: int | None = None
+    """Since when its worker is not heard of."""
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,12 @@ class StoredUpdate:
 
 
 @dataclass(frozen=True)
-class StoredEffect:
-    """Something that a committed transition asked for."""
+class Invited:
+    """A worker's part in a round, and its receipt if there is one."""
 
-    effect_id: int
-    kind: str
-    run_id: str
-    round: int
+    assignment: StoredAssignment
+    name: str
+    receipt: Receipt | None
 
 
 # --- assignments -------------------------------------------------------------------------------
@@ -66,7 +69,14 @@ async def load_assignment(connection: AsyncConnection, assignment_id: str) -> St
 
 
 async def next_assignment_of(connection: AsyncConnection, worker_id: str) -> StoredAssignment | None:
-    """The worker's oldest assignment that is neither settled nor left behind by its round."""
+    """The worker's most urgent assignment that is neither settled nor left behind by its round."""
+    return next(iter(await open_assignments_of(connection, worker_id, limit=1)), None)
+
+
+async def open_assignments_of(
+    connection: AsyncConnection, worker_id: str, limit: int | None = None
+) -> list[StoredAssignment]:
+    """Those that are neither settled nor left behind by their rounds, the most urgent first."""
     query = (
         select(assignments)
         .join(
@@ -79,10 +89,9 @@ async def next_assignment_of(connection: AsyncConnection, worker_id: str) -> Sto
             rounds.c.status == RoundStatus.COLLECTING,
         )
         .order_by(rounds.c.deadline_ms, assignments.c.assignment_id)
-        .limit(1)
+        .limit(limit)
     )
-    row = (await connection.execute(query)).first()
-    return None if row is None else _assignment(row)
+    return [_assignment(row) for row in await connection.execute(query)]
 
 
 async def decline(connection: AsyncConnection, assignment_id: str, reason: str) -> None:
@@ -90,6 +99,22 @@ async def decline(connection: AsyncConnection, assignment_id: str, reason: str) 
         update(assignments)
         .where(assignments.c.assignment_id == assignment_id)
         .values(declined_reason=reason, settled=True)
+    )
+
+
+async def set_assignment_lost(connection: AsyncConnection, assignment_id: str, lost_ms: int | None) -> None:
+    """Its worker is no longer heard of; None: it is there again."""
+    await connection.execute(
+        update(assignments).where(assignments.c.assignment_id == assignment_id).values(lost_ms=lost_ms)
+    )
+
+
+async def note_refusal(connection: AsyncConnection, assignment_id: str, worker_id: str, code: str) -> None:
+    """This worker has sent an update that was not taken; nothing if the assignment is not its own."""
+    await connection.execute(
+        update(assignments)
+        .where(assignments.c.assignment_id == assignment_id, assignments.c.worker_id == worker_id)
+        .values(refused_code=code)
     )
 
 
@@ -104,7 +129,15 @@ async def settle_round(connection: AsyncConnection, run_id: str, number: int) ->
 
 def _assignment(row: Row[tuple[object, ...]]) -> StoredAssignment:
     return StoredAssignment(
-        row.assignment_id, row.run_id, row.round, row.worker_id, row.slot, row.declined_reason, row.settled
+        row.assignment_id,
+        row.run_id,
+        row.round,
+        row.worker_id,
+        row.slot,
+        row.declined_reason,
+        row.refused_code,
+        row.lost_ms,
+        row.settled,
     )
 
 
@@ -161,8 +194,10 @@ async def add_update(
 
 async def load_receipt(connection: AsyncConnection, assignment_id: str) -> Receipt | None:
     row = (await connection.execute(select(updates).where(updates.c.assignment_id == assignment_id))).first()
-    if row is None:
-        return None
+    return None if row is None else _receipt(row)
+
+
+def _receipt(row: Row[tuple[object, ...]]) -> Receipt:
     return Receipt(
         assignment_id=row.assignment_id,
         digest=row.digest,
@@ -213,20 +248,24 @@ async def conclude_updates(
     )
 
 
-# --- effects -----------------------------------------------------------------------------------
-
-
-async def add_effect(connection: AsyncConnection, kind: str, run_id: str, number: int) -> None:
-    await connection.execute(insert(effects).values(kind=kind, run_id=run_id, round=number))
-
-
-async def pending_effects(connection: AsyncConnection) -> list[StoredEffect]:
-    """What committed transitions asked for and is not done, oldest first."""
-    rows = await connection.execute(
-        select(effects).where(effects.c.done_ms.is_(None)).order_by(effects.c.effect_id)
+async def invited_to(
+    connection: AsyncConnection, run_id: str, number: int, after: int, limit: int
+) -> list[Invited]:
+    """The workers of a round, by slot, beginning behind slot `after`."""
+    query = (
+        select(assignments, workers.c.name)
+        .join(workers, workers.c.worker_id == assignments.c.worker_id)
+        .where(assignments.c.run_id == run_id, assignments.c.round == number, assignments.c.slot > after)
+        .order_by(assignments.c.slot)
+        .limit(limit)
     )
-    return [StoredEffect(row.effect_id, row.kind, row.run_id, row.round) for row in rows]
-
-
-async def finish_effect(connection: AsyncConnection, effect_id: int, now_ms: int) -> None:
-    await connection.execute(update(effects).where(effects.c.effect_id == effect_id).values(done_ms=now_ms))
+    rows = (await connection.execute(query)).all()
+    received = await connection.execute(
+        select(updates).where(
+            updates.c.run_id == run_id,
+            updates.c.round == number,
+            updates.c.slot.in_([row.slot for row in rows]),
+        )
+    )
+    receipts = {row.assignment_id: _receipt(row) for row in received}
+    return [Invited(_assignment(row), row.name, receipts.get(row.assignment_id)) for row in rows]

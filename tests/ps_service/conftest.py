@@ -23,7 +23,8 @@ from protocol.codec import MEDIA_TYPE, NamedTensor, digest_of, encode_message
 from protocol.messages import Receipt, RunSummary
 from ps_service.app import create_app
 from ps_service.auth import hash_secret
-from ps_service.effects import background, perform_effects
+from ps_service.background import background
+from ps_service.effects import perform_effects
 from ps_service.settings import Settings
 from ps_service.storage import Stores, credential_records, schema
 from ps_service.storage.files import FileBlobs
@@ -275,7 +276,7 @@ async def start_server(tmp_path: Path) -> AsyncIterator[Callable]:
                         connection, hash_secret(OPERATOR_KEY), "test", server.clock.now_ms()
                     )
             if performing:
-                await stack.enter_async_context(background(server.runner))
+                await stack.enter_async_context(background(server.service))
             return server
 
         yield start

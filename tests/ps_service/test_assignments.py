@@ -134,6 +134,7 @@ async def test_an_evaluator_is_asked_about_each_version_once_and_its_first_repor
         "version": 1,
         "task": "digits",
         "tensors": run.tensors,
+        "heartbeat_s": 20.0,
     }
     for accuracy in (0.5, 0.9):
         report = {"version": 1, "num_examples": 10, "metrics": {"accuracy": accuracy}}

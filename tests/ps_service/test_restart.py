@@ -5,7 +5,8 @@ import asyncio
 
 import pytest
 
-from ps_service.effects import background, perform_effects
+from ps_service.background import background
+from ps_service.effects import perform_effects
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ async def test_what_was_asked_for_before_the_end_is_performed_after_it(start):
     assert (await server.rounds(run_id))[0]["status"] == "aggregating"
 
     server = await start(clock=server.clock)
-    async with background(server.runner), asyncio.timeout(10):
+    async with background(server.service), asyncio.timeout(10):
         while (await server.show(run_id)).version == 0:
             await asyncio.sleep(0.01)
     assert [r["status"] for r in await server.rounds(run_id)] == ["committed", "collecting"]
@@ -80,7 +81,7 @@ async def test_a_deadline_that_passed_while_the_server_was_down_is_kept(start):
     server.clock.advance(60_000)
 
     server = await start(clock=server.clock)
-    async with background(server.runner), asyncio.timeout(10):
+    async with background(server.service), asyncio.timeout(10):
         while (await server.show(run_id)).version == 0:
             await asyncio.sleep(0.01)
     assert (await server.rounds(run_id))[0]["admitted"] == 1

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server does unasked: closes rounds at their deadlines, performs effects, looks who is there.
+
+Each is a watch: work that is done now, and again whenever its topic rings or the time it asked for has
+passed. What it works from is in the records: nothing is lost by trying again, everything by giving up.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from ps_service.bell import DEADLINES, EFFECTS, PRESENCE, Bell, wait_for_ring
+from ps_service.effects import perform_effects
+from ps_service.service import Service
+
+log = logging.getLogger("fed_sophia.rounds")
+
+RETRY_S = 1.0
+
+
+@asynccontextmanager
+async def background(service: Service) -> AsyncIterator[None]:
+    """While this is open, the server's watches are kept."""
+
+    async def performing() -> float:
+        return 60.0 if await perform_effects(service.runner) else RETRY_S
+
+    watches = {DEADLINES: service.runner.tick, EFFECTS: performing, PRESENCE: service.presence.look}
+    tasks = [asyncio.create_task(_watch(service.bell, topic, work)) for topic, work in watches.items()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(bell: Bell, topic: str, work: Callable[[], Awaitable[float]]) -> None:
+    with bell.listen([topic]) as rung:
+        while True:
+            try:
+                wait_s = await work()
+            except Exception:
+                log.exception("%s: failed; trying again in %s s", topic, RETRY_S)
+                wait_s = RETRY_S
+            await wait_for_ring(rung, wait_s)

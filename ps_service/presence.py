@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is there: when each worker was last heard of, and what follows from silence and from a return.
+
+Every authenticated request of a worker is a sign of life, and so is a request that is still open. Signs
+are kept in memory and written down together every few seconds, so that a heartbeat costs no transaction;
+what a crash takes with it is made up for at the next start, because nobody is lost before the server has
+listened for `lost_after_s` without a break.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ps_service.round_runner import RoundRunner
+from ps_service.storage import credential_records
+from ps_service.storage.credential_records import StoredWorker
+from ps_service.transitions import worker_lost, worker_returned
+
+LOOKS_WITHIN_LOST_AFTER = 18
+MOST_AT_ONCE = 100
+"""Workers found lost in one transaction."""
+
+
+class Presence:
+    """The signs of life of one server's workers."""
+
+    def __init__(self, runner: RoundRunner, lost_after_s: float) -> None:
+        self._runner = runner
+        self._lost_after_ms = round(lost_after_s * 1000)
+        self.look_every_s = lost_after_s / LOOKS_WITHIN_LOST_AFTER
+        self.heartbeat_s = min(20.0, lost_after_s / 4)
+        """How often a worker at work is to be heard of."""
+        self._seen_ms: dict[str, int] = {}
+        self._here: Counter[str] = Counter()
+        self._listening_since_ms = self._looked_ms = runner.clock.now_ms()
+
+    async def seen(self, worker: StoredWorker) -> None:
+        """A request of this worker has come; one that was lost is welcomed back."""
+        self._seen_ms[worker.worker_id] = self._runner.clock.now_ms()
+        if worker.lost_ms is not None:
+            await self._welcome_back(worker.worker_id)
+
+    def last_seen_ms(self, worker: StoredWorker) -> int:
+        """When it was last heard of, as far as is known here."""
+        return max(worker.last_seen_ms, self._seen_ms.get(worker.worker_id, 0))
+
+    @contextmanager
+    def here(self, worker_id: str) -> Iterator[None]:
+        """While this is open, a request of the worker is: it is there."""
+        self._here[worker_id] += 1
+        try:
+            yield
+        finally:
+            self._here[worker_id] -= 1
+            if not self._here[worker_id]:
+                del self._here[worker_id]
+            self._seen_ms[worker_id] = self._runner.clock.now_ms()
+
+    async def look(self) -> float:
+        """Write down who was seen, find who is lost; give the seconds until the next look."""
+        now_ms = self._runner.clock.now_ms()
+        if now_ms - self._looked_ms > self._lost_after_ms / 2:
+            self._listening_since_ms = now_ms  # the server itself was not there: it heard nobody
+        self._looked_ms = now_ms
+        await self._write_down(now_ms)
+        since_ms = now_ms - self._lost_after_ms
+        if self._listening_since_ms <= since_ms:
+            await self._find_lost(since_ms)
+        return self.look_every_s
+
+    async def _write_down(self, now_ms: int) -> None:
+        seen, self._seen_ms = self._seen_ms | dict.fromkeys(self._here, now_ms), {}
+        if not seen:
+            return
+        try:
+            async with self._runner.stores.records.write() as connection:
+                await credential_records.set_seen(connection, seen)
+        except BaseException:
+            self._seen_ms = seen | self._seen_ms
+            raise
+
+    async def _find_lost(self, since_ms: int) -> None:
+        records = self._runner.stores.records
+        async with records.read() as connection:
+            silent = await credential_records.silent_workers(connection, since_ms, MOST_AT_ONCE)
+        if not silent:
+            return
+        async with self._runner.transition() as transition:
+            for worker_id in silent:
+                if not self._is_heard(worker_id):
+                    await worker_lost(transition, worker_id)
+        for worker_id in silent:  # it may have come while this was written down, and not known of it
+            if self._is_heard(worker_id):
+                await self._welcome_back(worker_id)
+
+    def _is_heard(self, worker_id: str) -> bool:
+        return worker_id in self._seen_ms or worker_id in self._here
+
+    async def _welcome_back(self, worker_id: str) -> None:
+        async with self._runner.transition() as transition:
+            worker = await credential_records.worker_by_id(transition.connection, worker_id)
+            if worker is not None and worker.lost_ms is not None and worker.revoked_ms is None:
+                await worker_returned(transition, worker_id)

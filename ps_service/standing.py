@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where each invited worker stands in a round, and the note that is made when its update is not taken."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from protocol.errors import (
+    AssignmentDeclined,
+    Fault,
+    FedSophiaError,
+    NotFound,
+    RoundClosed,
+    RunEnded,
+    UpdateConflict,
+)
+from protocol.messages import Outcome, Standing, WorkerInRound
+from ps_service.storage import update_records
+from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.records import Records
+from ps_service.storage.update_records import Invited
+
+log = logging.getLogger("fed_sophia.rounds")
+
+NOT_OF_THE_UPDATE = (AssignmentDeclined, NotFound, RoundClosed, RunEnded, UpdateConflict)
+"""These say when an update came, not what is wrong with it."""
+
+
+@asynccontextmanager
+async def noting_refusals(records: Records, worker: StoredWorker, assignment_id: str) -> AsyncIterator[None]:
+    """What is raised inside because of the update itself is noted for the operator, and raised on."""
+    try:
+        yield
+    except FedSophiaError as error:
+        of_update = error.fault is Fault.CALLER and not error.retryable
+        if of_update and not isinstance(error, NOT_OF_THE_UPDATE):
+            try:
+                async with records.write() as connection:
+                    await update_records.note_refusal(connection, assignment_id, worker.worker_id, error.code)
+            except Exception:
+                log.exception("the refusal of %s was not noted", assignment_id)
+        raise
+
+
+async def workers_in_round(
+    connection: AsyncConnection, run_id: str, number: int, after: int, limit: int
+) -> list[WorkerInRound]:
+    """Each worker invited to a round, by slot, beginning behind slot `after`."""
+    invited = await update_records.invited_to(connection, run_id, number, after, limit)
+    return [_in_round(each) for each in invited]
+
+
+def _in_round(invited: Invited) -> WorkerInRound:
+    standing, reason = standing_of(invited)
+    return WorkerInRound(
+        slot=invited.assignment.slot,
+        worker_id=invited.assignment.worker_id,
+        name=invited.name,
+        assignment_id=invited.assignment.assignment_id,
+        standing=standing,
+        reason=reason,
+        received_ms=None if invited.receipt is None else invited.receipt.received_ms,
+    )
+
+
+def standing_of(invited: Invited) -> tuple[Standing, str | None]:
+    """Where an invited worker stands, and why."""
+    assignment, receipt = invited.assignment, invited.receipt
+    if receipt is not None:
+        return _OF_OUTCOME[receipt.outcome], receipt.reason
+    if assignment.refused_code is not None:  # a worker that is refused declines: the refusal is the reason
+        return Standing.REFUSED, assignment.refused_code
+    if assignment.declined_reason is not None:
+        return Standing.DECLINED, assignment.declined_reason
+    if assignment.lost_ms is not None:
+        return Standing.LOST, None
+    return (Standing.LATE if assignment.settled else Standing.ASKED), None
+
+
+_OF_OUTCOME = {
+    Outcome.PENDING: Standing.RECEIVED,
+    Outcome.COUNTED: Standing.COUNTED,
+    Outcome.NOT_COUNTED: Standing.NOT_COUNTED,
+}
