@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import fed_sophia
-from fed_sophia.commands import create_run, demo, run_swarm, run_worker, runs, serve, token
+from fed_sophia.commands import archive, create_run, demo, run_swarm, run_worker, runs, serve, token
 from fed_sophia.interruptible import Interrupted
 from fed_sophia.output import Output, one_line, output_for
 from protocol.errors import FedSophiaError, InvalidUsage
@@ -72,7 +72,8 @@ _runs.command("show", epilog=runs.SHOW_EXAMPLES)(runs.show)
 _runs.command("pause", epilog=runs.PAUSE_EXAMPLES)(runs.pause)
 _runs.command("resume", epilog=runs.RESUME_EXAMPLES)(runs.resume)
 _runs.command("cancel", epilog=runs.CANCEL_EXAMPLES)(runs.cancel)
-_runs.command("export", epilog=runs.EXPORT_EXAMPLES)(runs.export)
+_runs.command("export", epilog=archive.EXPORT_EXAMPLES)(archive.export)
+_runs.command("import", epilog=archive.IMPORT_EXAMPLES)(archive.import_archive)
 app.add_typer(_runs, name="run")
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a version's parameters as a safetensors file."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,8 +9,10 @@ from safetensors.numpy import save
 
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.output import Fields
+from fed_sophia.version_choice import chosen
+from fed_sophia.whole_file import whole_file
 from protocol.codec import decode_message
-from protocol.errors import InvalidUsage, NotFound, UnexpectedAnswer
+from protocol.errors import UnexpectedAnswer
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,11 @@ async def export_version(
     """Fetch the `params` of a version (the last one if None) and write them, whole or not at all.
 
     Raises:
-        NotFound: the run has no such version.
+        NotFound: the run has no such version, or keeps it no longer.
         InvalidUsage: the file cannot be written.
     """
-    versions = {each.version: each for each in await client.versions(run_id)}
-    number = max(versions, default=0) if version is None else version
-    if number not in versions:
-        raise NotFound(f"version {number} of run {run_id}: expected one of 0 to {max(versions, default=0)}")
+    versions = await client.versions(run_id)
+    (number,) = chosen("last" if version is None else (version,), run_id, versions)
     digest = versions[number].tensors.get("params")
     if digest is None:
         raise UnexpectedAnswer(f"version {number} of run {run_id} names no params")
@@ -50,19 +49,6 @@ async def export_version(
         {name: np.ascontiguousarray(values) for name, values in params.items()},
         metadata={"run": run_id, "version": str(number), "digest": digest},
     )
-    _write_atomically(destination, file_bytes)
+    with whole_file(destination) as file:
+        file.write(file_bytes)
     return Exported(run_id, number, digest, str(destination), len(params), len(file_bytes))
-
-
-def _write_atomically(destination: Path, content: bytes) -> None:
-    part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(destination)
-    except OSError as error:
-        raise InvalidUsage(f"{destination} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)

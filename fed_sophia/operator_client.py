@@ -6,9 +6,10 @@ that its code names; no answer at all is `ServerUnreachable`.
 """
 
 import asyncio
+import gzip
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -23,6 +24,7 @@ from protocol.errors import (
     FedSophiaError,
     InvalidMessage,
     InvalidUsage,
+    NotFound,
     ServerUnreachable,
     UnexpectedAnswer,
     every_error,
@@ -37,9 +39,13 @@ from protocol.messages import (
     VersionSummary,
     parse,
 )
+from protocol.run_archive import RunArchive
 
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
+
+Arriving = tuple[int, AsyncIterator[bytes]]
+"""A body's length in bytes, and its chunks."""
 
 _ERRORS = {error.code: error for error in every_error()}
 _TIMEOUT_S = 30.0
@@ -90,19 +96,37 @@ class OperatorClient:
     async def put_tensors(self, message: Sequence[memoryview]) -> str:
         """Store a `state` message; give its digest."""
         digest = digest_of(message)
-        size_bytes = sum(buffer.nbytes for buffer in message)
-        headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(size_bytes)}
 
         async def body() -> AsyncIterator[bytes]:
             for buffer in message:
                 for start in range(0, buffer.nbytes, 1 << 20):
                     yield bytes(buffer[start : start + (1 << 20)])
 
-        await self._send("PUT", f"/v1/tensors/{digest}", content=body(), headers=headers)
+        await self.put_tensor_chunks(digest, sum(buffer.nbytes for buffer in message), body())
         return digest
+
+    async def put_tensor_chunks(self, digest: str, size_bytes: int, chunks: AsyncIterator[bytes]) -> None:
+        """Store a `state` message of this digest and length."""
+        headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(size_bytes)}
+        await self._send("PUT", f"/v1/tensors/{digest}", content=chunks, headers=headers)
+
+    async def has_tensors(self, digest: str) -> bool:
+        """Whether the server has stored this message already; False where it does not say."""
+        try:
+            await self._send("HEAD", f"/v1/tensors/{digest}")
+        except (NotFound, UnexpectedAnswer):  # the answer to HEAD has no body that could name the problem
+            return False
+        return True
 
     async def create_run(self, spec: RunSpec) -> RunSummary:
         return parse_answer(RunSummary, await self._send("POST", "/v1/runs", said=spec))
+
+    async def import_run(self, archive: RunArchive) -> RunSummary:
+        """Make a run of an archive whose tensors the server has."""
+        body = gzip.compress(archive.model_dump_json().encode(), 6)
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        answer = await self._send("POST", "/v1/runs/import", content=body, headers=headers)
+        return parse_answer(RunSummary, answer)
 
     async def runs(self) -> tuple[RunSummary, ...]:
         return await self._all_rows(_Runs, "/v1/runs", lambda page: page.runs, lambda run: run.run_id)
@@ -132,16 +156,23 @@ class OperatorClient:
         )
 
     async def tensors(self, run_id: str, digest: str) -> bytes:
-        """Fetch one bundle of the run's state.
+        """Fetch one bundle of the run's state; raises as `tensor_chunks`."""
+        async with self.tensor_chunks(run_id, digest) as (_, chunks):
+            return b"".join([chunk async for chunk in chunks])
+
+    @asynccontextmanager
+    async def tensor_chunks(self, run_id: str, digest: str) -> AsyncIterator[Arriving]:
+        """One bundle of the run's state as it arrives.
 
         Raises:
-            DigestMismatch: what arrived is not what the digest names.
+            DigestMismatch: what arrived, read to its end, is not what the digest names.
         """
-        answer = await self._send("GET", f"/v1/runs/{run_id}/tensors/{digest}")
-        received = hashlib.sha256(answer.content).hexdigest()
-        if received != digest:
-            raise DigestMismatch(f"expected tensors {digest[:12]}…, received {received[:12]}…")
-        return answer.content
+        path = f"/v1/runs/{run_id}/tensors/{digest}"
+        async with self._stream(path, {"Accept-Encoding": "identity"}) as answer:
+            length = answer.headers.get("Content-Length", "")
+            if not length.isdecimal():
+                raise UnexpectedAnswer(f"{path} answered without a Content-Length")
+            yield int(length), _checked(answer.aiter_bytes(1 << 20), digest)
 
     async def events(self, run_id: str, max_failures: int = 10) -> AsyncGenerator[ServerEvent, None]:
         """Everything that happens in a run, from its beginning, over as many connections as it takes.
@@ -173,15 +204,24 @@ class OperatorClient:
     async def _events_after(self, run_id: str, last_id: str) -> AsyncGenerator[ServerEvent, None]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
         path = f"/v1/runs/{run_id}/events"
-        timeout = httpx.Timeout(_TIMEOUT_S, read=_SILENCE_S)
+        async with (
+            self._stream(path, headers, _SILENCE_S) as answer,
+            aclosing(read_events(answer.aiter_lines())) as events,
+        ):
+            async for event in events:
+                yield event
+
+    @asynccontextmanager
+    async def _stream(
+        self, path: str, headers: dict[str, str], silence_s: float = _TIMEOUT_S
+    ) -> AsyncIterator[httpx.Response]:
+        timeout = httpx.Timeout(_TIMEOUT_S, read=silence_s)
         try:
             async with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
                 if answer.is_error:
                     await answer.aread()
                     raise error_in(answer)
-                async with aclosing(read_events(answer.aiter_lines())) as events:
-                    async for event in events:
-                        yield event
+                yield answer
         except httpx.TransportError as error:
             raise ServerUnreachable(f"{self.server_url}: {type(error).__name__}") from None
 
@@ -210,10 +250,10 @@ class OperatorClient:
         path: str,
         *,
         said: BaseModel | None = None,
-        content: AsyncIterator[bytes] | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
         headers: dict[str, str] | None = None,
     ) -> httpx.Response:
-        body: bytes | AsyncIterator[bytes] | None = content
+        body = content
         if said is not None:
             body, headers = said.model_dump_json().encode(), {"Content-Type": "application/json"}
         try:
@@ -227,6 +267,15 @@ class OperatorClient:
         if not answer.is_success:
             raise error_in(answer)
         return answer
+
+
+async def _checked(chunks: AsyncIterator[bytes], digest: str) -> AsyncIterator[bytes]:
+    sha256 = hashlib.sha256()
+    async for chunk in chunks:
+        sha256.update(chunk)
+        yield chunk
+    if (received := sha256.hexdigest()) != digest:
+        raise DigestMismatch(f"expected tensors {digest[:12]}…, received {received[:12]}…")
 
 
 def parse_answer(message: type[M], answer: httpx.Response) -> M:

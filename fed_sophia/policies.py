@@ -2,10 +2,11 @@
 """Reads the policies of a run's rounds as people type them."""
 
 import re
+from collections.abc import Sequence
 
 from fed_sophia.options import duration_s
 from protocol.errors import InvalidUsage
-from protocol.messages import AdaptiveDeadline, TargetMetric, parse
+from protocol.messages import AdaptiveDeadline, Retention, TargetMetric, parse
 
 
 def adaptive(text: str | None) -> AdaptiveDeadline | None:
@@ -36,3 +37,30 @@ def target_metric(text: str | None) -> TargetMetric | None:
         raise InvalidUsage(f"--target {text!r}: expected METRIC>=VALUE or METRIC<=VALUE")
     direction = "at_least" if match[2] == ">=" else "at_most"
     return parse(TargetMetric, {"name": match[1], direction: float(match[3])})
+
+
+def retention(texts: Sequence[str]) -> Retention | None:
+    """Read what is to be kept: `last=20`, `every=50`, `highest=METRIC`, `lowest=METRIC:3`, `updates=5`.
+
+    Raises:
+        InvalidUsage, InvalidMessage: one is something else, stands twice, or is out of range.
+    """
+    fields: dict[str, object] = {}
+    for text in texts:
+        name, field = _kept(text)
+        if name in fields:
+            raise InvalidUsage(f"--keep {text!r}: that is said twice")
+        fields[name] = field
+    return parse(Retention, fields) if fields else None
+
+
+def _kept(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    if name in ("last", "every", "updates") and re.fullmatch(r"\d{1,9}", value):
+        return {"updates": "update_rounds"}.get(name, name), int(value)
+    best = re.fullmatch(r"(\w+)(?::(\d{1,9}))?", value)
+    if name in ("highest", "lowest") and best is not None:
+        return "best", {"metric": best[1], "order": name, "count": int(best[2] or 1)}
+    raise InvalidUsage(
+        f"--keep {text!r}: expected last=N, every=N, highest=METRIC[:N], lowest=METRIC[:N] or updates=ROUNDS"
+    )

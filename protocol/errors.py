@@ -289,6 +289,14 @@ class StorageCorrupt(FedSophiaError):
     fault = Fault.SERVER
 
 
+class StorageNotWritable(FedSophiaError):
+    """The server's disk is full, read-only or failing."""
+
+    code = "storage-not-writable"
+    fault = Fault.SERVER
+    retryable = True
+
+
 # --- the worker's side and the command line ------------------------------------------------------
 
 
@@ -332,6 +340,13 @@ class LocalStateCorrupt(FedSophiaError):
     """A worker's saved state cannot be read."""
 
     code = "local-state-corrupt"
+    fault = Fault.CALLER
+
+
+class MalformedArchive(FedSophiaError):
+    """A file is no archive of a run, is cut short, or holds something that has no place in one."""
+
+    code = "malformed-archive"
     fault = Fault.CALLER
 
 

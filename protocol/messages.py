@@ -12,6 +12,16 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
+from protocol.enrolment import (
+    PROTOCOL_VERSION,
+    Enrolled,
+    Enrolment,
+    Heartbeat,
+    JoinTokenIssued,
+    JoinTokenRequest,
+    Role,
+    WorkerSummary,
+)
 from protocol.errors import InvalidMessage
 from protocol.fields import (
     Answered,
@@ -20,98 +30,51 @@ from protocol.fields import (
     Finite,
     Identifier,
     Int,
-    Label,
     Metrics,
-    PerBundle,
     Said,
     SchemaVersion,
     Seed,
 )
-from protocol.run_spec import AdaptiveDeadline, RunSpec, Seconds, TargetMetric, TensorSpec, Weighting
+from protocol.run_spec import (
+    AdaptiveDeadline,
+    BestVersions,
+    Retention,
+    RunSpec,
+    Seconds,
+    TargetMetric,
+    TensorSpec,
+    Weighting,
+)
+from protocol.updates import Decline, Outcome, Receipt, UpdateHeader, UploadOffer
 
 __all__ = [
     "ANY_ASSIGNMENT",
     "PROTOCOL_VERSION",
     "AdaptiveDeadline",
     "Answered",
+    "BestVersions",
+    "Decline",
     "Digest",
+    "Enrolled",
+    "Enrolment",
+    "Heartbeat",
+    "JoinTokenIssued",
+    "JoinTokenRequest",
+    "Outcome",
+    "Receipt",
+    "Retention",
+    "Role",
     "RunSpec",
     "Said",
     "TargetMetric",
     "TensorSpec",
+    "UpdateHeader",
+    "UploadOffer",
     "Weighting",
+    "WorkerSummary",
 ]
 
 M = TypeVar("M", bound=BaseModel)
-
-PROTOCOL_VERSION = 1
-
-# --- enrolment and credentials -----------------------------------------------------------------
-
-
-class Role(StrEnum):
-    """What a worker may be asked to do. Only an operator grants it, through the join token."""
-
-    TRAINER = "trainer"
-    EVALUATOR = "evaluator"
-
-
-class Enrolment(Said):
-    """`POST /v1/workers`, authorised by a join token.
-
-    The device makes its own secret and keeps it. Enrolling again with the same secret gives the same
-    worker and uses up nothing.
-    """
-
-    schema_version: SchemaVersion = 1
-    name: Identifier
-    secret: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43,128}$")]
-    """At least 256 random bits, base64url without padding. It is the worker's bearer credential."""
-    tasks: Annotated[tuple[Label, ...], Field(min_length=1, max_length=64)]
-    protocol_min: Annotated[Count, Field(ge=1)] = PROTOCOL_VERSION
-    protocol_max: Annotated[Count, Field(ge=1)] = PROTOCOL_VERSION
-
-
-class Enrolled(Answered):
-    """The server's answer to an enrolment."""
-
-    worker_id: str
-    role: Role
-    protocol_version: int
-
-
-class JoinTokenRequest(Said):
-    """`POST /v1/tokens`."""
-
-    uses: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
-    expires_s: Annotated[Int, Field(ge=1, le=366 * 86_400)] = 86_400
-    role: Role = Role.TRAINER
-    label: Label = "default"
-
-
-class JoinTokenIssued(Answered):
-    """The only time a join token is shown."""
-
-    token_id: str
-    join_token: str
-    uses: int
-    role: Role
-    expires_ms: Count
-
-
-class WorkerSummary(Answered):
-    """One row of `GET /v1/workers`."""
-
-    worker_id: str
-    name: str
-    role: Role
-    tasks: tuple[str, ...]
-    enrolled_ms: Count
-    last_seen_ms: Count
-    lost_ms: Count | None = None
-    """Since when it is not heard of."""
-    revoked_ms: Count | None = None
-
 
 # --- runs --------------------------------------------------------------------------------------
 
@@ -164,7 +127,7 @@ class RunSummary(Answered):
     tensors: dict[str, Digest]
     """The bundles of that version, by digest; an absent bundle is zeros."""
     members: int
-    """Workers that have come and are not revoked."""
+    """Workers that have come and are there: neither lost nor revoked."""
     created_ms: Count
     ended_ms: Count | None = None
 
@@ -277,62 +240,6 @@ class EvaluationAssignment(Answered):
 
 AnyAssignment = Annotated[Assignment | EvaluationAssignment, Field(discriminator="kind")]
 ANY_ASSIGNMENT: TypeAdapter[Assignment | EvaluationAssignment] = TypeAdapter(AnyAssignment)
-
-
-class UpdateHeader(Said):
-    """`POST /v1/assignments/{id}/update`: what the worker is about to send."""
-
-    schema_version: SchemaVersion = 1
-    digest: Digest
-    size_bytes: Annotated[Int, Field(ge=1, lt=2**53)]
-    bundles: Annotated[tuple[Label, ...], Field(max_length=16)]
-    encodings: PerBundle
-    num_examples: Annotated[Int, Field(ge=1, le=10_000_000)]
-    """Examples the worker holds, not those it drew."""
-    local_steps: Annotated[Int, Field(ge=1, le=1_000_000)]
-    """Steps done: at most those assigned."""
-    metrics: Metrics = Field(default_factory=dict, max_length=32)
-
-
-class UploadOffer(Answered):
-    """The answer to a declaration whose body is still missing."""
-
-    upload_url: str
-    """Path on this server. `HEAD` tells the offset, `PUT` sends the whole body."""
-    offset: int
-
-
-class Outcome(StrEnum):
-    """What became of an update. It ends as COUNTED or NOT_COUNTED, never as both."""
-
-    PENDING = "pending"
-    COUNTED = "counted"
-    NOT_COUNTED = "not-counted"
-
-
-class Receipt(Answered):
-    """The server has the update on durable storage: it is not lost and not counted twice."""
-
-    assignment_id: str
-    digest: Digest
-    received_ms: Count
-    outcome: Outcome
-    version: int | None = None
-    """The version it was counted in."""
-    reason: str | None = None
-    """Why it was not counted."""
-
-
-class Decline(Said):
-    """`POST /v1/assignments/{id}/decline`."""
-
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
-
-
-class Heartbeat(Said):
-    """`POST /v1/workers/{worker}/heartbeat`: still there; the tasks replace those of the enrolment."""
-
-    tasks: Annotated[tuple[Label, ...], Field(min_length=1, max_length=64)] | None = None
 
 
 class MetricsReport(Said):

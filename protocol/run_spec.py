@@ -98,6 +98,29 @@ class TargetMetric(Said):
         return self.at_most is not None and value <= self.at_most
 
 
+class BestVersions(Said):
+    """The versions whose metric, as evaluators report it, is best."""
+
+    metric: MetricName
+    order: Literal["highest", "lowest"] = "highest"
+    count: Annotated[Int, Field(ge=1, le=1_000)] = 1
+
+
+class Retention(Said):
+    """Which versions and updates keep their tensors; what is written down of them is kept for ever.
+
+    The current version always keeps them. `last`, `every` and `best` add up.
+    """
+
+    last: Annotated[Int, Field(ge=1, le=1_000_000)] = 10
+    """So many of the newest versions."""
+    every: Annotated[Int, Field(ge=1, le=1_000_000)] | None = None
+    """Each version whose number is a multiple of this, 0 included."""
+    best: BestVersions | None = None
+    update_rounds: Annotated[Int, Field(ge=0, le=1_000_000)] = 0
+    """The workers' updates of so many rounds, the newest that have ended."""
+
+
 class RunSpec(Said):
     """Everything that defines a training job. `POST /v1/runs`."""
 
@@ -135,6 +158,7 @@ class RunSpec(Said):
     target_metric: TargetMetric | None = None
     max_duration_s: Annotated[Finite, Field(gt=0, le=366 * 86_400)] | None = None
     """The run ends with the round that is open so long after its first round began."""
+    retention: Retention = Retention()
     weighting: Weighting = Weighting.UNIFORM
     combiners: PerBundle = Field(default_factory=dict)
     """{bundle: combiner}; what is left out is the algorithm's own choice."""

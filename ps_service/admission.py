@@ -85,13 +85,18 @@ def require_state_message(message: MessageHeader) -> None:
 
 
 def check_params_message(message: MessageHeader, spec: RunSpec) -> None:
-    """A run's initial `params` are the model its spec describes.
+    """A run's initial `params` are the model its spec describes; raises as `check_state_message`."""
+    check_state_message(message, spec, "params")
+
+
+def check_state_message(message: MessageHeader, spec: RunSpec, bundle: str) -> None:
+    """A bundle of a run's state has the tensors of the model its spec describes.
 
     Raises:
         MalformedTensorMessage, ShapeMismatch: naming the tensor.
     """
     require_state_message(message)
-    _check_tensors(message, spec, [("params", tensor.name) for tensor in spec.model])
+    _check_tensors(message, spec, [(bundle, tensor.name) for tensor in spec.model])
 
 
 def _check_tensors(message: MessageHeader, spec: RunSpec, expected: list[tuple[str, str]]) -> None:

@@ -11,6 +11,7 @@ from ps_service.auth import Auth
 from ps_service.background import background
 from ps_service.bell import Bell
 from ps_service.clock import Clock
+from ps_service.housekeeping import Housekeeping
 from ps_service.limits import JsonBodyLimit
 from ps_service.metrics import Meters
 from ps_service.openapi import PROBLEM, DescribedApp
@@ -28,7 +29,8 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
     bell, meters = Bell(), Meters()
     runner = RoundRunner(stores, clock, bell, meters)
     presence = Presence(runner, settings.lost_after_s)
-    return Service(settings, stores, clock, bell, meters, Auth(stores, clock, presence), runner, presence)
+    auth, housekeeping = Auth(stores, clock, presence), Housekeeping(runner)
+    return Service(settings, stores, clock, bell, meters, auth, runner, presence, housekeeping)
 
 
 def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:

@@ -31,6 +31,8 @@ from ps_service.presence import Presence
 from ps_service.storage import Stores, credential_records
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import require_not_revoked, the_worker
+from ps_service.storage.files import sync_directory
+from ps_service.storage.not_writable import writing_files
 
 OPERATOR_KEY_FILE = "operator.key"
 JOIN_TOKEN_FILE = "join.token"
@@ -137,8 +139,7 @@ class Auth:
         return answer, not known
 
     async def issue_join_token(self, request: JoinTokenRequest) -> JoinTokenIssued:
-        token_id = f"t-{secrets.token_hex(6)}"
-        join_token = f"fsj_{secrets.token_urlsafe(32)}"
+        token_id, join_token = _new_token_id(), _new_join_token()
         async with self._records.write() as connection:
             expires_ms = await credential_records.add_join_token(
                 connection, token_id, hash_secret(join_token), request, self._clock.now_ms()
@@ -154,19 +155,23 @@ class Auth:
     async def make_first_credentials(self, directory: Path) -> bool:
         """At the first start, make an operator key and a join token, and leave them in two private files.
 
-        The file is written before the record: after a crash between the two the next start makes new ones.
+        The files are written before the records: after a crash between them the next start makes new ones.
+
+        Raises:
+            StorageNotWritable: the disk is full, read-only or failing.
         """
         async with self._records.read() as connection:
             if await credential_records.has_operator_key(connection):
                 return False
-        key = f"fso_{secrets.token_urlsafe(32)}"
+        key, token = f"fso_{secrets.token_urlsafe(32)}", _new_join_token()
         write_private(directory / OPERATOR_KEY_FILE, key)
-        token = await self.issue_join_token(JoinTokenRequest(uses=100, label="first start"))
-        write_private(directory / JOIN_TOKEN_FILE, token.join_token)
+        write_private(directory / JOIN_TOKEN_FILE, token)
+        request, now_ms = JoinTokenRequest(uses=100, label="first start"), self._clock.now_ms()
         async with self._records.write() as connection:
-            await credential_records.add_operator_key(
-                connection, hash_secret(key), "first start", self._clock.now_ms()
+            await credential_records.add_join_token(
+                connection, _new_token_id(), hash_secret(token), request, now_ms
             )
+            await credential_records.add_operator_key(connection, hash_secret(key), request.label, now_ms)
         return True
 
 
@@ -191,10 +196,30 @@ def require_same(worker: StoredWorker, worker_id: str) -> None:
 
 
 def write_private(path: Path, secret: str) -> None:
-    """Write a secret into a file that only its owner may read."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(secret + "\n")
-        file.flush()
-        os.fsync(descriptor)
+    """Put a secret, whole or not at all, into a file that only its owner may read.
+
+    Raises:
+        StorageNotWritable: the disk is full, read-only or failing.
+    """
+    new = path.with_name(f".{path.name}.new")
+    with writing_files():
+        new.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secret + "\n")
+                file.flush()
+                os.fsync(descriptor)
+            new.replace(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def _new_token_id() -> str:
+    return f"t-{secrets.token_hex(6)}"
+
+
+def _new_join_token() -> str:
+    return f"fsj_{secrets.token_urlsafe(32)}"

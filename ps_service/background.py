@@ -10,9 +10,10 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from ps_service.bell import DEADLINES, EFFECTS, PRESENCE, Bell, wait_for_ring
+from ps_service.bell import DEADLINES, EFFECTS, HOUSEKEEPING, PRESENCE, Bell, wait_for_ring
 from ps_service.effects import perform_effects
 from ps_service.service import Service
+from ps_service.troubles import Troubles
 
 log = logging.getLogger("fed_sophia.rounds")
 
@@ -22,12 +23,20 @@ RETRY_S = 1.0
 @asynccontextmanager
 async def background(service: Service) -> AsyncIterator[None]:
     """While this is open, the server's watches are kept."""
+    troubles = Troubles(log)
 
     async def performing() -> float:
-        return 60.0 if await perform_effects(service.runner) else RETRY_S
+        return 60.0 if await perform_effects(service.runner, troubles) else RETRY_S
 
-    watches = {DEADLINES: service.runner.tick, EFFECTS: performing, PRESENCE: service.presence.look}
-    tasks = [asyncio.create_task(_watch(service.bell, topic, work)) for topic, work in watches.items()]
+    watches = {
+        DEADLINES: service.runner.tick,
+        EFFECTS: performing,
+        PRESENCE: service.presence.look,
+        HOUSEKEEPING: service.housekeeping.look,
+    }
+    tasks = [
+        asyncio.create_task(_watch(service.bell, topic, work, troubles)) for topic, work in watches.items()
+    ]
     try:
         yield
     finally:
@@ -36,12 +45,13 @@ async def background(service: Service) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(bell: Bell, topic: str, work: Callable[[], Awaitable[float]]) -> None:
+async def _watch(bell: Bell, topic: str, work: Callable[[], Awaitable[float]], troubles: Troubles) -> None:
     with bell.listen([topic]) as rung:
         while True:
             try:
                 wait_s = await work()
-            except Exception:
-                log.exception("%s: failed; trying again in %s s", topic, RETRY_S)
+                troubles.worked(topic)
+            except Exception as error:
+                troubles.failed(topic, error)
                 wait_s = RETRY_S
             await wait_for_ring(rung, wait_s)

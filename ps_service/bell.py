@@ -13,6 +13,7 @@ EFFECTS = "effects"
 DEADLINES = "deadlines"
 VERSIONS = "versions"
 PRESENCE = "presence"
+HOUSEKEEPING = "housekeeping"
 
 
 def worker_topic(worker_id: str) -> str:

@@ -3,7 +3,8 @@
 
 After a crash the effects that are not ticked off are performed again. They are safe to repeat: all they
 make is named by digest, and a round that has left AGGREGATING takes no second result. Only a store that
-fails is tried again: what fails for any other reason would fail for ever, and abandons its round.
+fails, a full disk for one, is tried again: what fails for any other reason would fail for ever, and abandons
+its round.
 """
 
 import asyncio
@@ -12,30 +13,37 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from protocol.errors import FedSophiaError
+from protocol.errors import FedSophiaError, StorageNotWritable
 from protocol.messages import RoundStatus
 from ps_service import round_machine
 from ps_service.aggregation import AdmittedUpdate, aggregate
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import effect_records, update_records, version_records
 from ps_service.storage.effect_records import StoredEffect
-from ps_service.storage.existing import the_round, the_run
+from ps_service.storage.existing import missing_blobs, the_round, the_run
 from ps_service.transitions import round_event
+from ps_service.troubles import Troubles
 
 log = logging.getLogger("fed_sophia.rounds")
 
 
-async def perform_effects(runner: RoundRunner) -> bool:
-    """Perform everything that is not ticked off, oldest first; False if something is to be tried again."""
+async def perform_effects(runner: RoundRunner, troubles: Troubles | None = None) -> bool:
+    """Perform everything that is not ticked off, oldest first; False if something is to be tried again.
+
+    Args: troubles: what failed the last time, so that it is not said each time.
+    """
+    troubles = troubles or Troubles(log)
     async with runner.stores.records.read() as connection:
         effects = await effect_records.pending_effects(connection)
     all_done = True
     for effect in effects:
+        aggregation = f"aggregation of run {effect.run_id}, round {effect.round}"
         try:
             await _perform(runner, effect)
-        except Exception:
+            troubles.worked(aggregation)
+        except Exception as error:
             # it stays in the records; what other runs wait for must not wait behind it
-            log.exception("run %s, round %d: not aggregated yet", effect.run_id, effect.round)
+            troubles.failed(aggregation, error)
             all_done = False
     return all_done
 
@@ -44,11 +52,11 @@ async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
     """Aggregate, or abandon the round if it cannot be.
 
     Raises:
-        OSError, SQLAlchemyError: a store fails for now (a full disk, say). Nothing is lost.
+        StorageNotWritable, OSError, SQLAlchemyError: a store fails for now. Nothing is lost.
     """
     try:
         await _aggregate(runner, effect)
-    except (OSError, SQLAlchemyError):
+    except (StorageNotWritable, OSError, SQLAlchemyError):
         raise
     except FedSophiaError as error:
         log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)
@@ -89,6 +97,8 @@ async def _aggregated(runner: RoundRunner, effect: StoredEffect, tensors: dict[s
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
         if stored.state.status is RoundStatus.AGGREGATING:
+            if missing := await missing_blobs(runner.stores.blobs, set(tensors.values())):
+                raise FileNotFoundError(f"{missing[0]} is gone before it was recorded")
             version = stored.state.base_version + 1
             await version_records.add_version(connection, run.run_id, version, effect.round, tensors, now_ms)
             await round_event(transition, run, stored, round_machine.Aggregated(now_ms))

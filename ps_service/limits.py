@@ -32,7 +32,10 @@ class JsonBodyLimit:
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > self._max_bytes:
-                error = MessageTooLarge(f"the body is longer than {self._max_bytes} bytes")
+                error = MessageTooLarge(
+                    f"the body is longer than {self._max_bytes} bytes; "
+                    "the server's FED_SOPHIA_MAX_JSON_BYTES says how long it may be"
+                )
                 self._meters.refusals.labels(code=error.code).inc()
                 await answer(error)(scope, receive, send)
                 return

@@ -32,12 +32,14 @@ class Presence:
         """How often a worker at work is to be heard of."""
         self._seen_ms: dict[str, int] = {}
         self._here: Counter[str] = Counter()
+        self._found_lost: set[str] = set()
+        """By this process, and not welcomed back: a request of theirs may have read its record before."""
         self._listening_since_ms = self._looked_ms = runner.clock.now_ms()
 
     async def seen(self, worker: StoredWorker) -> None:
         """A request of this worker has come; one that was lost is welcomed back."""
         self._seen_ms[worker.worker_id] = self._runner.clock.now_ms()
-        if worker.lost_ms is not None:
+        if worker.lost_ms is not None or worker.worker_id in self._found_lost:
             await self._welcome_back(worker.worker_id)
 
     def last_seen_ms(self, worker: StoredWorker) -> int:
@@ -64,8 +66,8 @@ class Presence:
         self._looked_ms = now_ms
         await self._write_down(now_ms)
         since_ms = now_ms - self._lost_after_ms
-        if self._listening_since_ms <= since_ms:
-            await self._find_lost(since_ms)
+        if self._listening_since_ms <= since_ms and await self._find_lost(since_ms) == MOST_AT_ONCE:
+            return 0.0
         return self.look_every_s
 
     async def _write_down(self, now_ms: int) -> None:
@@ -79,25 +81,22 @@ class Presence:
             self._seen_ms = seen | self._seen_ms
             raise
 
-    async def _find_lost(self, since_ms: int) -> None:
+    async def _find_lost(self, since_ms: int) -> int:
+        """Write down who is lost; give how many were silent, of whom some may have come meanwhile."""
         records = self._runner.stores.records
         async with records.read() as connection:
             silent = await credential_records.silent_workers(connection, since_ms, MOST_AT_ONCE)
-        if not silent:
-            return
-        async with self._runner.transition() as transition:
-            for worker_id in silent:
-                if not self._is_heard(worker_id):
-                    await worker_lost(transition, worker_id)
-        for worker_id in silent:  # it may have come while this was written down, and not known of it
-            if self._is_heard(worker_id):
-                await self._welcome_back(worker_id)
-
-    def _is_heard(self, worker_id: str) -> bool:
-        return worker_id in self._seen_ms or worker_id in self._here
+        if silent:
+            self._found_lost.update(silent)  # before it is written down: who comes from now on waits for that
+            async with self._runner.transition() as transition:
+                for worker_id in silent:
+                    if worker_id not in self._seen_ms and worker_id not in self._here:
+                        await worker_lost(transition, worker_id)
+        return len(silent)
 
     async def _welcome_back(self, worker_id: str) -> None:
         async with self._runner.transition() as transition:
             worker = await credential_records.worker_by_id(transition.connection, worker_id)
             if worker is not None and worker.lost_ms is not None and worker.revoked_ms is None:
                 await worker_returned(transition, worker_id)
+        self._found_lost.discard(worker_id)

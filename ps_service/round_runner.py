@@ -10,7 +10,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from protocol.errors import NotFound, QuorumMissing, RunEnded, UpdateConflict, UploadInterrupted
+from protocol.errors import (
+    NotFound,
+    QuorumMissing,
+    RunEnded,
+    UnknownTensors,
+    UpdateConflict,
+    UploadInterrupted,
+)
 from protocol.messages import MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
 from ps_service import round_machine, run_machine
 from ps_service.admission import require_open
@@ -28,7 +35,7 @@ from ps_service.storage import (
     version_records,
 )
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import the_assignment, the_round, the_run, the_worker
+from ps_service.storage.existing import missing_blobs, the_assignment, the_round, the_run, the_worker
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredAssignment, StoredUpload
 from ps_service.summaries import round_summaries, run_summary
@@ -53,10 +60,18 @@ class RoundRunner:
         self.bell = bell
         self.meters = meters
         self._sent_bytes: Counter[str] = Counter()
+        self.untidy: set[str] = set()
+        """Runs with rounds that ended since they were tidied last."""
 
     async def create_run(self, spec: RunSpec) -> RunSummary:
-        """Store a run whose `params` are in the blob store already, and let workers join it."""
+        """Store a run whose `params` are in the blob store already, and let workers join it.
+
+        Raises:
+            UnknownTensors: they are not.
+        """
         async with self.transition() as transition:
+            if await missing_blobs(self.stores.blobs, [spec.params_digest]):
+                raise UnknownTensors(f"params_digest: nothing is stored under {spec.params_digest}")
             run = StoredRun(f"run-{secrets.token_hex(6)}", spec, Run(), transition.now_ms)
             await run_records.add_run(transition.connection, run)
             await version_records.add_version(
@@ -120,6 +135,8 @@ class RoundRunner:
             # it may have lost its credential while the body was on its way
             await the_worker(connection, assignment.worker_id)
             require_open(run.state.status, round_.state, declined=assignment.declined_reason is not None)
+            if await missing_blobs(self.stores.blobs, [header.digest]):
+                raise UploadInterrupted("the bytes are gone that were received; send them again")
             await update_records.add_update(connection, assignment, header, transition.now_ms)
             await run_records.add_round_traffic(
                 connection, run.run_id, assignment.round, bytes_up=header.size_bytes
@@ -254,6 +271,7 @@ class RoundRunner:
             transition = Transition(connection, self.clock.now_ms(), self._sent_bytes)
             yield transition
         self._sent_bytes.subtract(transition.written_down)
+        self.untidy |= transition.untidy
         for round_ in transition.ended:
             self.meters.rounds.labels(status=round_.status.value).inc()
             self.meters.round_seconds.observe(((round_.ended_ms or 0) - round_.opened_ms) / 1000)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import uvicorn
 
-from protocol.errors import InvalidUsage
+from protocol.errors import InvalidUsage, StorageNotWritable
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
 from ps_service.service import Service
 from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
+from ps_service.storage.not_writable import writing_files
 from ps_service.storage.records import Records
 
 log = logging.getLogger("fed_sophia.server")
@@ -36,6 +37,10 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     """Serve until SIGINT or SIGTERM; call `announce(url)` once requests are answered.
 
     Args: stores: opens what the server keeps in its data directory.
+
+    Raises:
+        InvalidUsage: the address or the data directory is another's.
+        StorageNotWritable: the disk of the data directory is full, read-only or failing.
     """
     os.umask(0o077)  # all that is made is the operator's own, also in a directory that others may enter
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -43,16 +48,22 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     # the loop uvicorn would choose: uvloop where it is installed
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve(settings, announce, stores))
+        try:
+            runner.run(_serve(settings, announce, stores))
+        except StorageNotWritable as error:
+            raise StorageNotWritable(f"data directory {settings.server_data_dir}: {error.detail}") from error
 
 
 async def _serve(settings: Settings, announce: Callable[[str], None], open_: OpensStores) -> None:
     directory = settings.server_data_dir
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = _lock(directory)
+    with writing_files():
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = _lock(directory)
     listener = _listen(settings)
     stores = await open_(directory)
     try:
+        await stores.records.check()
+        await asyncio.to_thread(stores.blobs.check)
         app = create_app(settings, stores, SystemClock())
         service: Service = app.state.service
         await service.auth.make_first_credentials(directory)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ps_service.auth import Auth
 from ps_service.bell import Bell
 from ps_service.clock import Clock
+from ps_service.housekeeping import Housekeeping
 from ps_service.metrics import Meters
 from ps_service.pace import Pace
 from ps_service.presence import Presence
@@ -27,6 +28,7 @@ class Service:
     auth: Auth
     runner: RoundRunner
     presence: Presence
+    housekeeping: Housekeeping
     pace: Pace = field(default_factory=Pace)
     uploads_in_progress: set[str] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -17,7 +17,14 @@ from protocol.messages import (
     UpdateHeader,
 )
 from ps_service.run_machine import assignment_seed
-from ps_service.storage import member_records, report_records, run_records, update_records, version_records
+from ps_service.storage import (
+    archive_records,
+    member_records,
+    report_records,
+    run_records,
+    update_records,
+    version_records,
+)
 from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
@@ -52,11 +59,12 @@ async def round_summaries(
     reports = await report_records.reports_of(
         connection, run_id, first.base_version + 1, last.base_version + 1
     )
+    archived = await archive_records.archived_metrics(connection, run_id, first.number, last.number)
     summaries = []
     for stored in rounds:
         state = stored.state
         version = state.base_version + 1 if state.status is RoundStatus.COMMITTED else None
-        metrics = mean_of_workers(headers.get(state.number, []))
+        metrics = archived.get(state.number, {}) | mean_of_workers(headers.get(state.number, []))
         if version is not None:
             metrics |= mean_of_reports(reports.get(version, []))
         summaries.append(
@@ -147,7 +155,8 @@ async def next_evaluation(
     runs = await run_records.runs_of_tasks(connection, tasks)
     for run in sorted(runs, key=lambda run: (run.state.status.ended, -run.created_ms)):
         reported = await report_records.versions_reported_by(connection, run.run_id, worker_id)
-        unmeasured = [version for version in range(1, run.state.version + 1) if version not in reported]
+        kept = await version_records.versions_with_tensors(connection, run.run_id)
+        unmeasured = [each.version for each in kept if each.version and each.version not in reported]
         if unmeasured:
             version = unmeasured[-EVALUATIONS_BEHIND:][0]
             return EvaluationAssignment(

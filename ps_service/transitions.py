@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import RoundStatus
 from ps_service import round_machine, run_machine
-from ps_service.bell import DEADLINES, EFFECTS, VERSIONS, run_topic, worker_topic
+from ps_service.bell import DEADLINES, EFFECTS, HOUSEKEEPING, VERSIONS, run_topic, worker_topic
 from ps_service.round_machine import Round, RoundEffect, RoundEvent
 from ps_service.run_machine import CancelRound, OpenRound, RunEvent
 from ps_service.storage import (
@@ -42,6 +42,8 @@ class Transition:
     topics: set[str] = field(default_factory=set)
     ended: list[Round] = field(default_factory=list)
     written_down: Counter[str] = field(default_factory=Counter)
+    untidy: set[str] = field(default_factory=set)
+    """Runs that may have something to forget."""
 
 
 async def round_event(
@@ -78,6 +80,8 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
     )
     await _write_down_sent_bytes(transition, run_id, round_.number)
     transition.ended.append(round_)
+    transition.untidy.add(run_id)
+    transition.topics.add(HOUSEKEEPING)
     slots = tuple(await member_records.eligible_slots(connection, run_id))
     run_event_: RunEvent
     if committed:

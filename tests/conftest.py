@@ -7,6 +7,12 @@ from collections.abc import Callable
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=20, help="processes that die at random moments in tests/system/crash"
+    )
+
+
 @pytest.fixture
 def require_part() -> Callable[[bool, str], None]:
     """Call with (found, what): a test whose part is missing is skipped, or fails if all are required."""

@@ -99,7 +99,7 @@ def test_every_setting_has_its_heading_and_no_other() -> None:
 
 
 def test_every_field_of_a_run_spec_has_its_heading_and_no_other() -> None:
-    chapters = {"What is trained", "Who takes part", "When a round ends", "When the run ends"}
+    chapters = {"What is trained", "Who takes part", "What is kept", "When a round ends", "When the run ends"}
     assert set(sections("run-spec.md")) == set(RunSpec.model_fields) | chapters
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from protocol.errors import FedSophiaError, InvalidUsage, LocalStateCorrupt
 from protocol.messages import Said, parse
-from worker.durable import Fsync, make_private_directory, replace_file, writing
+from worker.durable import Fsync, make_private_directory, replace_file, sync_directory, writing
 
 _FILE_NAME = "identity.json"
 
@@ -35,7 +35,7 @@ def identity_in(state_dir: Path, server_url: str, fsync: Fsync = os.fsync) -> Id
     Raises:
         InvalidUsage: the directory belongs to another server.
         LocalStateCorrupt: the file cannot be read.
-        StateNotWritable: a new one cannot be written.
+        StateNotWritable: a new one cannot be written, or the old one not be made to last.
     """
     server_url = server_url.rstrip("/")
     try:
@@ -53,6 +53,8 @@ def identity_in(state_dir: Path, server_url: str, fsync: Fsync = os.fsync) -> Id
             f"the state directory {state_dir} belongs to {identity.server_url}, not to {server_url}: "
             "use another one for another server"
         )
+    with writing(state_dir):
+        sync_directory(state_dir, fsync)  # a process that was killed may have left names it did not sync
     return identity
 
 

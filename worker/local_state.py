@@ -114,14 +114,18 @@ class LocalState:
             StateNotWritable: the disk will not have it.
         """
         description = other._describe(run_id)
-        if description is None:  # moved already
-            return
-        tensors_path = self._tensors_path(run_id, description.digest)
         with writing(self._directory):
+            if description is None:  # moved already, maybe by a process that was killed before it could sync
+                sync_directory(self._directory, self._fsync)
+                mine = self._describe(run_id)
+                if mine is not None:  # what it replaced may still be there
+                    self._remove_tensors(run_id, but=self._tensors_path(run_id, mine.digest))
+                return
+            tensors_path = self._tensors_path(run_id, description.digest)
             moving = other._tensors_path(run_id, description.digest)
             if moving.exists():
                 moving.replace(tensors_path)
-                sync_directory(self._directory, self._fsync)
+            sync_directory(self._directory, self._fsync)
             other._path(run_id).replace(self._path(run_id))
             sync_directory(self._directory, self._fsync)
             self._remove_tensors(run_id, but=tensors_path)
@@ -134,6 +138,7 @@ class LocalState:
         """
         with writing(self._directory):
             self._path(run_id).unlink(missing_ok=True)
+            sync_directory(self._directory, self._fsync)  # what names the tensors goes before they do
             self._remove_tensors(run_id, but=None)
 
     def _remove_tensors(self, run_id: str, but: Path | None) -> None:

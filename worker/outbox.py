@@ -72,6 +72,8 @@ class Outbox:
         self._fsync = fsync
         with writing(directory):
             make_private_directory(directory, fsync)
+            if any(directory.iterdir()):  # left by a process that may have been killed before it could sync
+                sync_directory(directory, fsync)
             for leftover in (*directory.glob(f"{_NEW}*"), *directory.glob(f"{_OLD}*")):
                 shutil.rmtree(leftover)
 

@@ -23,7 +23,7 @@ from fed_sophia.options import (
     named_values,
 )
 from fed_sophia.output import output_for
-from fed_sophia.policies import adaptive, target_metric
+from fed_sophia.policies import adaptive, retention, target_metric
 from fed_sophia.rounds_view import view_for
 from protocol.messages import RoundSummary, RunStatus, RunSummary
 
@@ -84,6 +84,15 @@ def create(
     max_duration: Annotated[
         str | None, typer.Option(help="End the run after so long: 90s, 10m, 24h.")
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT=N",
+            help="Versions that keep their tensors: last=20, every=50, highest=METRIC:3, lowest=METRIC; "
+            "updates=ROUNDS keeps the workers' updates. Repeatable; they add up.",
+            show_default="last=10",
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Chooses the first parameters, the cohorts and the batches.")
     ] = 0,
@@ -127,6 +136,7 @@ def create(
             "max_extensions": max_extensions,
             "target_metric": target_metric(target),
             "max_duration_s": None if max_duration is None else duration_s(max_duration, "--max-duration"),
+            "retention": retention(keep or ()),
         },
         algorithm=algorithm,
         local_steps=local_steps,

@@ -1,13 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fed-sophia run …`: list, show, pause, resume, cancel and export training jobs."""
-
-from pathlib import Path
-from typing import Annotated
-
-import typer
+"""`fed-sophia run …`: list, show, pause, resume and cancel training jobs."""
 
 from fed_sophia.commands.asking import ask
-from fed_sophia.export import export_version
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.options import (
     DEFAULT_SERVER,
@@ -16,9 +10,8 @@ from fed_sophia.options import (
     RunId,
     Server,
 )
-from fed_sophia.output import Fields, HumanOutput, output_for, size_text
+from fed_sophia.output import Fields, HumanOutput, output_for
 from fed_sophia.rounds_view import round_fields, rounds_table
-from protocol.errors import InvalidUsage
 from protocol.messages import RunSpec, RunStatus, RunSummary
 
 _POLICIES = (
@@ -32,6 +25,7 @@ _POLICIES = (
     "max_extensions",
     "target_metric",
     "max_duration_s",
+    "retention",
 )
 
 LIST_EXAMPLES = """\b
@@ -55,11 +49,6 @@ Examples:
 RESUME_EXAMPLES = """\b
 Examples:
   fed-sophia run resume RUN
-"""
-EXPORT_EXAMPLES = """\b
-Examples:
-  fed-sophia run export RUN --output model.safetensors
-  fed-sophia run export RUN --version 10 --output ten.safetensors
 """
 
 
@@ -129,29 +118,6 @@ def cancel(
     """End a run now; what an open round has collected is not counted."""
     run = ask(server, operator_key_file, lambda client: client.cancel(run_id))
     output_for(json_lines).summary(run_sentence(run), run_fields(run))
-
-
-def export(
-    run_id: RunId,
-    destination: Annotated[Path, typer.Option("--output", "-o", help="The safetensors file to write.")],
-    version: Annotated[
-        int | None, typer.Option(help="Which version; 0 is the first parameters.", show_default="the last")
-    ] = None,
-    server: Server = DEFAULT_SERVER,
-    operator_key_file: OperatorKeyFile = None,
-    json_lines: JsonLines = False,
-) -> None:
-    """Write a version's parameters to a safetensors file."""
-    if destination.is_dir():
-        raise InvalidUsage(f"--output {destination}: expected a file to write, found a folder")
-    exported = ask(
-        server, operator_key_file, lambda client: export_version(client, run_id, version, destination)
-    )
-    output_for(json_lines).summary(
-        f"{destination}: version {exported.version}, {exported.num_tensors} tensors, "
-        f"{size_text(exported.size_bytes)}",
-        exported.fields(),
-    )
 
 
 def run_fields(run: RunSummary) -> Fields:

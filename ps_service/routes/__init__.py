@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from ps_service.routes import assignments, events, health, runs, tensors, uploads, workers
+from ps_service.routes import archives, assignments, events, health, runs, tensors, uploads, workers
 from ps_service.service import Service
 
 ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
@@ -14,6 +14,7 @@ ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
     uploads.router,
     tensors.router,
     runs.router,
+    archives.router,
     events.router,
     health.router,
 )

@@ -7,7 +7,7 @@ import logging
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
-from protocol.errors import NotReady
+from protocol.errors import NotReady, StorageNotWritable
 from ps_service.openapi import BEARER
 from ps_service.service import Service
 
@@ -24,12 +24,14 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Both stores answer, and no stop was asked for."""
+        """Both stores can be written to, and no stop was asked for."""
         if service.stopping.is_set():
             raise NotReady("the server is stopping")
         try:
             await service.stores.records.check()
             await asyncio.to_thread(service.stores.blobs.check)
+        except StorageNotWritable as error:
+            raise NotReady(error.detail) from error
         except (SQLAlchemyError, OSError) as error:
             log.exception("a store does not answer")
             raise NotReady("a store does not answer; the server's log has the reason") from error

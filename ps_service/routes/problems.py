@@ -52,6 +52,7 @@ STATUS: dict[type[FedSophiaError], int] = {
     errors.Internal: 500,
     errors.NotReady: 503,
     errors.StorageCorrupt: 500,
+    errors.StorageNotWritable: 507,
 }
 
 _OF_STATUS: dict[int, type[FedSophiaError]] = {

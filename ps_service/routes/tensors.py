@@ -12,7 +12,6 @@ from starlette.responses import StreamingResponse
 
 from protocol.codec import MEDIA_TYPE
 from protocol.errors import (
-    FedSophiaError,
     MessageTooLarge,
     NotFound,
     RangeNotSatisfiable,
@@ -53,6 +52,7 @@ def router(service: Service) -> APIRouter:
             most = service.settings.max_body_bytes
             if size_bytes > most:
                 raise MessageTooLarge(f"Content-Length: {size_bytes}; at most {most} are accepted")
+            service.housekeeping.spare(digest)
             if await asyncio.to_thread(blobs.size, digest) is not None:
                 body.sender_is_known(size_bytes)
                 await body.drain()
@@ -64,7 +64,7 @@ def router(service: Service) -> APIRouter:
                 await asyncio.to_thread(intake.seal)
             finally:
                 await asyncio.to_thread(intake.discard)
-        except FedSophiaError:
+        except Exception:  # whatever it is: who is still sending hears of nothing
             await body.drain()
             raise
         return {"digest": digest}
@@ -75,9 +75,11 @@ def router(service: Service) -> APIRouter:
     @routes.head("/runs/{run_id}/tensors/{digest}", include_in_schema=False)
     async def fetch(request: Request, run_id: str, digest: DigestPath) -> Response:
         """One bundle of a version of the run's state, whole or in part."""
-        await _require_reader(service, await auth.caller(request), run_id, digest)
+        caller = await auth.caller(request)
+        await _require_reader(service, caller, run_id, digest)
         size_bytes = await asyncio.to_thread(blobs.size, digest)
         if size_bytes is None:
+            await _require_reader(service, caller, run_id, digest)  # it may have been collected meanwhile
             raise StorageCorrupt(f"tensor message {digest} is missing")
         headers = _headers(digest)
         if _is_cached(request, digest):

@@ -5,14 +5,14 @@ A receipt means, in this order: file fsync → rename → directory fsync → co
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.algorithms import algorithm_named
-from protocol.errors import FedSophiaError, NotFound, UploadInProgress
+from protocol.errors import NotFound, StorageCorrupt, UploadInProgress
 from protocol.messages import Receipt
 from ps_service.admission import check_update_message, require_open
 from ps_service.aggregation import StoredMessage
@@ -25,6 +25,7 @@ from ps_service.routes.bodies import DRAIN_BYTES, Body, require_tensor_message
 from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records, version_records
+from ps_service.storage.existing import the_assignment, the_round, the_run
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredUpload
 
@@ -69,10 +70,13 @@ def router(service: Service) -> APIRouter:
             require_tensor_message(request, upload.header.size_bytes)
             require_open(run.state.status, round_.state, declined=stored.declined_reason is not None)
             with _only_one(service, upload_id), service.presence.here(worker.worker_id):
-                async with noting_refusals(records, worker, upload.assignment_id):
+                async with (
+                    noting_refusals(records, worker, upload.assignment_id),
+                    _unless_closed(service, upload.assignment_id),
+                ):
                     await _receive(service, body, run, upload, tensors["params"])
                 return await service.runner.admit(upload)
-        except FedSophiaError:
+        except Exception:  # whatever it is: who is still sending hears of nothing
             await body.drain()
             raise
 
@@ -97,6 +101,20 @@ async def _receive(service: Service, body: Body, run: StoredRun, upload: StoredU
         await asyncio.to_thread(intake.seal)
     finally:
         await asyncio.to_thread(intake.discard)
+
+
+@asynccontextmanager
+async def _unless_closed(service: Service, assignment_id: str) -> AsyncIterator[None]:
+    """A round that closes while a body travels may have its tensors collected: the sender is told why."""
+    try:
+        yield
+    except StorageCorrupt:
+        async with service.stores.records.read() as connection:
+            stored = await the_assignment(connection, assignment_id)
+            run = await the_run(connection, stored.run_id)
+            round_ = await the_round(connection, stored.run_id, stored.round)
+        require_open(run.state.status, round_.state, declined=False)
+        raise
 
 
 @contextmanager

@@ -6,13 +6,18 @@ Duties of a store:
 - `stage` gives a place to write to that nobody can read yet; any number may be open at once.
 - `Staged.seal(digest)` makes the bytes readable under `digest`, durably: once it has returned, they
   survive a power cut. Sealing a digest that is there already is no error and changes nothing.
-- `Staged.discard` leaves no trace; so does a crash before `seal`, at the latest after the next start.
+- `Staged.discard` leaves no trace; so does a crash before `seal`, at the latest after the next start. It
+  never raises: where the disk is read-only for a while, the trace goes once it takes changes again.
 - `read_into` never returns fewer bytes than asked for: it fills the buffer or raises.
+- A disk that is full, read-only or failing is `StorageNotWritable` out of all that writes (the opening of
+  the store, `stage`, `write`, `seal`, `delete`, `check`), never a bare OSError. What was being written is
+  discarded by its writer; what was sealed before stays readable, and all works again once the disk does.
 
 Duties of the caller: `seal` is told the true digest (the store does not hash again), the methods block
 and are called in a thread, and a blob is deleted only when no row names it.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 
@@ -43,10 +48,14 @@ class BlobStore(Protocol):
         """
         ...
 
+    def digests(self) -> Iterator[str]:
+        """All that can be read now, in any order; what comes or goes meanwhile may be among them."""
+        ...
+
     def delete(self, digest: str) -> None:
         """Forget these bytes; no error if they are not there."""
         ...
 
     def check(self) -> None:
-        """Raises: OSError: the store cannot be written to."""
+        """Raises: StorageNotWritable: the store cannot be written to."""
         ...

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that must be there: whoever asks for one that is not is told so by name."""
+"""What must be there: whoever asks for a record that is not is told so by name."""
+
+import asyncio
+from collections.abc import Iterable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.errors import NotFound, WorkerRevoked
 from ps_service.storage import credential_records, run_records, update_records
+from ps_service.storage.blobs import BlobStore
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
@@ -47,3 +51,8 @@ def require_not_revoked(worker: StoredWorker) -> StoredWorker:
     if worker.revoked_ms is not None:
         raise WorkerRevoked(f"the credential of worker {worker.worker_id} was revoked")
     return worker
+
+
+async def missing_blobs(blobs: BlobStore, digests: Iterable[str]) -> list[str]:
+    """Those that the store does not have. To be asked inside the transaction that refers to them."""
+    return [digest for digest in digests if await asyncio.to_thread(blobs.size, digest) is None]

@@ -8,10 +8,11 @@ Files are opened for each read: no descriptor outlives a call, so a delete is a 
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from protocol.errors import StorageCorrupt
+from ps_service.storage.not_writable import writing_files
 
 Fsync = Callable[[int], None]
 
@@ -24,17 +25,30 @@ class FileBlobs:
         self.fsync = fsync
         self._blobs = directory / "blobs"
         self._staging = directory / "staging"
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self._staging.mkdir(exist_ok=True)
-        for byte in range(256):  # all now, durably: no seal depends on a directory that another is making
-            (self._blobs / f"{byte:02x}").mkdir(exist_ok=True)
-        _sync_directory(self._blobs, fsync)
-        _sync_directory(directory, fsync)
-        for left_behind in self._staging.iterdir():
-            left_behind.unlink()
+        self._not_removed: set[Path] = set()
+        with writing_files():
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            self._staging.mkdir(exist_ok=True)
+            for byte in range(256):  # all now, durably: no seal depends on a directory that another is making
+                (self._blobs / f"{byte:02x}").mkdir(exist_ok=True)
+            sync_directory(self._blobs, fsync)
+            sync_directory(directory, fsync)
+            for left_behind in self._staging.iterdir():
+                left_behind.unlink()
 
     def stage(self) -> "StagedFile":
-        return StagedFile(self, self._staging / secrets.token_hex(16))
+        with writing_files():
+            for left_behind in list(self._not_removed):
+                left_behind.unlink(missing_ok=True)
+                self._not_removed.discard(left_behind)
+            return StagedFile(self, self._staging / secrets.token_hex(16))
+
+    def remove_staged(self, path: Path) -> None:
+        """Now, or if the disk is read-only, when it next takes a staged file."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            self._not_removed.add(path)
 
     def path(self, digest: str) -> Path:
         return self._blobs / digest[:2] / digest
@@ -62,8 +76,13 @@ class FileBlobs:
         except FileNotFoundError:
             raise StorageCorrupt(f"tensor message {digest} is missing") from None
 
+    def digests(self) -> Iterator[str]:
+        for directory in self._blobs.iterdir():
+            yield from (path.name for path in directory.iterdir())
+
     def delete(self, digest: str) -> None:
-        self.path(digest).unlink(missing_ok=True)
+        with writing_files():
+            self.path(digest).unlink(missing_ok=True)
 
     def check(self) -> None:
         probe = self.stage()
@@ -84,26 +103,30 @@ class StagedFile:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        with writing_files():
+            while view:
+                view = view[self._file.write(view) :]
 
     def sync(self) -> None:
-        self._store.fsync(self._file.fileno())
+        with writing_files():
+            self._store.fsync(self._file.fileno())
 
     def seal(self, digest: str) -> None:
         target = self._store.path(digest)
         self.sync()
-        self._file.close()
-        self._path.replace(target)
-        _sync_directory(target.parent, self._store.fsync)
+        with writing_files():
+            self._file.close()
+            self._path.replace(target)
+            sync_directory(target.parent, self._store.fsync)
 
     def discard(self) -> None:
-        self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._store.remove_staged(self._path)
 
 
-def _sync_directory(path: Path, fsync: Fsync) -> None:
+def sync_directory(path: Path, fsync: Fsync = os.fsync) -> None:
+    """Make the names in a directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fsync(descriptor)

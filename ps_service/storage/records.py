@@ -13,11 +13,12 @@ from pathlib import Path
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from protocol.errors import StorageCorrupt
+from ps_service.storage.not_writable import is_read_only, using_database
 
 
 class Records:
@@ -25,6 +26,7 @@ class Records:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self._directory = None if engine.url.database is None else Path(engine.url.database).parent
         # SQLite has one writer at a time: queue here, where waiting costs nothing
         self._writing = asyncio.Lock()
 
@@ -36,15 +38,17 @@ class Records:
 
         Raises:
             StorageCorrupt: the file is no database, or a broken one.
+            StorageNotWritable: the disk is full, read-only or failing.
             UnsupportedVersion: a newer version of fed-sophia made it.
         """
         from ps_service.storage import migrations
 
         engine = _sqlite_engine(path)
         try:
-            async with engine.connect() as connection:
-                await connection.run_sync(migrations.upgrade)
-                await connection.commit()
+            with using_database(path and path.parent):
+                async with engine.connect() as connection:
+                    await connection.run_sync(migrations.upgrade)
+                    await connection.commit()
         except DatabaseError as error:
             await engine.dispose()
             raise StorageCorrupt(f"database {path}: {error.orig}") from error
@@ -55,22 +59,42 @@ class Records:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A consistent view; nothing may be changed in it."""
-        async with self.engine.connect() as connection, connection.begin():
-            yield connection
+        """A consistent view; nothing may be changed in it.
+
+        Raises:
+            StorageNotWritable: SQLite cannot read, for want of a disk that works.
+        """
+        with using_database(self._directory):
+            async with self.engine.connect() as connection, connection.begin():
+                yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that changes something: commits at the end, rolls back on any error."""
-        async with self._writing, self.engine.connect() as connection:
-            connection = await connection.execution_options(begin_immediate=True)
-            async with connection.begin():
-                yield connection
+        """A transaction that changes something: commits at the end, rolls back on any error.
+
+        Raises:
+            StorageNotWritable: the disk is full, read-only or failing.
+        """
+        with using_database(self._directory):
+            async with self._writing, self.engine.connect() as connection:
+                connection = await connection.execution_options(begin_immediate=True)
+                try:
+                    async with connection.begin():
+                        yield connection
+                except OperationalError as error:
+                    if is_read_only(error):  # a file that was opened so stays so: never use it again
+                        await connection.invalidate()
+                    raise
 
     async def check(self) -> None:
-        """Raises: sqlalchemy.exc.SQLAlchemyError: the database does not answer."""
-        async with self.read() as connection:
-            await connection.execute(text("SELECT 1"))
+        """Commit something that changes nothing.
+
+        Raises:
+            StorageNotWritable: the disk is full, read-only or failing.
+            sqlalchemy.exc.SQLAlchemyError: the database does not answer.
+        """
+        async with self.write() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
     async def close(self) -> None:
         await self.engine.dispose()

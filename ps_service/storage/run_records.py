@@ -93,6 +93,10 @@ async def open_runs(connection: AsyncConnection, tasks: tuple[str, ...] | None =
     return [_run(row) for row in await connection.execute(query.order_by(runs.c.created_ms, runs.c.run_id))]
 
 
+async def all_run_ids(connection: AsyncConnection) -> list[str]:
+    return list((await connection.execute(select(runs.c.run_id))).scalars())
+
+
 async def runs_of_tasks(connection: AsyncConnection, tasks: tuple[str, ...]) -> list[StoredRun]:
     """All runs of these tasks, oldest first."""
     rows = await connection.execute(

@@ -3,7 +3,7 @@
 
 import json
 
-from sqlalchemy import insert, select
+from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import VersionSummary
@@ -55,10 +55,22 @@ async def list_versions(
     """Oldest first, beginning behind version `after`."""
     query = select(versions).where(versions.c.run_id == run_id, versions.c.version > after)
     rows = await connection.execute(query.order_by(versions.c.version).limit(limit))
-    return [
-        VersionSummary(version=row.version, tensors=json.loads(row.tensors), created_ms=row.created_ms)
-        for row in rows
-    ]
+    return [_version(row) for row in rows]
+
+
+async def versions_with_tensors(connection: AsyncConnection, run_id: str) -> list[VersionSummary]:
+    """The versions that have not been collected, oldest first; the current one is always among them."""
+    query = select(versions).where(versions.c.run_id == run_id, versions.c.collected_ms.is_(None))
+    return [_version(row) for row in await connection.execute(query.order_by(versions.c.version))]
+
+
+def _version(row: Row[tuple[object, ...]]) -> VersionSummary:
+    return VersionSummary(
+        version=row.version,
+        tensors=json.loads(row.tensors),
+        created_ms=row.created_ms,
+        collected=row.collected_ms is not None,
+    )
 
 
 async def is_state_of(connection: AsyncConnection, run_id: str, digest: str) -> bool:

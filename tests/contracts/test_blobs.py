@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import StorageCorrupt
+from protocol.errors import StorageCorrupt, StorageNotWritable
 from ps_service.storage.blobs import BlobStore
 from ps_service.storage.files import FileBlobs
+from tests.small_disk import a_small_disk
 
 STORES: dict[str, Callable[[Path], BlobStore]] = {"files": FileBlobs}
 CONTENT = bytes(range(256)) * 40
@@ -130,6 +131,53 @@ def test_a_deleted_blob_is_gone_and_deleting_it_again_is_no_error(open_store):
 def test_a_healthy_store_passes_its_check_and_keeps_nothing_of_it(open_store, tmp_path):
     open_store().check()
     assert files_under(tmp_path) == []
+
+
+@pytest.fixture
+def disk(tmp_path, require_part):
+    with a_small_disk(tmp_path / "disk", 1024 * 1024, require_part) as disk:
+        yield disk
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_full_disk_is_named_as_such_and_keeps_nothing_of_what_did_not_fit(disk, name):
+    store = STORES[name](disk.path)
+    stored(store)
+    before = disk.names()
+    disk.fill(leaving_bytes=2 * 4096)
+    staged = store.stage()
+    with pytest.raises(StorageNotWritable, match="the server's disk is full: No space left on device"):
+        staged.write(bytes(3 * 4096))
+    staged.discard()
+    assert disk.names() == before
+    disk.fill()
+    with pytest.raises(StorageNotWritable, match="full"):
+        store.check()
+    assert disk.names() == before
+    assert everything(store) == CONTENT
+    disk.make_room()
+    store.check()
+    stored(store, CONTENT * 2)
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_read_only_disk_is_named_as_such_and_is_used_again_once_it_is_not(disk, name):
+    store = STORES[name](disk.path)
+    stored(store)
+    before = disk.names()
+    staged = store.stage()
+    staged.write(CONTENT)
+    disk.make_read_only()
+    for action in (store.stage, store.check, lambda: staged.seal("0" * 64), lambda: store.delete(DIGEST)):
+        with pytest.raises(StorageNotWritable, match="the server's disk is read-only: Read-only file system"):
+            action()
+    staged.discard()
+    with pytest.raises(StorageNotWritable, match="read-only"):
+        STORES[name](disk.path)
+    assert everything(store) == CONTENT
+    disk.make_writable()
+    store.check()
+    assert disk.names() == before, "the trace that could not be removed is gone"
 
 
 SEAL = """

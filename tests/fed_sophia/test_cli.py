@@ -26,6 +26,7 @@ COMMANDS = [
     "run resume",
     "run cancel",
     "run export",
+    "run import",
 ]
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 

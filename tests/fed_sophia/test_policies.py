@@ -3,7 +3,7 @@
 
 import pytest
 
-from fed_sophia.policies import adaptive, target_metric
+from fed_sophia.policies import adaptive, retention, target_metric
 from protocol.errors import FedSophiaError
 
 
@@ -35,3 +35,23 @@ def test_a_target_has_a_direction():
 def test_a_target_without_name_direction_or_value_is_refused(text):
     with pytest.raises(FedSophiaError):
         target_metric(text)
+
+
+def test_what_is_kept_is_read_as_people_type_it():
+    said = retention(["last=3", "every=50", "lowest=test_loss:2", "updates=1"])
+    assert said is not None
+    assert said.model_dump() == {
+        "last": 3,
+        "every": 50,
+        "best": {"metric": "test_loss", "order": "lowest", "count": 2},
+        "update_rounds": 1,
+    }
+    assert retention([]) is None
+
+
+@pytest.mark.parametrize(
+    "texts", [["last"], ["last=x"], ["best=3"], ["highest="], ["last=0"], ["last=1", "last=2"], ["every=-1"]]
+)
+def test_what_cannot_be_kept_is_refused(texts):
+    with pytest.raises(FedSophiaError):
+        retention(texts)

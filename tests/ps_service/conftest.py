@@ -206,8 +206,9 @@ class ParameterServer:
         return Update(header | changes, body)
 
     async def aggregate_now(self) -> None:
-        """Perform what committed transitions asked for."""
+        """Perform what committed transitions asked for, and tidy up behind it."""
         assert await perform_effects(self.runner)
+        await self.service.housekeeping.look()
 
     async def someone_listens(self, topic: str) -> None:
         """Come back once a request waits for this topic to ring."""

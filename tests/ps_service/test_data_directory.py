@@ -17,13 +17,14 @@ serve(settings, lambda url: os.kill(os.getpid(), signal.SIGTERM))
 CHECK = """
 import resource, sys
 from pathlib import Path
+from protocol.errors import StorageNotWritable
 from ps_service.storage.files import FileBlobs
 blobs = FileBlobs(Path(sys.argv[1]))
 blobs.check()
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 try:
     blobs.check()
-except OSError:
+except StorageNotWritable:
     sys.exit(42)
 """
 

@@ -44,6 +44,22 @@ async def test_of_a_known_sender_s_body_more_is_read(server):
     assert taken == 100 * len(PIECE)
 
 
+async def test_a_body_that_the_disk_will_not_have_is_read_to_its_end_all_the_same(server):
+    _, cohort = await server.a_round()
+    worker, assignment = cohort[0]
+    update = server.an_update(assignment)
+    url = (await worker.declare(assignment, update.header)).json()["upload_url"]
+    (server.directory / "staging").rmdir()
+    for client, path in ((worker.http, url), (server.operator, f"/v1/tensors/{DIGEST}")):
+        sender = Sender(update.body[:8], len(update.body) // 8)
+        headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(update.body))}
+        answer = await client.put(path, content=sender, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (507, "storage-not-writable")
+        assert answer.headers["Retry-After"] == "1"
+        assert str(server.directory) not in answer.text
+        assert sender.taken_bytes // 8 == len(update.body) // 8
+
+
 async def test_a_body_that_trickles_is_not_drained_for_ever(start_server):
     """Each piece comes in time; all together do not."""
     server = await start_server(body_timeout_s=0.05)

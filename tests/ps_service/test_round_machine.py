@@ -19,6 +19,8 @@ from ps_service.round_machine import (
     Tick,
     UpdateAdmitted,
     WorkerDeclined,
+    WorkerLost,
+    WorkerReturned,
     step,
 )
 
@@ -126,9 +128,46 @@ def test_a_cancelled_run_abandons_a_round_that_collects_or_aggregates(events):
     assert (round_.status, effects) == (RoundStatus.ABANDONED, (RoundEffect.END,))
 
 
+# --- lost workers -------------------------------------------------------------------------------
+
+
+def test_nobody_waits_for_the_lost_once_a_quorum_is_held():
+    round_ = after(a_round(), UpdateAdmitted(1), UpdateAdmitted(2))
+    round_, effects = step(round_, WorkerLost(3))
+    assert (round_.status, effects) == (RoundStatus.AGGREGATING, (RoundEffect.AGGREGATE,))
+    assert (round_.admitted, round_.lost) == (2, 1)
+
+
+def test_one_who_may_still_answer_is_waited_for_whoever_is_lost():
+    round_ = after(a_round(), UpdateAdmitted(1), UpdateAdmitted(2))
+    round_ = replace(round_, invited=4, target=4)
+    assert after(round_, WorkerLost(3)).status is RoundStatus.COLLECTING
+    assert after(round_, WorkerLost(3), WorkerDeclined(4)).status is RoundStatus.AGGREGATING
+
+
+def test_the_lost_are_waited_for_until_the_deadline_while_a_quorum_is_missing():
+    round_ = after(a_round(), UpdateAdmitted(1), WorkerLost(2), WorkerLost(3), Tick(DEADLINE_MS - 1))
+    assert round_.status is RoundStatus.COLLECTING
+    assert after(round_, Tick(DEADLINE_MS)).status is RoundStatus.ABANDONED
+
+
+def test_one_who_returns_in_time_makes_the_quorum():
+    round_ = after(a_round(), UpdateAdmitted(1), WorkerLost(2), WorkerLost(3))
+    round_ = after(round_, WorkerReturned(4), UpdateAdmitted(4))
+    assert (round_.status, round_.admitted, round_.lost) == (RoundStatus.AGGREGATING, 2, 1)
+
+
+def test_a_round_whose_workers_are_all_lost_is_extended_like_any_other():
+    round_ = after(a_round(extension_ms=500, extensions_left=1), *[WorkerLost(1)] * 3, Tick(DEADLINE_MS))
+    assert (round_.status, round_.deadline_ms) == (RoundStatus.COLLECTING, DEADLINE_MS + 500)
+
+
+# --- laws ---------------------------------------------------------------------------------------
+
 times = st.integers(0, 2 * DEADLINE_MS)
 events = st.one_of(
     *(times.map(kind) for kind in (UpdateAdmitted, WorkerDeclined, Tick, CloseNow, Aggregated, Cancelled)),
+    *(times.map(kind) for kind in (WorkerLost, WorkerReturned)),
     times.map(lambda now_ms: AggregationFailed(now_ms, "it broke")),
 )
 rounds = st.integers(1, 6).flatmap(
@@ -159,12 +198,15 @@ def test_laws_that_hold_whatever_happens_in_whatever_order(round_, happening):
     assert aggregates <= 1
 
 
-@given(rounds, st.integers(0, 6), st.integers(0, 6), st.randoms(use_true_random=False))
-def test_the_order_of_what_is_counted_changes_nothing(round_, admitted, declined, shuffle: random.Random):
-    admitted = min(admitted, round_.invited)
-    happening = [UpdateAdmitted(5)] * admitted + [WorkerDeclined(5)] * min(
-        declined, round_.invited - admitted
-    )
+counts = st.integers(0, 6)
+
+
+@given(rounds, counts, counts, counts, st.randoms(use_true_random=False))
+def test_the_order_of_what_is_counted_changes_nothing(
+    round_, admitted, declined, lost, shuffle: random.Random
+):
+    kinds = [UpdateAdmitted] * admitted + [WorkerDeclined] * declined + [WorkerLost] * lost
+    happening = [kind(5) for kind in kinds[: round_.invited]]
     shuffled = list(happening)
     shuffle.shuffle(shuffled)
     one, other = after(round_, *happening), after(round_, *shuffled)
@@ -173,10 +215,57 @@ def test_the_order_of_what_is_counted_changes_nothing(round_, admitted, declined
     assert one == other or one.status.ended
 
 
-@given(rounds, st.integers(0, 6))
+@given(rounds, counts)
 def test_quorum_and_deadline_alone_decide_a_round_of_admissions(round_, admitted):
     round_ = replace(round_, target=round_.invited)
     admitted = min(admitted, round_.invited)
     ended = after(round_, *[UpdateAdmitted(1)] * admitted, Tick(DEADLINE_MS))
     expected = RoundStatus.AGGREGATING if admitted >= round_.quorum else RoundStatus.ABANDONED
     assert ended.status is expected
+
+
+def events_of_workers(invited, what_they_do):
+    """What the machine hears of it, as the shell has it: one answer a worker, its return before that."""
+    state = dict.fromkeys(range(invited), "awaited")
+    for worker, what, now_ms in what_they_do:
+        was = state.get(worker % invited)
+        if was == "lost" and what != "falls silent":
+            state[worker % invited] = "awaited"
+            yield WorkerReturned(now_ms)
+        if was != "answered" and what in ("sends", "declines"):
+            state[worker % invited] = "answered"
+            yield UpdateAdmitted(now_ms) if what == "sends" else WorkerDeclined(now_ms)
+        if was == "awaited" and what == "falls silent":
+            state[worker % invited] = "lost"
+            yield WorkerLost(now_ms)
+
+
+doings = st.lists(
+    st.tuples(st.integers(0, 5), st.sampled_from(["sends", "declines", "falls silent", "returns"]), times),
+    max_size=30,
+)
+
+
+@given(rounds, st.integers(0, 2), doings)
+def test_laws_of_workers_that_fall_silent_and_return_whenever_they_like(round_, extensions, what_they_do):
+    round_ = replace(round_, extension_ms=DEADLINE_MS, extensions_left=extensions)
+    for event in events_of_workers(round_.invited, what_they_do):
+        before = round_
+        round_, _ = step(round_, event)
+        assert round_.lost >= 0
+        assert round_.admitted + round_.declined + round_.lost <= round_.invited
+        if isinstance(event, WorkerLost | WorkerReturned) and round_.now_ms < before.deadline_ms:
+            assert round_.status is before.status or isinstance(event, WorkerLost)
+            assert round_.status is not RoundStatus.ABANDONED or before.status is RoundStatus.ABANDONED
+        if round_.status is RoundStatus.AGGREGATING and before.status is RoundStatus.COLLECTING:
+            assert round_.admitted >= round_.quorum
+            settled = round_.admitted + round_.declined + round_.lost >= round_.invited
+            assert settled or round_.now_ms >= before.deadline_ms, "it closed on somebody who may answer"
+
+
+@given(rounds, doings)
+def test_to_fall_silent_and_return_changes_nothing_unless_the_round_closed_meanwhile(round_, what_they_do):
+    round_ = after(round_, *events_of_workers(round_.invited, what_they_do))
+    silent = after(round_, WorkerLost(round_.now_ms))
+    if silent.status is round_.status:
+        assert after(silent, WorkerReturned(round_.now_ms)) == round_

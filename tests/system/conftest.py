@@ -20,14 +20,17 @@ READY_S = 60.0
 class ServerProcess:
     """`fed-sophia serve` on one data directory and one port, started and ended as often as a test likes."""
 
+    prefix: tuple[str, ...] = ()
+    """The command that starts the command, if any."""
+
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        command = [sys.executable, "-P", "-m", "fed_sophia", "serve", "--json"]
+        command = [*self.prefix, sys.executable, "-P", "-m", "fed_sophia", "serve", "--json"]
         with (self.data_dir.parent / "server.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
@@ -70,7 +73,8 @@ class ServerProcess:
             return run
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine's loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

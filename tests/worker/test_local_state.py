@@ -131,6 +131,7 @@ def test_killed_while_taking_over_the_state_is_whole_and_taking_over_again_ends_
     found.take_over(LocalState(tmp_path / "other"), "run-1")
     found.take_over(LocalState(tmp_path / "other"), "run-1")
     assert equal(found.load("run-1"), kept_after(new_step))
+    assert len(list((tmp_path / "state").iterdir())) == 2, "what was replaced is gone"
 
 
 def test_a_forgotten_run_leaves_nothing_and_others_everything(tmp_path: Path):

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collects what a run's retention does not keep, and bytes that nothing refers to.
+
+Why this cannot delete what a transaction refers to: records forget first, in a transaction of their own.
+Then files are deleted inside a write transaction that has found nothing that refers to them; and every
+transaction that begins to refer to a blob makes sure of it itself (`require_blobs`). The write lock puts
+the two in an order: the file is there and referred to, or it is gone and whoever wanted it is told.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable
+
+from ps_service.retention import kept_versions
+from ps_service.round_runner import RoundRunner
+from ps_service.storage import reference_records, report_records, run_records, version_records
+from ps_service.storage.existing import the_run
+from ps_service.summaries import mean_of_reports
+
+log = logging.getLogger("fed_sophia.housekeeping")
+
+SWEEP_EVERY_S = 3600.0
+BATCH = 64
+"""Files deleted under one lock."""
+
+
+class Housekeeping:
+    """Tidies runs whose rounds have ended, and sweeps the store now and then."""
+
+    def __init__(self, runner: RoundRunner) -> None:
+        self._runner = runner
+        self._suspects: set[str] = set()
+        self._sweep_at_ms: int | None = None
+        self._working = asyncio.Lock()
+
+    async def look(self) -> float:
+        """Tidy what is due; give the seconds until something is due again."""
+        async with self._working:
+            await self._tidy_what_is_due()
+        return SWEEP_EVERY_S
+
+    async def _tidy_what_is_due(self) -> None:
+        now_ms = self._runner.clock.now_ms()
+        if self._sweep_at_ms is None:  # a start: what was due before it is not known
+            async with self._runner.stores.records.read() as connection:
+                self._runner.untidy.update(await run_records.all_run_ids(connection))
+        while self._runner.untidy:
+            run_id = next(iter(self._runner.untidy))
+            await self.tidy(run_id)
+            self._runner.untidy.discard(run_id)
+        if self._sweep_at_ms is None or now_ms >= self._sweep_at_ms:
+            await self.sweep()
+            self._sweep_at_ms = now_ms + round(SWEEP_EVERY_S * 1000)
+
+    async def tidy(self, run_id: str) -> None:
+        """Let a run forget what its retention does not keep, and delete what nothing needs then."""
+        async with self._runner.stores.records.write() as connection:
+            run = await the_run(connection, run_id)
+            now_ms = self._runner.clock.now_ms()
+            retention = run.spec.retention
+            last_ended = run.state.round - 1 if run.state.round_open else run.state.round
+            present = await version_records.versions_with_tensors(connection, run_id)
+            numbers = [version.version for version in present]
+            reports = await report_records.reports_of(connection, run_id, numbers[0], numbers[-1])
+            metrics = {version: mean_of_reports(of_version) for version, of_version in reports.items()}
+            kept = kept_versions(retention, numbers, metrics)
+            digests = await reference_records.forget_versions(
+                connection,
+                run_id,
+                [version for version in present if version.version not in kept],
+                [version for version in present if version.version in kept],
+                now_ms,
+            )
+            digests |= await reference_records.forget_updates(
+                connection, run_id, last_ended - retention.update_rounds, now_ms
+            )
+        await self._delete(digests)
+
+    async def sweep(self) -> None:
+        """Delete what nothing refers to now, nor did at the last sweep: it came and was not wanted."""
+        listed = await asyncio.to_thread(lambda: set(self._runner.stores.blobs.digests()))
+        suspects: set[str] = set()
+        for batch in batches(listed):
+            async with self._runner.stores.records.read() as connection:
+                suspects |= set(batch) - await reference_records.referred_to(connection, batch)
+        gone = await self._delete(suspects & self._suspects)
+        if gone:
+            log.info("%d tensor messages that nothing referred to were deleted", gone)
+        self._suspects = suspects
+
+    def spare(self, digest: str) -> None:
+        """Somebody is about to refer to this: it begins its time as an orphan anew."""
+        self._suspects.discard(digest)
+
+    async def _delete(self, digests: Collection[str]) -> int:
+        """Delete those that nothing refers to, under the write lock; give how many."""
+        deleted = 0
+        for batch in batches(digests):
+            async with self._runner.stores.records.write() as connection:
+                unneeded = set(batch) - await reference_records.referred_to(connection, batch)
+                for digest in unneeded:
+                    await asyncio.to_thread(self._runner.stores.blobs.delete, digest)
+            deleted += len(unneeded)
+        return deleted
+
+
+def batches(digests: Iterable[str]) -> Iterable[list[str]]:
+    ascending = sorted(digests)
+    return (ascending[start : start + BATCH] for start in range(0, len(ascending), BATCH))

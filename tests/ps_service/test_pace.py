@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers that were sent home together do not come back together."""
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+
+from ps_service.pace import RETURNS_PER_S, Pace
+
+
+def a_pace(waiting=0, seed=0):
+    """A pace by which so many requests wait."""
+    pace = Pace(random.Random(seed).random)
+    still_open = contextlib.ExitStack()
+    for _ in range(waiting):
+        still_open.enter_context(pace.waiting())
+    return pace, still_open
+
+
+def test_requests_that_began_together_end_apart_and_never_later_than_they_asked():
+    pace, _ = a_pace()
+    waits_s = [pace.wait_s(60) for _ in range(1000)]
+    assert 45 <= min(waits_s) < 46
+    assert 59 < max(waits_s) <= 60
+    assert len(set(waits_s)) == 1000
+
+
+def test_who_asks_for_no_wait_waits_for_none():
+    assert a_pace()[0].wait_s(0) == 0
+
+
+def test_before_a_stop_nobody_is_asked_to_stay_away():
+    pace, _ = a_pace(waiting=2_000)
+    assert {pace.come_back_s() for _ in range(100)} == {0}
+
+
+def test_after_a_stop_so_many_come_back_each_second_and_no_more():
+    count = 50 * RETURNS_PER_S
+    pace, _ = a_pace(waiting=count)
+    pace.send_home()
+    returns = [pace.come_back_s() for _ in range(count)]
+    in_each_second = [returns.count(second) for second in range(50)]
+    assert sum(in_each_second) == count, "nobody is sent away for longer than it takes"
+    assert max(in_each_second) < 1.5 * RETURNS_PER_S
+    assert min(in_each_second) > 0.5 * RETURNS_PER_S
+
+
+@pytest.mark.parametrize("waiting", [1, RETURNS_PER_S])
+def test_a_few_may_come_back_at_once(waiting):
+    pace, _ = a_pace(waiting)
+    pace.send_home()
+    assert {pace.come_back_s() for _ in range(1000)} == {0}
+
+
+def test_only_those_who_waited_at_the_stop_count():
+    pace, home = a_pace(waiting=2_000)
+    home.close()
+    pace.send_home()
+    assert {pace.come_back_s() for _ in range(100)} == {0}
+
+
+async def test_workers_sent_home_by_a_stop_are_told_when_to_come_back(server):
+    """Ten real workers among ten thousand that wait: each comes back within fifty seconds."""
+    workers = [await server.enrol(f"worker-{number}") for number in range(10)]
+    with contextlib.ExitStack() as others:
+        for _ in range(9_990):
+            others.enter_context(server.service.pace.waiting())
+        async with asyncio.timeout(20):
+            asking = [asyncio.create_task(worker.ask(wait_s=60)) for worker in workers]
+            for worker in workers:
+                await server.someone_listens(f"worker/{worker.worker_id}")
+            server.service.stop_waiting()
+            answers = await asyncio.gather(*asking)
+    assert {answer.status_code for answer in answers} == {204}
+    told = [int(answer.headers.get("Retry-After", "0")) for answer in answers]
+    assert 0 < max(told) < 50
+    assert len(set(told)) > 2
+
+
+async def test_a_wait_that_ends_by_itself_says_nothing_of_coming_back(server):
+    worker = await server.enrol("worker")
+    answer = await worker.ask(wait_s=0)
+    assert answer.status_code == 204
+    assert "Retry-After" not in answer.headers

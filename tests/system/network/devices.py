@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers driven by hand, one request at a time, and updates of a size that takes a while to send."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+
+from protocol.codec import NamedTensor, digest_of, encode_bundle, encode_message
+from protocol.messages import Assignment, Enrolment, Receipt, RunSpec, TensorSpec, UpdateHeader, UploadOffer
+from tests.system.conftest import ServerProcess
+from worker.client import ServerClient
+
+TASK = "by-hand"
+NUMBERS = 50_000
+"""In the one tensor of the model: an update has 200 kB."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A finished update: its declaration and its bytes."""
+
+    header: UpdateHeader
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Device:
+    """One enrolled worker."""
+
+    client: ServerClient
+    worker_id: str
+
+    async def assignment(self) -> Assignment:
+        assignment = await self.client.next_assignment(self.worker_id, wait_s=30)
+        assert isinstance(assignment, Assignment)
+        return assignment
+
+    async def declare(self, assignment: Assignment, update: Update) -> str:
+        """Give the address for the body."""
+        offer = await self.client.declare(assignment.assignment_id, update.header)
+        assert isinstance(offer, UploadOffer), "the server had no update before"
+        return offer.upload_url
+
+    async def send(self, upload_url: str, update: Update) -> Receipt:
+        return await self.client.upload(upload_url, len(update.body), _in_chunks(update.body))
+
+    async def receipt(self, assignment: Assignment, update: Update) -> Receipt:
+        """The receipt of an update that the server has; declaring it gives it."""
+        receipt = await self.client.declare(assignment.assignment_id, update.header)
+        assert isinstance(receipt, Receipt), "the server has the update"
+        return receipt
+
+
+@asynccontextmanager
+async def a_device(server: ServerProcess, url: str, name: str) -> AsyncIterator[Device]:
+    """Enrol a new device, whose server is at `url`."""
+    secret = secrets.token_urlsafe(32)
+    async with ServerClient(url, secret) as client:
+        enrolment = Enrolment(name=name, secret=secret, tasks=(TASK,))
+        enrolled = await client.enrol(await server.join_token(), enrolment)
+        yield Device(client, enrolled.worker_id)
+
+
+@asynccontextmanager
+async def a_run(server: ServerProcess, cohort: int, quorum: int) -> AsyncIterator[str]:
+    """Hold a run of one round, without bounds to what may be sent, and cancel it afterwards; give its id."""
+    message = encode_bundle("params", {"w": np.zeros(NUMBERS, dtype=np.float32)})
+    async with server.operator() as operator:
+        spec = RunSpec(
+            name="by-hand",
+            task=TASK,
+            algorithm="fedavg",
+            model=(TensorSpec(name="w", shape=(NUMBERS,)),),
+            params_digest=await operator.put_tensors(message),
+            rounds=1,
+            local_steps=1,
+            cohort_size=cohort,
+            quorum=quorum,
+        )
+        run_id = (await operator.create_run(spec)).run_id
+        try:
+            yield run_id
+        finally:
+            await operator.cancel(run_id)
+
+
+def an_update(value: float) -> Update:
+    """An update that moves every parameter by `value`."""
+    delta = NamedTensor("delta", "w", np.full(NUMBERS, value, dtype=np.float32))
+    message = encode_message("update", [delta])
+    body = b"".join(message)
+    header = UpdateHeader(
+        digest=digest_of(message),
+        size_bytes=len(body),
+        bundles=("delta",),
+        encodings={"delta": "f32"},
+        num_examples=10,
+        local_steps=1,
+    )
+    return Update(header, body)
+
+
+def as_operator(server: ServerProcess, url: str | None = None) -> httpx.AsyncClient:
+    """Ask as the operator, through a proxy at `url` if one is given."""
+    key = (server.data_dir / "operator.key").read_text().strip()
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.AsyncClient(base_url=url or server.url, headers=headers, timeout=30)
+
+
+async def _in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 64 * 1024):
+        yield body[start : start + 64 * 1024]
