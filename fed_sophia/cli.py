@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import fed_sophia
-from fed_sophia.commands import archive, create_run, demo, run_swarm, run_worker, runs, serve, token
+from fed_sophia.commands import archive, create_run, demo, run_swarm, run_worker, runs, serve, token, workers
 from fed_sophia.interruptible import Interrupted
 from fed_sophia.output import Output, one_line, output_for
 from protocol.errors import FedSophiaError, InvalidUsage
@@ -60,6 +60,7 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("worker", epilog=run_worker.EXAMPLES)(run_worker.worker)
 app.command("swarm", epilog=run_swarm.EXAMPLES)(run_swarm.swarm)
+app.command("workers", epilog=workers.EXAMPLES)(workers.workers)
 
 _tokens = _group("Join tokens, by which devices enrol.")
 _tokens.command("create", epilog=token.EXAMPLES)(token.create)
@@ -69,6 +70,7 @@ _runs = _group("Training jobs.")
 _runs.command("create", epilog=create_run.EXAMPLES)(create_run.create)
 _runs.command("list", epilog=runs.LIST_EXAMPLES)(runs.list_runs)
 _runs.command("show", epilog=runs.SHOW_EXAMPLES)(runs.show)
+_runs.command("workers", epilog=workers.IN_ROUND_EXAMPLES)(workers.in_round)
 _runs.command("pause", epilog=runs.PAUSE_EXAMPLES)(runs.pause)
 _runs.command("resume", epilog=runs.RESUME_EXAMPLES)(runs.resume)
 _runs.command("cancel", epilog=runs.CANCEL_EXAMPLES)(runs.cancel)

@@ -16,27 +16,27 @@ from typing import Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from fed_sophia.answers import Rounds, Runs, Versions, Workers, WorkersInRound, error_in, parsed
 from fed_sophia.event_stream import ServerEvent, read_events
 from fed_sophia.options import server_address
 from protocol.codec import MEDIA_TYPE, digest_of
 from protocol.errors import (
     DigestMismatch,
     FedSophiaError,
-    InvalidMessage,
     InvalidUsage,
     NotFound,
     ServerUnreachable,
     UnexpectedAnswer,
-    every_error,
 )
 from protocol.messages import (
     JoinTokenIssued,
     JoinTokenRequest,
-    Problem,
     RoundSummary,
     RunSpec,
     RunSummary,
     VersionSummary,
+    WorkerInRound,
+    WorkerSummary,
     parse,
 )
 from protocol.run_archive import RunArchive
@@ -47,22 +47,9 @@ R = TypeVar("R")
 Arriving = tuple[int, AsyncIterator[bytes]]
 """A body's length in bytes, and its chunks."""
 
-_ERRORS = {error.code: error for error in every_error()}
 _TIMEOUT_S = 30.0
 _PAGE = 1000  # rows; the most that the server gives at once
 _SILENCE_S = 45.0  # three of the comment lines by which the server keeps an event stream alive
-
-
-class _Runs(BaseModel):
-    runs: tuple[RunSummary, ...]
-
-
-class _Rounds(BaseModel):
-    rounds: tuple[RoundSummary, ...]
-
-
-class _Versions(BaseModel):
-    versions: tuple[VersionSummary, ...]
 
 
 class OperatorClient:
@@ -91,7 +78,12 @@ class OperatorClient:
         await self._http.aclose()
 
     async def create_token(self, request: JoinTokenRequest) -> JoinTokenIssued:
-        return parse_answer(JoinTokenIssued, await self._send("POST", "/v1/tokens", said=request))
+        return _parsed(JoinTokenIssued, await self._send("POST", "/v1/tokens", said=request))
+
+    async def workers(self) -> tuple[WorkerSummary, ...]:
+        return await self._all_rows(
+            Workers, "/v1/workers", lambda page: page.workers, lambda worker: worker.worker_id
+        )
 
     async def put_tensors(self, message: Sequence[memoryview]) -> str:
         """Store a `state` message; give its digest."""
@@ -119,40 +111,46 @@ class OperatorClient:
         return True
 
     async def create_run(self, spec: RunSpec) -> RunSummary:
-        return parse_answer(RunSummary, await self._send("POST", "/v1/runs", said=spec))
+        return _parsed(RunSummary, await self._send("POST", "/v1/runs", said=spec))
 
     async def import_run(self, archive: RunArchive) -> RunSummary:
         """Make a run of an archive whose tensors the server has."""
         body = gzip.compress(archive.model_dump_json().encode(), 6)
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
         answer = await self._send("POST", "/v1/runs/import", content=body, headers=headers)
-        return parse_answer(RunSummary, answer)
+        return _parsed(RunSummary, answer)
 
     async def runs(self) -> tuple[RunSummary, ...]:
-        return await self._all_rows(_Runs, "/v1/runs", lambda page: page.runs, lambda run: run.run_id)
+        return await self._all_rows(Runs, "/v1/runs", lambda page: page.runs, lambda run: run.run_id)
 
     async def run(self, run_id: str) -> RunSummary:
-        return parse_answer(RunSummary, await self._send("GET", f"/v1/runs/{run_id}"))
+        return _parsed(RunSummary, await self._send("GET", f"/v1/runs/{run_id}"))
 
     async def pause(self, run_id: str) -> RunSummary:
-        return parse_answer(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/pause"))
+        return _parsed(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/pause"))
 
     async def resume(self, run_id: str) -> RunSummary:
-        return parse_answer(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/resume"))
+        return _parsed(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/resume"))
 
     async def cancel(self, run_id: str) -> RunSummary:
-        return parse_answer(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/cancel"))
+        return _parsed(RunSummary, await self._send("POST", f"/v1/runs/{run_id}/cancel"))
 
     async def rounds(self, run_id: str, after: int = 0) -> tuple[RoundSummary, ...]:
         path = f"/v1/runs/{run_id}/rounds"
         return await self._all_rows(
-            _Rounds, path, lambda page: page.rounds, lambda round_: round_.round, after
+            Rounds, path, lambda page: page.rounds, lambda round_: round_.round, after
+        )
+
+    async def workers_in_round(self, run_id: str, number: int) -> tuple[WorkerInRound, ...]:
+        path = f"/v1/runs/{run_id}/rounds/{number}/workers"
+        return await self._all_rows(
+            WorkersInRound, path, lambda page: page.workers, lambda worker: worker.slot
         )
 
     async def versions(self, run_id: str) -> tuple[VersionSummary, ...]:
         path = f"/v1/runs/{run_id}/versions"
         return await self._all_rows(
-            _Versions, path, lambda page: page.versions, lambda version: version.version
+            Versions, path, lambda page: page.versions, lambda version: version.version
         )
 
     async def tensors(self, run_id: str, digest: str) -> bytes:
@@ -220,7 +218,7 @@ class OperatorClient:
             async with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
                 if answer.is_error:
                     await answer.aread()
-                    raise error_in(answer)
+                    raise _error_in(answer)
                 yield answer
         except httpx.TransportError as error:
             raise ServerUnreachable(f"{self.server_url}: {type(error).__name__}") from None
@@ -237,7 +235,7 @@ class OperatorClient:
         rows: dict[str | int, R] = {}
         while True:
             query = f"limit={_PAGE}" + ("" if after is None else f"&after={after}")
-            page = rows_of(parse_answer(message, await self._send("GET", f"{path}?{query}")))
+            page = rows_of(_parsed(message, await self._send("GET", f"{path}?{query}")))
             new = {key_of(row): row for row in page if key_of(row) not in rows}
             rows |= new
             if not new or len(page) < _PAGE:
@@ -265,7 +263,7 @@ class OperatorClient:
                 f"{self.server_url}: no answer ({type(error).__name__}); is the server running?"
             ) from None
         if not answer.is_success:
-            raise error_in(answer)
+            raise _error_in(answer)
         return answer
 
 
@@ -278,28 +276,10 @@ async def _checked(chunks: AsyncIterator[bytes], digest: str) -> AsyncIterator[b
         raise DigestMismatch(f"expected tensors {digest[:12]}…, received {received[:12]}…")
 
 
-def parse_answer(message: type[M], answer: httpx.Response) -> M:
-    """Read the answer's body as `message`.
-
-    Raises:
-        UnexpectedAnswer: it is something else; perhaps this is no parameter server.
-    """
-    try:
-        return parse(message, answer.content)
-    except InvalidMessage as error:
-        raise UnexpectedAnswer(
-            f"{answer.request.url.path} answered no {message.__name__}: {error.detail}"
-        ) from None
+def _parsed(message: type[M], answer: httpx.Response) -> M:
+    return parsed(message, answer.content, answer.request.url.path)
 
 
-def error_in(answer: httpx.Response) -> FedSophiaError:
-    """The error that a refusal carries."""
-    try:
-        problem = parse(Problem, answer.content)
-    except InvalidMessage:
-        return UnexpectedAnswer(
-            f"{answer.request.method} {answer.request.url.path} answered {answer.status_code} without a "
-            "problem document; is this the parameter server's address?"
-        )
-    kind = _ERRORS.get(problem.code)
-    return kind(problem.detail) if kind else UnexpectedAnswer(f"{problem.code}: {problem.detail}")
+def _error_in(answer: httpx.Response) -> FedSophiaError:
+    where = f"{answer.request.method} {answer.request.url.path}"
+    return error_in(answer.content, f"{where} answered {answer.status_code}")

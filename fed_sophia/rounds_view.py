@@ -121,6 +121,8 @@ def round_fields(round_: RoundSummary) -> Fields:
         "bytes_down": round_.bytes_down,
         "invited": round_.invited,
         "admitted": round_.admitted,
+        "declined": round_.declined,
+        "lost": round_.lost,
     }
 
 
@@ -150,8 +152,16 @@ def _cells(round_: RoundSummary) -> tuple[str, ...]:
         size_text(round_.bytes_up),
         size_text(round_.bytes_down),
         f"{round_.admitted}/{round_.invited}",
-        "" if round_.status is RoundStatus.COMMITTED else (round_.reason or round_.status.value),
+        _note(round_),
     )
+
+
+def _note(round_: RoundSummary) -> str:
+    """What there is to say of a round beside its numbers."""
+    status = "" if round_.status is RoundStatus.COMMITTED else (round_.reason or round_.status.value)
+    declined = f"{round_.declined} declined" if round_.declined else ""
+    lost = f"{round_.lost} lost" if round_.lost else ""
+    return ", ".join(said for said in (status, declined, lost) if said)
 
 
 def _sentence(round_: RoundSummary) -> str:

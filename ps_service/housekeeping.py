@@ -13,7 +13,13 @@ from collections.abc import Collection, Iterable
 
 from ps_service.retention import kept_versions
 from ps_service.round_runner import RoundRunner
-from ps_service.storage import reference_records, report_records, run_records, version_records
+from ps_service.storage import (
+    archive_records,
+    reference_records,
+    report_records,
+    run_records,
+    version_records,
+)
 from ps_service.storage.existing import the_run
 from ps_service.summaries import mean_of_reports
 
@@ -61,8 +67,10 @@ class Housekeeping:
             last_ended = run.state.round - 1 if run.state.round_open else run.state.round
             present = await version_records.versions_with_tensors(connection, run_id)
             numbers = [version.version for version in present]
+            metrics = await archive_records.archived_metrics_of_kept(connection, run_id)
             reports = await report_records.reports_of(connection, run_id, numbers[0], numbers[-1])
-            metrics = {version: mean_of_reports(of_version) for version, of_version in reports.items()}
+            for version, of_version in reports.items():
+                metrics[version] = metrics.get(version, {}) | mean_of_reports(of_version)
             kept = kept_versions(retention, numbers, metrics)
             digests = await reference_records.forget_versions(
                 connection,

@@ -43,6 +43,16 @@ async def archived_metrics(
     return {row.number: json.loads(row.metrics) for row in await connection.execute(query)}
 
 
+async def archived_metrics_of_kept(connection: AsyncConnection, run_id: str) -> dict[int, dict[str, float]]:
+    """{version: metrics} of the versions that another server measured and whose tensors are kept."""
+    query = (
+        select(versions.c.version, rounds.c.metrics)
+        .join(rounds, (rounds.c.run_id == versions.c.run_id) & (rounds.c.number == versions.c.round))
+        .where(versions.c.run_id == run_id, versions.c.collected_ms.is_(None), rounds.c.metrics.is_not(None))
+    )
+    return {row.version: json.loads(row.metrics) for row in await connection.execute(query)}
+
+
 def _rows(run_id: str, archive: RunArchive, kept: set[int], now_ms: int) -> tuple[list[Row], list[Row]]:
     made_in = {round_.version: round_.round for round_ in archive.rounds}
     version_rows: list[Row] = [

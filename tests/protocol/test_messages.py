@@ -66,6 +66,10 @@ EXAMPLES: dict[str, dict[str, object]] = {
         "round": 1, "status": "committed", "base_version": 0, "invited": 4, "admitted": 4, "declined": 0,
         "opened_ms": 1, "deadline_ms": 2, "bytes_up": 0, "bytes_down": 0,
     },
+    "WorkerInRound": {
+        "slot": 3, "worker_id": "w1", "name": "laptop-1", "assignment_id": "a1",
+        "standing": "refused", "reason": "outside-bound",
+    },
     "VersionSummary": {"version": 1, "tensors": {"params": DIGEST}, "created_ms": 1},
     "Assignment": ASSIGNMENT,
     "EvaluationAssignment": {"run_id": "r1", "version": 1, "task": "digits", "tensors": {"params": DIGEST}},

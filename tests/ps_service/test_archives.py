@@ -10,13 +10,14 @@ from protocol.messages import RunStatus, parse
 from protocol.run_archive import RunArchive
 from ps_service.archives import state_after
 from tests.ps_service.archived import a_history, export, hold_a_round, measure, state_of, take, versions_of
+from tests.ps_service.conftest import ManualClock
 
 
 @pytest.fixture
 async def other(start_server, tmp_path):
-    """Another server, on another disk, with nothing on it."""
+    """Another server, on another disk and at another time, with nothing on it."""
     (tmp_path / "other").mkdir()
-    return await start_server(directory=tmp_path / "other")
+    return await start_server(directory=tmp_path / "other", clock=ManualClock(77_000_000))
 
 
 # --- what comes in is what went out ---------------------------------------------------------------
@@ -139,6 +140,20 @@ async def test_an_evaluator_is_offered_the_versions_that_came_and_adds_to_what_w
     assert (await evaluator.ask()).status_code == 204, "the versions before it are not here"
     metrics = (await other.rounds(run.run_id))[-1]["metrics"]
     assert metrics == {"train_loss": 2.5, "train_accuracy": 0.1, "test_accuracy": 0.75}
+
+
+async def test_a_best_version_that_was_measured_elsewhere_outlives_the_newer_ones(server, other, tmp_path):
+    best = {"last": 1, "best": {"metric": "test_accuracy"}}
+    run_id, workers = await a_history(server, rounds_held=1, retention=best)
+    await measure(server, await server.enrol("evaluator", role="evaluator"), run_id, 0.75)
+    await hold_a_round(server, workers)
+    await export(server, run_id, tmp_path / "run.tar", "all")
+    run = await take(other, tmp_path / "run.tar")
+    await other.service.housekeeping.tidy(run.run_id)
+    assert [each["version"] for each in await versions_of(other, run.run_id) if not each["collected"]] == [
+        1,
+        2,
+    ]
 
 
 async def test_a_waiting_worker_hears_of_an_import_at_once(server, other, tmp_path):

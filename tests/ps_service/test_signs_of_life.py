@@ -58,12 +58,18 @@ async def test_a_worker_that_waits_for_work_is_there_for_as_long_as_it_waits(ser
         await pass_time(server, 4 * LOST_AFTER_S)
         assert await who_is_lost(server) == [gone.worker_id]
         assert (await stored_worker(server, worker)).last_seen_ms == server.clock.now_ms()
+        server.clock.advance(15_000)
         await server.a_run(cohort_size=1)
         await asking
-    await pass_time(server, LOST_AFTER_S - 30)
-    assert await who_is_lost(server) == [gone.worker_id]
-    await pass_time(server, 30)
-    assert set(await who_is_lost(server)) == {worker.worker_id, gone.worker_id}
+    for seconds, lost in (
+        (30, 1),
+        (30, 1),
+        (20, 1),
+        (10, 2),
+    ):  # 90 s since its wait ended, not since the look
+        server.clock.advance(seconds * 1000)
+        await server.service.presence.look()
+        assert len(await who_is_lost(server)) == lost
 
 
 async def test_a_worker_whose_update_travels_is_there_for_as_long_as_it_takes(server):
@@ -202,6 +208,16 @@ async def test_a_worker_found_lost_while_its_request_is_looked_up_is_not_left_lo
     await server.service.presence.seen(looked_up)  # as it was before
     assert (await standings(server, run_id))[0] == ("asked", None)
     assert worker.worker_id not in await who_is_lost(server)
+
+
+async def test_a_lost_worker_revoked_while_its_request_is_looked_up_is_not_welcomed_back(server):
+    run_id, [(worker, _), _] = await server.a_round(2, deadline_s=3600)
+    await lose(server, worker)
+    looked_up = await stored_worker(server, worker)
+    await server.operator.delete(f"/v1/workers/{worker.worker_id}")
+    await server.service.presence.seen(looked_up)
+    assert worker.worker_id in await who_is_lost(server)
+    assert (await standings(server, run_id))[0] == ("declined", "the worker was revoked")
 
 
 async def test_a_worker_that_asks_while_the_lost_are_written_down_is_not_left_lost(server):

@@ -21,7 +21,7 @@ from worker.options import WorkerOptions
 from worker.patience import Pauses
 
 WORKERS = 2
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 LARGE = (1024, 1024)
 SMALL = (2, 3)
 
@@ -96,7 +96,7 @@ async def a_cohort(server: ServerProcess, directory: Path, rounds: int) -> Async
     """The workers at work for so many rounds; at the end they have done them."""
     cohort, token = Cohort(), await server.join_token(uses=WORKERS)
     pauses = Pauses(sleep=cohort.wait_to_try_again, jitter=lambda: 0.5)
-    async with asyncio.timeout(3 * WITHIN_S), asyncio.TaskGroup() as workers:
+    async with asyncio.timeout(2 * WITHIN_S), asyncio.TaskGroup() as workers:
         for index in range(WORKERS):
             name = f"w{index}"
             options = WorkerOptions(

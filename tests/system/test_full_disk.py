@@ -224,8 +224,10 @@ async def test_a_server_says_in_one_sentence_why_it_does_not_start(disk: Disk) -
     assert disk.names() == set()
     disk.make_room()
     server = ServerOnDisk(disk)
-    await server.start()
-    assert await server.end(signal.SIGTERM) == 0
+    try:
+        await server.start()
+    finally:
+        assert await server.end(signal.SIGTERM) == 0
     before = disk.names()
     for leaving_bytes in (0, LITTLE_ROOM_BYTES):
         disk.fill(leaving_bytes)

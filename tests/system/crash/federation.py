@@ -3,6 +3,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -23,6 +24,7 @@ from worker.options import WorkerOptions
 WORKERS = 3
 ROUNDS = 8
 POLL_S = 0.02
+ASK_S = 0.1
 
 
 class Federation:
@@ -103,12 +105,14 @@ class Federation:
             while Waiting.__name__ not in diary.read_text()[length:]:
                 await self._a_moment()
 
-    async def _a_moment(self) -> None:
+    async def _a_moment(self, wait_s: float = POLL_S) -> None:
         """Between two looks at what goes on: whoever has died meanwhile lives again."""
-        for mortal in self.everybody:
-            if mortal.started:
-                mortal.restart_if_dead()
-        await asyncio.sleep(POLL_S)
+        until_s = time.monotonic() + wait_s
+        while time.monotonic() < until_s:
+            for mortal in self.everybody:
+                if mortal.started:
+                    mortal.restart_if_dead()
+            await asyncio.sleep(POLL_S)
 
     def obituary(self) -> list[str]:
         """Who died when and where, and what was said last: lines to understand a failure by."""
@@ -166,7 +170,7 @@ class Federation:
     async def final_tensors(self, run_id: str) -> dict[str, str]:
         """Wait for the end of a run; give {bundle: digest} of its last version."""
         while not (run := await self.summary(run_id)).status.ended:
-            await self._a_moment()
+            await self._a_moment(ASK_S)
         assert run.status is RunStatus.FINISHED, run.reason
         assert (run.round, run.version) == (ROUNDS, ROUNDS), "a round was lost or repeated"
         return dict(run.tensors)

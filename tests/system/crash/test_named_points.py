@@ -9,12 +9,17 @@ the points are.
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.system.crash.conftest import Undisturbed
 from tests.system.crash.federation import Federation, a_federation
 from tests.system.crash.laws import require_all_laws
 from tests.system.crash.steps import NOBODY, points_in
 
-LONGEST_S = 150.0
+LONGEST_S = 300.0
+
+# the first test also waits for the undisturbed runs
+pytestmark = pytest.mark.timeout(LONGEST_S + 100)
 
 # Each must be among the points, whatever else is. A commit is known by a part of what it changes.
 SERVER_STEPS = (

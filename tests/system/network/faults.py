@@ -20,9 +20,9 @@ class Request:
     size_bytes: int
     """Of its body, as announced."""
     ordinal: int
-    """It is so manieth of its route at this proxy, from 1."""
+    """Its place among the requests of its route, from 1."""
     attempt: int
-    """It is so manieth with this very method and path, from 1."""
+    """Its place among the requests with this very method and path, from 1."""
 
     @property
     def line(self) -> str:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fed-sophia workers` and `fed-sophia run workers`: who is there, and where each stands in a round."""
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from fed_sophia.commands.asking import ask
+from fed_sophia.operator_client import OperatorClient
+from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, RunId, Server
+from fed_sophia.output import HumanOutput, output_for
+from fed_sophia.workers_view import (
+    counts_text,
+    enrolled_fields,
+    enrolled_table,
+    in_round_fields,
+    in_round_table,
+    presence_of,
+)
+from protocol.messages import WorkerInRound
+
+EXAMPLES = """\b
+Examples:
+  fed-sophia workers
+  fed-sophia workers --json
+"""
+IN_ROUND_EXAMPLES = """\b
+Examples:
+  fed-sophia run workers RUN
+  fed-sophia run workers RUN --round 3 --json
+"""
+
+
+def workers(
+    server: Server = DEFAULT_SERVER, operator_key_file: OperatorKeyFile = None, json_lines: JsonLines = False
+) -> None:
+    """List the enrolled workers by name: what each serves, and when it was last heard of."""
+    output = output_for(json_lines)
+    found = ask(server, operator_key_file, lambda client: client.workers())
+    if found and isinstance(output, HumanOutput):
+        output.console.print(enrolled_table(found))
+    for worker in found:
+        output.event("worker", "", enrolled_fields(worker))
+    presences = Counter(presence_of(worker) for worker in found)
+    text = counts_text(presences.elements()) or "no workers have enrolled yet"
+    output.summary(text, {"workers": len(found), "presences": dict(presences)})
+
+
+def in_round(
+    run_id: RunId,
+    number: Annotated[
+        int | None, typer.Option("--round", min=1, help="Which round.", show_default="the last")
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    json_lines: JsonLines = False,
+) -> None:
+    """Show where each worker of a round stands, and why."""
+
+    async def fetch(client: OperatorClient) -> tuple[int, tuple[WorkerInRound, ...]]:
+        chosen = number or (await client.run(run_id)).round
+        return chosen, await client.workers_in_round(run_id, chosen) if chosen else ()
+
+    output = output_for(json_lines)
+    shown, found = ask(server, operator_key_file, fetch)
+    if found and isinstance(output, HumanOutput):
+        output.console.print(in_round_table(found))
+    for worker in found:
+        output.event("worker", "", in_round_fields(run_id, shown, worker))
+    standings = Counter(worker.standing.value for worker in found)
+    text = f"round {shown}: {counts_text(standings.elements()) or 'nobody was invited here'}"
+    output.summary(
+        text if shown else "no round was opened yet",
+        {"run": run_id, "round": shown, "workers": len(found), "standings": dict(standings)},
+    )
