@@ -10,7 +10,7 @@ EXTRAS := server,worker,dev
 TORCH := $(shell grep -h '^torch==' $(LOCK) 2>/dev/null || echo torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test check lock clean
+.PHONY: help setup demo compare test test-long check lock clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,6 +26,9 @@ compare: $(VENV)/.installed ## The demo with all three algorithms, side by side
 
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/pytest $(ARGS)
+
+test-long: $(VENV)/.installed ## Kill the server and its workers 200 times, at random moments
+	$(BIN)/pytest tests/system/crash --kills 200 --timeout 1500 $(ARGS)
 
 check: $(VENV)/.installed ## What CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .

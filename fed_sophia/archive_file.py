@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from protocol.errors import DigestMismatch, MalformedArchive, MessageTooLarge
+from protocol.errors import DigestMismatch, InvalidMessage, MalformedArchive, MessageTooLarge
 from protocol.header import DEFAULT_LIMITS
 from protocol.messages import parse
 from protocol.run_archive import MAX_DOCUMENT_BYTES, RunArchive
@@ -126,7 +126,10 @@ class ArchiveReader:
             raise MessageTooLarge(f"{DOCUMENT}: {member.size} bytes; at most {MAX_DOCUMENT_BYTES} are read")
         text = b"".join(self._content(DOCUMENT, member.size))
         yield self._position
-        self.archive = parse(RunArchive, text)
+        try:
+            self.archive = parse(RunArchive, text)
+        except InvalidMessage as error:
+            raise InvalidMessage(_printable(error.detail)) from None
 
     def _check_tensor(self, digest: str, size_bytes: int) -> Iterator[int]:
         sha256 = hashlib.sha256()
@@ -184,3 +187,8 @@ def chunks_at(file: BinaryIO, place: Place) -> Iterator[bytes]:
 
 def _shown(name: str) -> str:
     return repr(name if len(name) <= 100 else f"{name[:100]}…")
+
+
+def _printable(detail: str) -> str:
+    """What may name a stranger's field, for a terminal: short, and without a character that moves it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in detail[:300])

@@ -36,11 +36,11 @@ class HumanOutput:
 
     def event(self, event: str, text: str, fields: Fields) -> None:
         if text:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text), markup=False)
 
     def summary(self, text: str, fields: Fields) -> None:
         if text:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text), markup=False)
 
     def error(self, error: FedSophiaError) -> None:
         _say_on_stderr(error)
@@ -79,8 +79,13 @@ def _say_on_stderr(error: FedSophiaError) -> None:
 
 
 def one_line(text: str) -> str:
-    """`text` with every run of white space as one blank."""
-    return " ".join(text.split())
+    """`text` with every run of white space as one blank, fit for a terminal."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """`text` without what moves a terminal: others may have written it. Lines stay lines."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def size_text(size_bytes: float) -> str:

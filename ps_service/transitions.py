@@ -153,11 +153,11 @@ async def _cancel_round(transition: Transition, run_id: str, number: int) -> Non
 async def workers_changed(transition: Transition, run: StoredRun) -> None:
     """Give slots to new members and see whether a round can be opened.
 
-    Before the first round nobody has a slot: all are numbered together once those awaited are there.
+    At first nobody has a slot: all are numbered together once those awaited are there.
     """
     connection, run_id = transition.connection, run.run_id
     waiting = await member_records.count_members(connection, run_id)
-    if run.state.round == 0 and waiting < run.spec.workers_awaited:
+    if waiting < run.spec.workers_awaited and not await member_records.has_slots(connection, run_id):
         return
     await member_records.give_slots(connection, run_id)
     slots = tuple(await member_records.eligible_slots(connection, run_id))

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+# what fails there says what was found, as in a test
+pytest.register_assert_rewrite("tests.system.crash.laws", "tests.system.crash.federation")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -12,11 +12,11 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, TypeVar
 
 from protocol.codec import Bundle
 from protocol.errors import (
@@ -43,14 +43,14 @@ from worker.enrolment import enrol_once
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
 from worker.global_state import GlobalState
 from worker.identity import identity_in
-from worker.local_state import Kept, LocalState
+from worker.local_state import LocalState
 from worker.options import WorkerOptions
 from worker.outbox import Entry, Outbox, Pending
 from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
 from worker.threads import accompanied, to_its_end
-from worker.trainers import build_trainers
+from worker.trainers import Trains, build_trainers
 from worker.update import Trained, pack
 
 LONG_POLL_S = 30.0
@@ -62,25 +62,6 @@ MAX_REASON = 500
 __all__ = ["Agent", "Trains", "WorkerOptions", "run_worker", "serve"]
 
 T = TypeVar("T")
-
-
-class Trains(Protocol):
-    """The numerical half of a worker; synchronous, called in a thread, one call at a time.
-
-    Once `stop` is set, both raise `patience.Stopped` as soon as they can.
-    """
-
-    def train(
-        self,
-        assignment: Assignment,
-        state: Mapping[str, Bundle],
-        kept: Kept | None,
-        stop: threading.Event | None = None,
-    ) -> Trained: ...
-
-    def evaluate(
-        self, state: Mapping[str, Bundle], stop: threading.Event | None = None
-    ) -> tuple[int, dict[str, float]]: ...
 
 
 class Agent:

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from types import TracebackType
-from typing import NoReturn, Self, TypeVar
+from typing import NoReturn, Self
 from urllib.parse import quote
 
 import httpx
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from protocol.codec import MEDIA_TYPE
 from protocol.errors import (
@@ -30,7 +30,6 @@ from protocol.errors import (
     UnexpectedAnswer,
 )
 from protocol.messages import (
-    ANY_ASSIGNMENT,
     Assignment,
     Decline,
     Enrolled,
@@ -42,8 +41,8 @@ from protocol.messages import (
     UpdateHeader,
     UploadOffer,
 )
+from worker.answers import assignment_in, parsed, size_of_tensors, wait_asked_for
 from worker.problems import error_of
-from worker.retry import RetryAfter
 
 CONNECT_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 60.0
@@ -55,8 +54,6 @@ MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_DOWNLOAD_BYTES = 8 * 1024**3
 
 Transport = httpx.AsyncBaseTransport
-
-M = TypeVar("M", bound=BaseModel)
 
 
 class ServerClient:
@@ -102,7 +99,7 @@ class ServerClient:
         """Become a worker of this server; with a known secret, the same worker as before."""
         headers = {"Authorization": f"Bearer {join_token}"}
         _, body = await self._ask("POST", "/v1/workers", (200, 201), enrolment, headers=headers)
-        return _parsed(Enrolled, body)
+        return parsed(Enrolled, body)
 
     async def heartbeat(self, worker_id: str, heartbeat: Heartbeat) -> None:
         await self._ask("POST", f"/v1/workers/{_part(worker_id)}/heartbeat", (204,), heartbeat)
@@ -122,12 +119,7 @@ class ServerClient:
             headers={"Prefer": f"wait={wait_s:g}"},
             silence_s=wait_s + LONG_POLL_MARGIN_S,
         )
-        if status == HTTPStatus.NO_CONTENT:
-            return None
-        try:
-            return ANY_ASSIGNMENT.validate_json(body)
-        except ValidationError as error:
-            raise UnexpectedAnswer(f"an assignment was expected: {_first_of(error)}") from None
+        return None if status == HTTPStatus.NO_CONTENT else assignment_in(body)
 
     async def fetch_tensors(self, run_id: str, digest: str, at_most_bytes: int | None = None) -> memoryview:
         """Give the whole tensor message with this digest, read-only.
@@ -142,7 +134,7 @@ class ServerClient:
         path = f"/v1/runs/{_part(run_id)}/tensors/{_part(digest)}"
         limit = min(self._max_download_bytes, at_most_bytes or self._max_download_bytes)
         async with self._answer("GET", path, (200,), headers={"Accept": MEDIA_TYPE}) as response:
-            size_bytes = _size_of(response, limit)
+            size_bytes = size_of_tensors(response.headers.get("Content-Length", ""), limit)
             message = _buffer_of(size_bytes)
             sha256 = hashlib.sha256()
             received = 0
@@ -162,7 +154,7 @@ class ServerClient:
         """Announce an update: an offer to send its body, or the receipt if the server holds it already."""
         path = f"/v1/assignments/{_part(assignment_id)}/update"
         status, body = await self._ask("POST", path, (200, 201), header)
-        return _parsed(Receipt, body) if status == HTTPStatus.OK else _parsed(UploadOffer, body)
+        return parsed(Receipt, body) if status == HTTPStatus.OK else parsed(UploadOffer, body)
 
     async def upload(self, upload_url: str, size_bytes: int, chunks: AsyncIterator[bytes]) -> Receipt:
         """Send the body of a declared update, whole.
@@ -179,7 +171,7 @@ class ServerClient:
             chunks,
             headers={"Content-Type": MEDIA_TYPE, "Content-Length": str(size_bytes)},
         )
-        return _parsed(Receipt, body)
+        return parsed(Receipt, body)
 
     async def decline(self, assignment_id: str, decline: Decline) -> None:
         await self._ask("POST", f"/v1/assignments/{_part(assignment_id)}/decline", (204,), decline)
@@ -197,7 +189,8 @@ class ServerClient:
         silence_s: float = SILENCE_TIMEOUT_S,
     ) -> tuple[int, bytes]:
         async with self._answer(method, path, expected, content, headers, silence_s) as response:
-            if response.status_code == HTTPStatus.NO_CONTENT and (after := _retry_after(response)):
+            after = wait_asked_for(response.headers.get("Retry-After", ""))
+            if after is not None and response.status_code == HTTPStatus.NO_CONTENT:
                 raise NotReady("the server has nothing to do and is stopping") from after
             return response.status_code, await _small_body(response)
 
@@ -260,32 +253,11 @@ def _part(identifier: str) -> str:
     return quote(identifier, safe="")
 
 
-def _size_of(response: httpx.Response, at_most_bytes: int) -> int:
-    length = response.headers.get("Content-Length", "")
-    if not (length.isascii() and length.isdigit()):
-        raise UnexpectedAnswer("tensors came without a Content-Length")
-    if int(length) > at_most_bytes:
-        raise MessageTooLarge(f"{length} bytes of tensors; at most {at_most_bytes} are taken")
-    return int(length)
-
-
 def _buffer_of(size_bytes: int) -> memoryview:
     try:
         return np.empty(size_bytes, dtype=np.uint8).data  # unlike a bytearray, takes its pages as they fill
     except MemoryError:
         raise MessageTooLarge(f"{size_bytes} bytes of tensors do not fit in this machine's memory") from None
-
-
-def _parsed(message: type[M], body: bytes) -> M:
-    try:
-        return message.model_validate_json(body)
-    except ValidationError as error:
-        raise UnexpectedAnswer(f"{message.__name__} was expected: {_first_of(error)}") from None
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 async def _small_body(response: httpx.Response) -> bytes:
@@ -301,9 +273,4 @@ async def _refuse(response: httpx.Response) -> NoReturn:
     """Raise the error that an answer stands for which is not among those expected."""
     refusal = await _small_body(response)
     error = error_of(response.status_code, response.headers.get("Content-Type", ""), refusal)
-    raise error from _retry_after(response)
-
-
-def _retry_after(response: httpx.Response) -> RetryAfter | None:
-    after = response.headers.get("Retry-After", "")
-    return RetryAfter(float(after)) if after.isascii() and after.isdigit() and int(after) else None
+    raise error from wait_asked_for(response.headers.get("Retry-After", ""))

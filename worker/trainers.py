@@ -1,17 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds trainers from what a user chose: the one place where the network half meets the numerical half.
+"""What a trainer is and how one is built: the one place where the network half meets the numerical half.
 
 torch is imported inside the function, so that importing the network half stays cheap.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+from protocol.codec import Bundle
+from protocol.messages import Assignment
+from worker.local_state import Kept
 from worker.options import WorkerOptions
+from worker.update import Trained
 
 if TYPE_CHECKING:
     from worker.tasks import Examples, Task
     from worker.training import Trainer
+
+
+class Trains(Protocol):
+    """The numerical half of a worker; synchronous, called in a thread, one call at a time.
+
+    Once `stop` is set, both raise `patience.Stopped` as soon as they can.
+    """
+
+    def train(
+        self,
+        assignment: Assignment,
+        state: Mapping[str, Bundle],
+        kept: Kept | None,
+        stop: threading.Event | None = None,
+    ) -> Trained: ...
+
+    def evaluate(
+        self, state: Mapping[str, Bundle], stop: threading.Event | None = None
+    ) -> tuple[int, dict[str, float]]: ...
 
 
 def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple[str, list["Trainer"]]:

@@ -20,6 +20,12 @@ async def add_member(connection: AsyncConnection, run_id: str, worker_id: str) -
         await connection.execute(insert(members).values(run_id=run_id, worker_id=worker_id))
 
 
+async def has_slots(connection: AsyncConnection, run_id: str) -> bool:
+    """Whether any member has been numbered."""
+    query = select(members.c.slot).where(members.c.run_id == run_id, members.c.slot.is_not(None)).limit(1)
+    return (await connection.execute(query)).first() is not None
+
+
 async def give_slots(connection: AsyncConnection, run_id: str) -> None:
     """Number the members without a slot that are there, after those with one, by their names.
 

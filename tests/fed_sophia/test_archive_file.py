@@ -102,6 +102,16 @@ HOSTILE: dict[str, tuple[bytes, type[FedSophiaError], str]] = {
     "a document that is no JSON": (member("run.json", b"{") + END, InvalidMessage, "RunArchive"),
     "a document that nests deeply": (member("run.json", b"[" * 10**6) + END, InvalidMessage, "RunArchive"),
     "a document of no run": (member("run.json", b"{}") + END, InvalidMessage, "spec"),
+    "a field that would move the terminal": (
+        member("run.json", a_document()[:-1] + b',"\\u001b[2Jx":1}') + END,
+        InvalidMessage,
+        r"RunArchive\.\\x1b\[2Jx: Extra inputs",
+    ),
+    "a field with a name of a megabyte": (
+        member("run.json", a_document()[:-1] + b',"' + b"x" * 10**6 + b'":1}') + END,
+        InvalidMessage,
+        "^RunArchive.x{100,300}$",
+    ),
     "a document of tomorrow": (
         member("run.json", a_document().replace(b'"schema_version":1', b'"schema_version":2', 1)) + END,
         InvalidMessage,

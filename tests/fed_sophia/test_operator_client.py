@@ -143,6 +143,23 @@ async def test_a_list_is_asked_for_until_a_page_is_short() -> None:
     assert asked == [(None, "1000"), ("999", "1000")]
 
 
+async def test_the_workers_of_a_round_are_asked_for_behind_the_last_slot_seen() -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, request.url.params.get("after")))
+        first, count = (2000, 3) if "after" in request.url.params else (0, 1000)
+        worker = {"worker_id": "w", "name": "n", "assignment_id": "a", "standing": "asked"}
+        rows = [worker | {"slot": first + 2 * number} for number in range(count)]
+        return httpx.Response(200, json={"workers": rows})
+
+    async with client_of(answer) as client:
+        workers = await client.workers_in_round("r", 7)
+    assert [worker.slot for worker in workers] == list(range(0, 2006, 2))
+    path = "/v1/runs/r/rounds/7/workers"
+    assert asked == [(path, None), (path, "1998")]
+
+
 async def test_a_server_that_gives_everything_at_once_is_asked_no_more_than_twice() -> None:
     asked: list[httpx.Request] = []
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from fed_sophia.commands.create_run import metrics_wait_s
 from fed_sophia.demo_summary import rounds_to
 from fed_sophia.output import Fields, HumanOutput, size_text
-from fed_sophia.rounds_view import LiveTable, RoundLines, view_for
+from fed_sophia.rounds_view import LiveTable, RoundLines, round_fields, rounds_table, view_for
 from protocol.errors import FedSophiaError
 from protocol.messages import RoundStatus, RoundSummary
 
@@ -31,9 +31,12 @@ class Told:
 
 
 def a_round(
-    number: int, accuracy: float | None = None, status: RoundStatus = RoundStatus.COMMITTED
+    number: int,
+    accuracy: float | None = None,
+    status: RoundStatus = RoundStatus.COMMITTED,
+    **changes: object,
 ) -> RoundSummary:
-    return RoundSummary(
+    round_ = RoundSummary(
         round=number,
         status=status,
         base_version=number - 1,
@@ -48,6 +51,7 @@ def a_round(
         bytes_down=10,
         metrics={} if accuracy is None else {"test_accuracy": accuracy},
     )
+    return round_.model_copy(update=changes)
 
 
 def test_a_round_waits_for_its_metrics_and_is_told_once() -> None:
@@ -89,6 +93,25 @@ def test_an_open_round_holds_back_those_after_it() -> None:
 def test_a_table_is_for_a_terminal_that_is_wide_enough(terminal: bool, columns: int, view: type) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=columns)
     assert isinstance(view_for(HumanOutput(console), "r", "title"), view)
+
+
+@pytest.mark.parametrize(
+    ("round_", "note"),
+    [
+        (a_round(1), ""),
+        (a_round(1, lost=2), "2 lost"),
+        (a_round(1, lost=2, declined=1), "1 declined, 2 lost"),
+        (a_round(1, status=RoundStatus.COLLECTING, lost=1), "collecting, 1 lost"),
+        (
+            a_round(1, status=RoundStatus.ABANDONED, reason="the run ended", declined=1),
+            "the run ended, 1 declined",
+        ),
+    ],
+)
+def test_a_round_s_note_says_who_was_lost_and_who_declined(round_: RoundSummary, note: str) -> None:
+    columns = {str(column.header): list(column.cells) for column in rounds_table([round_], "").columns}
+    assert columns.get("note", [""]) == [note]
+    assert (round_fields(round_)["declined"], round_fields(round_)["lost"]) == (round_.declined, round_.lost)
 
 
 def test_metrics_are_waited_for_unless_nobody_measures() -> None:

@@ -18,6 +18,7 @@ from protocol.messages import (
     Receipt,
     RunSpec,
     UpdateHeader,
+    WorkerInRound,
     parse,
 )
 from protocol.run_archive import RunArchive
@@ -89,10 +90,13 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "run-spec": RunSpec,
     "run-spec-least": RunSpec,
     "assignment": Assignment,
+    "assignment-heartbeat": Assignment,
     "evaluation-assignment": EvaluationAssignment,
+    "evaluation-assignment-heartbeat": EvaluationAssignment,
     "update-header": UpdateHeader,
     "receipt": Receipt,
     "receipt-not-counted": Receipt,
+    "worker-in-round": WorkerInRound,
     "enrolment": Enrolment,
     "run-archive": RunArchive,
 }

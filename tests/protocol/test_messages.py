@@ -57,6 +57,8 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "TensorSpec": {"name": "w", "shape": [2, 3]},
     "AdaptiveDeadline": {"spread": 3.0, "floor_s": 2.0, "ceiling_s": 60.0},
     "TargetMetric": {"name": "test_accuracy", "at_least": 0.8},
+    "BestVersions": {"metric": "test_accuracy", "count": 2},
+    "Retention": {"last": 3, "every": 10},
     "RunSpec": SPEC,
     "RunSummary": {
         "run_id": "r1", "spec": SPEC, "status": "running", "round": 1, "version": 0,

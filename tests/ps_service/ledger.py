@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a parameter server keeps, read at one moment: every row of every table, and every file.
-
-Two ledgers are equal when nothing at all has changed between them.
-"""
+"""All that a parameter server keeps, read at one moment: every row of every table, and every file."""
 
 import json
 from dataclasses import dataclass
@@ -29,6 +26,15 @@ class Ledger:
 
     rows: dict[str, list[dict]]
     files: tuple[str, ...]
+
+    def changes_since(self, before: "Ledger") -> list[object]:
+        """Rows and files that are there now and were not, or were there and are not; empty: nothing changed."""
+        rows = [("now", table, row) for table, row in self._rows() if row not in before.rows[table]]
+        rows += [("before", table, row) for table, row in before._rows() if row not in self.rows[table]]
+        return [*rows, *sorted(set(self.files) ^ set(before.files))]
+
+    def _rows(self) -> list[tuple[str, dict]]:
+        return [(table, row) for table, rows in self.rows.items() for row in rows]
 
     @cached_property
     def runs(self) -> dict[str, Run]:

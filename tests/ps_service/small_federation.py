@@ -129,12 +129,12 @@ class SmallFederation:
         path = f"/v1/assignments/{assignment['assignment_id']}/update"
         return Receipt.model_validate(self.look_up(path))
 
-    def an_update(self, assignment: dict, seed: int) -> Update:
+    def an_update(self, assignment: dict, seed: int, **changes: object) -> Update:
         """The update of this seed; the same for all workers of a round who choose it."""
         assignment_id = assignment["assignment_id"]
         if assignment_id not in self._assignments:
             self._assignments[assignment_id] = self.look_up(f"/v1/assignments/{assignment_id}")
-        return self.server.an_update(self._assignments[assignment_id], model=MODEL, seed=seed)
+        return self.server.an_update(self._assignments[assignment_id], model=MODEL, seed=seed, **changes)
 
     def declare(self, assignment: dict, update: Update) -> httpx.Response:
         worker = self.worker_of(assignment)

@@ -66,7 +66,7 @@ async def workers_at(
 ) -> AsyncIterator[None]:
     """Real workers in this process, each with its part of the digits; at the end all have done so much.
 
-    They come in the order of their names, one after the other: that is the order of their slots.
+    They come in the wrong order, one after the other: their slots follow their names.
     """
     torch.set_num_threads(1)
     task = load_task("digits", None)
@@ -74,7 +74,7 @@ async def workers_at(
     partition = parse_partition("shards:2")
     token = await server.join_token(uses=WORKERS)
     async with asyncio.timeout(WITHIN_S), server.operator() as operator, asyncio.TaskGroup() as workers:
-        for index in range(WORKERS):
+        for come, index in enumerate(reversed(range(WORKERS))):
             mine = examples.batch(partition.indices(examples.targets.numpy(), index, WORKERS, 0))
             options = WorkerOptions(
                 server_url=server.url,
@@ -86,7 +86,7 @@ async def workers_at(
             )
             trainer = Trainer(task, mine, torch.device("cpu"))
             workers.create_task(serve(options, "digits", trainer, lambda _event: None))
-            while (await operator.run(run_id)).members <= index:
+            while (await operator.run(run_id)).members <= come:
                 await asyncio.sleep(0.02)
         yield
 

@@ -25,7 +25,7 @@ from protocol.errors import (
 from protocol.messages import Enrolment, Receipt, UpdateHeader, UploadOffer
 from ps_service.routes.problems import STATUS
 from worker.client import ServerClient
-from worker.retry import RetryAfter
+from worker.retry import LONGEST_RETRY_AFTER_S, RetryAfter, wait_before_retry
 
 BUFFERS = encode_bundle("params", {"w": np.arange(100_000, dtype=np.float32)})
 MESSAGE = b"".join(BUFFERS)
@@ -205,6 +205,31 @@ async def test_retry_after_travels_with_the_error_as_its_cause():
             await client.next_assignment("w-1", 30)
     assert isinstance(refused.value.__cause__, RetryAfter)
     assert refused.value.__cause__.wait_s == 7
+
+
+async def test_nothing_to_do_and_a_time_to_come_back_is_an_error_that_says_when():
+    answer = httpx.Response(204, headers={"Retry-After": "7"})
+    async with client_of(lambda request: answer) as client:
+        with pytest.raises(NotReady) as sent_home:
+            await client.next_assignment("w-1", 30)
+    assert sent_home.value.retryable
+    assert isinstance(sent_home.value.__cause__, RetryAfter)
+    assert sent_home.value.__cause__.wait_s == 7
+
+
+@pytest.mark.parametrize("after", ["0", "", "-1", "soon", "٧", "Fri, 31 Dec 2027 23:59:59 GMT"])
+async def test_nothing_to_do_and_no_time_that_is_understood_is_nothing_to_do(after: str):
+    answer = httpx.Response(204, headers={"Retry-After": after.encode()})
+    async with client_of(lambda request: answer) as client:
+        assert await client.next_assignment("w-1", 30) is None
+
+
+async def test_absurd_times_to_come_back_are_understood_as_very_late():
+    answer = httpx.Response(204, headers={"Retry-After": "9" * 5000})
+    async with client_of(lambda request: answer) as client:
+        with pytest.raises(NotReady) as sent_home:
+            await client.next_assignment("w-1", 30)
+    assert wait_before_retry(sent_home.value, 0, 0.0) == LONGEST_RETRY_AFTER_S
 
 
 @pytest.mark.parametrize("status", [404, 408, 421, 425, 429, 500, 502, 503, 504])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes long and is the same in every process: imported once, in the process from which all are forked."""
+"""What takes long and is the same in every process: done once, in the one from which all are forked."""
 
 import pytest  # noqa: F401  # each looks for it: it is the main module of the process that orders the fork
 import sklearn.datasets  # noqa: F401

@@ -22,7 +22,7 @@ AT_ONCE = 0.25
 """Share of the kills that do not wait until the last victim is back at work."""
 START_S = 0.5
 LONGEST_S = 60.0
-LONGEST_PER_KILL_S = 6.0
+LONGEST_PER_KILL_S = 5.0
 
 
 @dataclass(frozen=True)

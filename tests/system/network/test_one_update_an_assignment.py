@@ -101,7 +101,9 @@ async def test_a_body_is_not_taken_if_another_was_declared_or_sent_while_it_trav
             await until_ended(proxy, uploads=1)
         await device.send(upload_url, second)
         await until_ended(proxy, uploads=2)
-        assert [upload.status for upload in proxy.on(UPLOAD)] == [refusal, 200]
+        refused, taken = proxy.on(UPLOAD)
+        assert taken.status == 200
+        assert refused.status in (refusal, 404), "404 where a busy server looked at it after the declaration"
         assert [receipt.digest for receipt in receipts_given(proxy)] == [second.header.digest]
         assert is_held_once(await the_round(server, run_id), second)
 

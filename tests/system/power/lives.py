@@ -153,15 +153,18 @@ class Law(Generic[Promised]):
                 self._kept.add(key)
         return None
 
-    def unnoticed(self, granted: Sequence[str]) -> list[str]:
-        """The syncs of an undisturbed life, but those granted, that could be left out and break no law."""
+    def unnoticed(self, granted: Sequence[str] = ()) -> list[str]:
+        """The syncs of an undisturbed life that could be left out and break no law; those granted are such."""
         syncs = {str(sync): sync for sync in self.witnessed().syncs}
-        left = [syncs[name] for name in syncs.keys() - set(granted)]
-        assert len(left) + len(granted) == len(self.witnessed().syncs), "each is there, and once"
+        assert len(syncs) == len(self.witnessed().syncs), "each has a name of its own"
+        for name in granted:
+            missed = self.broken(self.witnessed(syncs[name]))
+            assert missed is None, f"granted, and yet needed: {name}\n{missed}"
         return [
-            str(sync)
-            for sync in left
-            if self.broken(self.witnessed(sync)) is None
+            name
+            for name, sync in syncs.items()
+            if name not in granted
+            and self.broken(self.witnessed(sync)) is None
             and self.first_broken(self.written_back(sync)) is None
         ]
 

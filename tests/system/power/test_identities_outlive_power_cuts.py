@@ -54,4 +54,4 @@ def test_a_power_cut_at_any_moment_leaves_the_old_identity_or_the_new_one(torn: 
 
 
 def test_without_any_one_sync_a_power_cut_at_some_moment_takes_the_identity_away() -> None:
-    assert LAW.unnoticed([]) == []
+    assert LAW.unnoticed() == []

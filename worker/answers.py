@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server's answer says, read from its headers and its bytes: pure decisions."""
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from protocol.errors import MessageTooLarge, UnexpectedAnswer
+from protocol.messages import ANY_ASSIGNMENT, Assignment, EvaluationAssignment
+from worker.retry import RetryAfter
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parsed(message: type[M], body: bytes) -> M:
+    """Raises: UnexpectedAnswer: the body is no such message."""
+    try:
+        return message.model_validate_json(body)
+    except ValidationError as error:
+        raise UnexpectedAnswer(f"{message.__name__} was expected: {_first_of(error)}") from None
+
+
+def assignment_in(body: bytes) -> Assignment | EvaluationAssignment:
+    """Raises: UnexpectedAnswer: the body is no assignment."""
+    try:
+        return ANY_ASSIGNMENT.validate_json(body)
+    except ValidationError as error:
+        raise UnexpectedAnswer(f"an assignment was expected: {_first_of(error)}") from None
+
+
+def size_of_tensors(content_length: str, at_most_bytes: int) -> int:
+    """How many bytes of tensors are coming.
+
+    Raises:
+        UnexpectedAnswer: the header does not say.
+        MessageTooLarge: they are too many.
+    """
+    if not (content_length.isascii() and content_length.isdigit()):
+        raise UnexpectedAnswer("tensors came without a Content-Length")
+    if float(content_length) > at_most_bytes:  # not int: it refuses thousands of digits in its own words
+        raise MessageTooLarge(f"{content_length} bytes of tensors; at most {at_most_bytes} are taken")
+    return int(content_length)
+
+
+def wait_asked_for(retry_after: str) -> RetryAfter | None:
+    """What a `Retry-After` of whole seconds asks for; None when there is none, or no wait."""
+    wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0
+    return RetryAfter(wait_s) if wait_s else None
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
