@@ -85,7 +85,9 @@ def one_line(text: str) -> str:
 
 def printable(text: str) -> str:
     """`text` without what moves a terminal: others may have written it. Lines stay lines."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return "".join(
+        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 def size_text(size_bytes: float) -> str:

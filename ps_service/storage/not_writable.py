@@ -63,7 +63,7 @@ def using_database(directory: Path | None) -> Iterator[None]:
 
 
 def is_read_only(error: OperationalError) -> bool:
-    """SQLite has the file open for reading alone, as it has for good where it could not be opened otherwise."""
+    """SQLite has the file open for reading alone; opened so once, it stays so."""
     return _sqlite_code(error) == _SQLITE_READONLY
 
 

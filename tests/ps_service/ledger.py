@@ -28,7 +28,7 @@ class Ledger:
     files: tuple[str, ...]
 
     def changes_since(self, before: "Ledger") -> list[object]:
-        """Rows and files that are there now and were not, or were there and are not; empty: nothing changed."""
+        """Rows and files that are there now and were not, or were and are not. Empty: nothing changed."""
         rows = [("now", table, row) for table, row in self._rows() if row not in before.rows[table]]
         rows += [("before", table, row) for table, row in before._rows() if row not in self.rows[table]]
         return [*rows, *sorted(set(self.files) ^ set(before.files))]

@@ -7,6 +7,7 @@ passes when told to; a restart takes everything but the stores away.
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class SmallFederation:
         self.directory = directory
         self.clock = ManualClock(START_MS)
         self.workers: list[Worker] = []
+        """Those that train."""
+        self._enrolled: list[Worker] = []
         self.heard_ms: dict[str, int] = {}
         """{worker_id: when it last said anything}, as the clock shows it now."""
         self._runner = asyncio.Runner()
@@ -56,18 +59,19 @@ class SmallFederation:
         stores = Stores(self.records, FileBlobs(self.directory, fsync=lambda _descriptor: None))
         settings = Settings(lost_after_s=LOST_AFTER_MS / 1000)
         self.server = ParameterServer(self.directory, stores, self.clock, settings)
-        self.workers = [Worker(self.server, worker.worker_id, worker.secret) for worker in self.workers]
+        for worker in self._enrolled:
+            worker.server, worker.http = self.server, self.server.client(worker.secret)
 
     def ledger(self) -> Ledger:
-        files = [self.server._files(folder) for folder in ("blobs", "staging")]
-        names = tuple(str(path.relative_to(self.directory)) for of_folder in files for path in of_folder)
-        return self._do(read_ledger(self.records, names))
+        files = [f"{folder}/{name}" for folder, _, names in os.walk(self.directory) for name in names]
+        return self._do(read_ledger(self.records, tuple(sorted(files))))
 
     # --- the operator, and time ------------------------------------------------------------------
 
     def enrol(self, name: str, role: str = "trainer") -> Worker:
         worker = self._do(self.server.enrol(name, role=role))
         self.heard_ms[worker.worker_id] = self.clock.now_ms()
+        self._enrolled.append(worker)
         if role == "trainer":
             self.workers.append(worker)
         return worker

@@ -2,8 +2,8 @@
 """A whole server under arbitrary orders of events: duplicates, late ones, conflicting ones, a jumping clock.
 
 `round_laws` says what holds at every moment, `worker_events` what workers do; here are time, the operator
-and the end. The same examples are tried each time, and one that fails is shown as it is. More, other ones each
-time, and the smallest that fails:
+and the end. The same examples are tried each time, and one that fails is shown as it is. More, others each
+time, and the smallest of those that fail:
 
     FED_SOPHIA_EXAMPLES=2000 pytest tests/ps_service/test_round_state_machine.py --timeout=0
 """
@@ -20,7 +20,6 @@ from hypothesis.stateful import invariant, precondition, rule, run_state_machine
 from protocol.messages import Outcome, RoundStatus, Standing
 from ps_service.run_machine import wake_ms
 from tests.ps_service.any_policies import jumps_ms, one_of, policies, which
-from tests.ps_service.ledger import Ledger
 from tests.ps_service.round_laws import OPEN, check_moment, check_passage, needed_tensors
 from tests.ps_service.small_federation import LOST_AFTER_MS, code_of
 from tests.ps_service.worker_events import WORKERS, WorkerEvents, is_revoked

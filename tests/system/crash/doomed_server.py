@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameter server, on stores in which it can die before and after each commit and each fsync.
+"""The parameter server, on stores in which it can die before and after each commit, fsync and delete.
 
 A blob is renamed between the fsync of its file and that of its directory: the points after the one and
 before the other lie before and after the rename. An effect begins when the commit that asks for it is done
@@ -46,7 +46,7 @@ def be_the_server(orders: ServerOrders) -> None:
 
     async def open_stores(directory: Path) -> Stores:
         opened = await Records.open(directory / "records.sqlite")
-        return Stores(MortalRecords(opened, steps), FileBlobs(directory, MortalSync(directory, steps)))
+        return Stores(MortalRecords(opened, steps), MortalBlobs(directory, steps))
 
     serve(Settings(port=orders.port, server_data_dir=orders.data_dir), lambda _url: None, open_stores)
 
@@ -74,6 +74,18 @@ class MortalRecords(Records):
     def _note(self, _connection: Connection, _cursor: object, statement: str, *_more: object) -> None:
         if found := _WRITES.match(statement):
             self._changed.add(_SIGN[found[1][0]] + found[2])
+
+
+class MortalBlobs(FileBlobs):
+    """Blobs whose fsyncs and deletes are steps."""
+
+    def __init__(self, directory: Path, steps: Steps) -> None:
+        super().__init__(directory, MortalSync(directory, steps))
+        self._steps = steps
+
+    def delete(self, digest: str) -> None:
+        with self._steps.step("delete of a blob"):
+            super().delete(digest)
 
 
 class MortalSync:

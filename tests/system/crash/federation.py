@@ -137,7 +137,8 @@ class Federation:
             task="digits",
             name=name,
             rounds=ROUNDS,
-            policies={"cohort_size": WORKERS, "quorum": WORKERS},
+            # what is not kept is deleted while others die
+            policies={"cohort_size": WORKERS, "quorum": WORKERS, "retention": {"last": 2}},
             algorithm=algorithm,
             local_steps=5,
             seed=3,

@@ -36,6 +36,7 @@ SERVER_STEPS = (
     "fsync of blobs/… with update",  # after it
     "fsync of staging/… with state",
     "fsync of blobs/… with state",
+    "delete of a blob",
 )
 WORKER_STEPS = (
     "fsync of .identity.json.new",

@@ -154,7 +154,7 @@ class Law(Generic[Promised]):
         return None
 
     def unnoticed(self, granted: Sequence[str] = ()) -> list[str]:
-        """The syncs of an undisturbed life that could be left out and break no law; those granted are such."""
+        """The syncs of an undisturbed life, beside those granted, that could be left out and break no law."""
         syncs = {str(sync): sync for sync in self.witnessed().syncs}
         assert len(syncs) == len(self.witnessed().syncs), "each has a name of its own"
         for name in granted:
