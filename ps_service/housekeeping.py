@@ -9,7 +9,9 @@ the two in an order: the file is there and referred to, or it is gone and whoeve
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ps_service.retention import kept_versions
 from ps_service.round_runner import RoundRunner
@@ -67,10 +69,7 @@ class Housekeeping:
             last_ended = run.state.round - 1 if run.state.round_open else run.state.round
             present = await version_records.versions_with_tensors(connection, run_id)
             numbers = [version.version for version in present]
-            metrics = await archive_records.archived_metrics_of_kept(connection, run_id)
-            reports = await report_records.reports_of(connection, run_id, numbers[0], numbers[-1])
-            for version, of_version in reports.items():
-                metrics[version] = metrics.get(version, {}) | mean_of_reports(of_version)
+            metrics = await _metrics(connection, run_id, numbers) if retention.best is not None else {}
             kept = kept_versions(retention, numbers, metrics)
             digests = await reference_records.forget_versions(
                 connection,
@@ -110,6 +109,17 @@ class Housekeeping:
                     await asyncio.to_thread(self._runner.stores.blobs.delete, digest)
             deleted += len(unneeded)
         return deleted
+
+
+async def _metrics(
+    connection: AsyncConnection, run_id: str, numbers: Sequence[int]
+) -> dict[int, dict[str, float]]:
+    """What is known of each of these versions (ascending): archived with it, and reported here."""
+    metrics = await archive_records.archived_metrics_of_kept(connection, run_id)
+    reports = await report_records.reports_of(connection, run_id, numbers[0], numbers[-1])
+    for version, of_version in reports.items():
+        metrics[version] = metrics.get(version, {}) | mean_of_reports(of_version)
+    return metrics
 
 
 def batches(digests: Iterable[str]) -> Iterable[list[str]]:

@@ -169,10 +169,11 @@ def _decide(round_: Round) -> Step:
     if round_.admitted >= round_.target:
         return _aggregate(round_)
     answered = round_.admitted + round_.declined
+    beyond_hope = round_.invited - round_.declined < round_.quorum
     if answered >= round_.invited or round_.now_ms >= round_.deadline_ms:
         if round_.admitted >= round_.quorum:
             return _aggregate(round_)
-        if answered < round_.invited and round_.extensions_left:
+        if round_.extensions_left and not beyond_hope:
             return _extend(round_)
         cause = "all workers answered" if answered >= round_.invited else "the deadline passed"
         return _abandon(
@@ -181,7 +182,7 @@ def _decide(round_: Round) -> Step:
         )
     if answered + round_.lost >= round_.invited and round_.admitted >= round_.quorum:
         return _aggregate(round_)  # whoever has not answered is lost: nothing more is to be waited for
-    if round_.invited - round_.declined < round_.quorum:
+    if beyond_hope:
         return _abandon(
             round_,
             f"{round_.declined} of {round_.invited} workers declined; the quorum is {round_.quorum}",

@@ -189,8 +189,11 @@ async def worker_returned(transition: Transition, worker_id: str) -> None:
 
 
 async def found_again(transition: Transition, assignment: StoredAssignment) -> None:
-    """The worker of this open assignment is heard of: if it was lost, it is no longer."""
-    if assignment.lost_ms is not None:
+    """The worker of this assignment is heard of: a round that went on without it waits for it again."""
+    if assignment.lost_ms is None:
+        return
+    stored = await the_round(transition.connection, assignment.run_id, assignment.round)
+    if stored.state.status is RoundStatus.COLLECTING:
         await update_records.set_assignment_lost(transition.connection, assignment.assignment_id, None)
         await _round_event_of(transition, assignment, round_machine.WorkerReturned(transition.now_ms))
 

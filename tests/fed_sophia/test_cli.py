@@ -130,7 +130,7 @@ def test_a_setting_that_is_no_number_is_named(fed_sophia: Run) -> None:
 def test_a_directory_that_cannot_be_made_is_named(fed_sophia: Run) -> None:
     done = fed_sophia("serve", "--data-dir", "/proc/nowhere")
     assert done.code == 1
-    assert done.stderr.startswith("error: /proc/nowhere: ")
+    assert done.stderr.startswith("error: data directory /proc/nowhere: ")
     assert done.stderr.count("\n") == 1
 
 

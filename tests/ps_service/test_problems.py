@@ -15,6 +15,7 @@ ELSEWHERE = {
     errors.LocalStateCorrupt,
     errors.StateNotWritable,
     errors.InvalidUsage,
+    errors.MalformedArchive,
 }
 
 
