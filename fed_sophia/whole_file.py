@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,4 +29,5 @@ def whole_file(destination: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise InvalidUsage(f"{destination} cannot be written: {error.strerror}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk gone read-only the error above says more
+            part.unlink(missing_ok=True)

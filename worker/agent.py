@@ -132,7 +132,8 @@ class Agent:
         short_polls = 0
         while True:
             asked_s = self._pauses.clock_s()
-            assignment = await self._client.next_assignment(self._worker_id, LONG_POLL_S)
+            asking = partial(self._client.next_assignment, self._worker_id, LONG_POLL_S)
+            assignment = await self._persistently(asking)  # its pauses grow apart from those of the turn
             if assignment is not None:
                 return assignment
             if self._pauses.clock_s() - asked_s >= SHORT_POLL_S:

@@ -216,6 +216,17 @@ async def test_a_server_that_stays_away_is_asked_ever_more_rarely(tmp_path: Path
     assert place.slept == [0.25, 0.5, 1, 2, 4, 8, 15, 15]
 
 
+async def test_a_long_absence_before_an_assignment_makes_no_later_pause_longer(tmp_path: Path):
+    server = a_server(training(1))
+    server.before["next"] = in_turn(*[httpx.ConnectError("refused")] * 5)
+    server.before["declare"] = in_turn(httpx.ConnectError("refused"))
+    place = Workplace(tmp_path, server)
+
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert place.slept == [0.25, 0.5, 1, 2, 4, 0.25]
+
+
 async def test_the_pause_the_server_asks_for_is_kept(tmp_path: Path):
     server = a_server(training(1))
     server.before["declare"] = in_turn(problem("not-ready", 503, {"Retry-After": "7"}))
