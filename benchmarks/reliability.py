@@ -3,6 +3,7 @@
 
     python -m benchmarks.reliability                     the table of docs/explanation/reliability.md
     python -m benchmarks.reliability --garbage inside    liars that send only what the bound lets pass
+    python -m benchmarks.reliability --garbage refusable liars that send only what is refused by name
 
 For every setting and seed two federations of 32 real workers and a real server train the same model: once
 clean, once with 3 workers that die in each round, 3 slow ones and 3 that send garbage.

@@ -39,6 +39,7 @@ class Garbage(StrEnum):
 
 REFUSABLE = tuple(kind for kind in Garbage if kind not in (Garbage.INSIDE, Garbage.REVERSED))
 REPERTOIRES: Mapping[str, tuple[Garbage, ...]] = {
+    "refusable": REFUSABLE,
     "mixed": REFUSABLE + (Garbage.INSIDE,) * len(REFUSABLE),
     "inside": (Garbage.INSIDE,),
     "reversed": (Garbage.REVERSED,),
