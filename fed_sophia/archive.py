@@ -141,12 +141,13 @@ async def import_run(client: OperatorClient, source: Path, name: str | None, rep
         try:
             run = await client.import_run(archive)
         except UnknownTensors as error:
-            if archive.version not in archive.included:
+            # tensors that no run names are collected some time: while the others were sent, perhaps
+            again = await _send_lacking(client, file, places, report)
+            if not again and archive.version not in archive.included:
                 raise UnknownTensors(
                     f"{error.detail}; the archive holds no tensors of version {archive.version}, the last"
                 ) from None
-            # tensors that no run names are collected some time: while the others were sent, perhaps
-            sent |= await _send_lacking(client, file, places, report)
+            sent |= again
             run = await client.import_run(archive)
     return ImportedRun(run, len(sent), len(places) - len(sent))
 

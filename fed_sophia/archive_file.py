@@ -14,8 +14,7 @@ from typing import BinaryIO
 
 from protocol.errors import DigestMismatch, InvalidMessage, MalformedArchive, MessageTooLarge
 from protocol.header import DEFAULT_LIMITS
-from protocol.messages import parse
-from protocol.run_archive import MAX_DOCUMENT_BYTES, RunArchive
+from protocol.run_archive import MAX_DOCUMENT_BYTES, RunArchive, read_document
 
 DOCUMENT = "run.json"
 TENSORS = "tensors/"
@@ -127,7 +126,7 @@ class ArchiveReader:
         text = b"".join(self._content(DOCUMENT, member.size))
         yield self._position
         try:
-            self.archive = parse(RunArchive, text)
+            self.archive = read_document(text)
         except InvalidMessage as error:
             raise InvalidMessage(_printable(error.detail)) from None
 

@@ -9,15 +9,21 @@ same. What a run needs to go on (its round, its version, how long its rounds too
 from collections.abc import Iterable
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import FailFast, Field, model_validator
+from pydantic_core import from_json
 
 from protocol.algorithms import algorithm_named
+from protocol.errors import InvalidMessage
 from protocol.fields import Count, Digest, Label, Metrics, Said, SchemaVersion
-from protocol.messages import RoundStatus, RunStatus
+from protocol.messages import RoundStatus, RunStatus, parse
 from protocol.run_spec import RunSpec
 
 MAX_DOCUMENT_BYTES = 64 * 1024**2
 """Longest document that is written or read: the history of some 100 000 rounds."""
+
+MAX_FIELDS = 1_000
+"""Of one object in a document; ours have some twenty."""
+_SHORT_BYTES = 64 * 1024
 
 Reason = Annotated[str, Field(max_length=10_000)]
 
@@ -72,11 +78,11 @@ class RunArchive(Said):
     reason: Reason | None = None
     created_ms: Count
     ended_ms: Count | None = None
-    rounds: Annotated[tuple[ArchivedRound, ...], Field(max_length=1_000_000)]
+    rounds: Annotated[tuple[ArchivedRound, ...], Field(max_length=1_000_000), FailFast()]
     """All that had ended, from the first; a round that was open is not here and will be held anew."""
-    versions: Annotated[tuple[ArchivedVersion, ...], Field(min_length=1, max_length=1_000_001)]
+    versions: Annotated[tuple[ArchivedVersion, ...], Field(min_length=1, max_length=1_000_001), FailFast()]
     """All, from the first parameters, also those whose tensors are kept nowhere."""
-    included: Annotated[tuple[Count, ...], Field(max_length=1_000_001)]
+    included: Annotated[tuple[Count, ...], Field(max_length=1_000_001), FailFast()]
     """The versions whose tensors travel with this document, ascending."""
 
     @model_validator(mode="after")
@@ -144,3 +150,30 @@ class RunArchive(Said):
             raise ValueError(f"reason: {self.status.value}, expected none")
         if self.version == self.spec.rounds or self.abandoned_in_a_row >= self.spec.max_abandoned_rounds:
             raise ValueError(f"status: {self.status.value}, and the rounds have brought the run to its end")
+
+
+def read_document(text: bytes) -> RunArchive:
+    """Validate a document whoever wrote it, in memory of a small multiple of its length.
+
+    Raises:
+        InvalidMessage: it is none; only the first thing wrong with it is looked for.
+    """
+    if len(text) > _SHORT_BYTES:
+        _check_fields(text)
+    return parse(RunArchive, text)
+
+
+def _check_fields(text: bytes) -> None:
+    """Refuse objects with very many fields: validation would keep an error for each that is unknown."""
+    try:
+        to_visit = [from_json(text)]
+    except ValueError:
+        return  # validation says what is wrong
+    while to_visit:
+        value = to_visit.pop()
+        if isinstance(value, dict):
+            if len(value) > MAX_FIELDS:
+                raise InvalidMessage(f"an object has {len(value)} fields; at most {MAX_FIELDS} are read")
+            value = list(value.values())
+        if isinstance(value, list):
+            to_visit.extend(each for each in value if isinstance(each, dict | list))

@@ -5,7 +5,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from protocol.algorithms import MIN_REFRESH_BATCH, Algorithm, algorithm_named
 from protocol.encodings import ENCODINGS, encoding_named
@@ -132,7 +132,7 @@ class RunSpec(Said):
     hyperparameters: Annotated[dict[Label, Int | Finite | None], Field(max_length=64)] = Field(
         default_factory=dict
     )
-    model: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=5_000)]
+    model: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=5_000), FailFast()]
     params_digest: Digest
     seed: Seed = 0
     rounds: Annotated[Int, Field(ge=1, le=1_000_000)]

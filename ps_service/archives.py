@@ -4,12 +4,12 @@
 import asyncio
 import secrets
 
-from protocol.errors import InvalidMessage, UnknownTensors
+from protocol.errors import InvalidMessage, StorageCorrupt, UnknownTensors
 from protocol.messages import RunStatus, RunSummary
 from protocol.run_archive import RunArchive
 from ps_service.admission import check_state_message
 from ps_service.aggregation import StoredMessage
-from ps_service.bell import DEADLINES, VERSIONS, task_topic
+from ps_service.bell import DEADLINES, HOUSEKEEPING, VERSIONS, task_topic
 from ps_service.combiners import COMBINERS
 from ps_service.round_runner import RoundRunner
 from ps_service.run_machine import REMEMBERED_ROUNDS, Run
@@ -35,14 +35,19 @@ async def import_run(runner: RoundRunner, archive: RunArchive) -> RunSummary:
     blobs = runner.stores.blobs
     kept = tuple(sorted({*archive.included, archive.version}))
     await _require_stored(blobs, archive, kept)
-    await asyncio.to_thread(_check_headers, blobs, archive, kept)
+    try:
+        await asyncio.to_thread(_check_headers, blobs, archive, kept)
+    except StorageCorrupt:
+        await _require_stored(blobs, archive, kept)  # collected meanwhile: the sender may send it again
+        raise
     async with runner.transition() as transition:
         # again: what no row names may have been collected since
         await _require_stored(blobs, archive, kept)
         run = StoredRun(f"run-{secrets.token_hex(6)}", archive.spec, state_after(archive), archive.created_ms)
         await run_records.add_run(transition.connection, run)
         await archive_records.add_history(transition.connection, run.run_id, archive, kept, transition.now_ms)
-        transition.topics |= {task_topic(archive.spec.task), DEADLINES, VERSIONS}
+        transition.untidy.add(run.run_id)
+        transition.topics |= {task_topic(archive.spec.task), DEADLINES, VERSIONS, HOUSEKEEPING}
         await announce_run(transition, run.run_id)
         return await run_summary(transition.connection, run)
 

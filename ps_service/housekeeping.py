@@ -3,7 +3,7 @@
 
 Why this cannot delete what a transaction refers to: records forget first, in a transaction of their own.
 Then files are deleted inside a write transaction that has found nothing that refers to them; and every
-transaction that begins to refer to a blob makes sure of it itself (`require_blobs`). The write lock puts
+transaction that begins to refer to a blob makes sure of it itself (`missing_blobs`). The write lock puts
 the two in an order: the file is there and referred to, or it is gone and whoever wanted it is told.
 """
 
@@ -39,6 +39,7 @@ class Housekeeping:
         self._runner = runner
         self._suspects: set[str] = set()
         self._sweep_at_ms: int | None = None
+        self._begun = False
         self._working = asyncio.Lock()
 
     async def look(self) -> float:
@@ -49,16 +50,34 @@ class Housekeeping:
 
     async def _tidy_what_is_due(self) -> None:
         now_ms = self._runner.clock.now_ms()
-        if self._sweep_at_ms is None:  # a start: what was due before it is not known
+        if not self._begun:  # a start: what was due before it is not known
             async with self._runner.stores.records.read() as connection:
                 self._runner.untidy.update(await run_records.all_run_ids(connection))
-        while self._runner.untidy:
-            run_id = next(iter(self._runner.untidy))
-            await self.tidy(run_id)
-            self._runner.untidy.discard(run_id)
+            self._begun = True
+        troubles = await self._tidy_all()
         if self._sweep_at_ms is None or now_ms >= self._sweep_at_ms:
             await self.sweep()
             self._sweep_at_ms = now_ms + round(SWEEP_EVERY_S * 1000)
+        if troubles:  # said once all have had their turn
+            raise troubles[0]
+
+    async def _tidy_all(self) -> list[Exception]:
+        """Tidy each run that may need it; what could not be tidied may still need it."""
+        untidy = self._runner.untidy
+        troubles: dict[str, Exception] = {}
+        while untidy:
+            run_id = untidy.pop()  # before it is tidied: a round that ends meanwhile marks it again
+            try:
+                await self.tidy(run_id)
+            except Exception as error:
+                troubles[run_id] = error
+            except BaseException:
+                untidy.add(run_id)
+                raise
+            if untidy <= troubles.keys():  # marked again, and it failed just now: the next look tries again
+                break
+        untidy.update(troubles)
+        return list(troubles.values())
 
     async def tidy(self, run_id: str) -> None:
         """Let a run forget what its retention does not keep, and delete what nothing needs then."""

@@ -7,9 +7,16 @@ from protocol.errors import MessageTooLarge
 from ps_service.metrics import Meters
 from ps_service.routes.problems import answer
 
+SHORT_BYTES = 64 * 1024
+MAY_BE_RAISED = "; the server's FED_SOPHIA_MAX_JSON_BYTES says how long it may be"
+LONG = ("/v1/runs", "/v1/runs/import")
+"""Where operators send specs and histories; all other bodies are short."""
+
 
 class JsonBodyLimit:
     """ASGI middleware: a JSON body longer than the limit is answered 413.
+
+    Short where anybody may send one: validation keeps an error for each field that it does not know.
 
     Told by the method, which a caller cannot choose freely: what it says of its media type is its own.
     """
@@ -23,6 +30,9 @@ class JsonBodyLimit:
         if scope["type"] != "http" or scope["method"] == "PUT":  # PUT carries tensor messages alone
             await self._app(scope, receive, send)
             return
+        most, remedy = self._max_bytes, MAY_BE_RAISED
+        if scope["path"] not in LONG and most > SHORT_BYTES:
+            most, remedy = SHORT_BYTES, ""
         body = bytearray()
         more = True
         while more:
@@ -31,11 +41,8 @@ class JsonBodyLimit:
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self._max_bytes:
-                error = MessageTooLarge(
-                    f"the body is longer than {self._max_bytes} bytes; "
-                    "the server's FED_SOPHIA_MAX_JSON_BYTES says how long it may be"
-                )
+            if len(body) > most:
+                error = MessageTooLarge(f"the body is longer than {most} bytes{remedy}")
                 self._meters.refusals.labels(code=error.code).inc()
                 await answer(error)(scope, receive, send)
                 return

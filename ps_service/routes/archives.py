@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 
 from protocol.errors import InvalidMessage, MessageTooLarge, NotFound, UnsupportedMediaType
-from protocol.messages import RunSummary, parse
-from protocol.run_archive import MAX_DOCUMENT_BYTES, RunArchive
+from protocol.messages import RunSummary
+from protocol.run_archive import MAX_DOCUMENT_BYTES, RunArchive, read_document
 from ps_service.archives import import_run
 from ps_service.openapi import BEARER
 from ps_service.routes.tensors import DigestPath
@@ -56,7 +56,7 @@ def read_archive(body: bytes, coding: str) -> RunArchive:
         body = _unpacked(body)
     elif coding != "identity":
         raise UnsupportedMediaType(f"Content-Encoding: expected gzip or none, got {coding[:32]}")
-    return parse(RunArchive, body)
+    return read_document(body)
 
 
 def _unpacked(body: bytes) -> bytes:

@@ -7,6 +7,7 @@ Files are opened for each read: no descriptor outlives a call, so a delete is a 
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from protocol.errors import StorageCorrupt
 from ps_service.storage.not_writable import writing_files
 
 Fsync = Callable[[int], None]
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class FileBlobs:
@@ -77,8 +79,12 @@ class FileBlobs:
             raise StorageCorrupt(f"tensor message {digest} is missing") from None
 
     def digests(self) -> Iterator[str]:
-        for directory in self._blobs.iterdir():
-            yield from (path.name for path in directory.iterdir())
+        """What else lies in the directory (`lost+found`, somebody's copy) is none of the store's."""
+        for prefix in (f"{number:02x}" for number in range(256)):
+            with contextlib.suppress(FileNotFoundError):
+                for path in (self._blobs / prefix).iterdir():
+                    if path.name.startswith(prefix) and _DIGEST.fullmatch(path.name):
+                        yield path.name
 
     def delete(self, digest: str) -> None:
         with writing_files():

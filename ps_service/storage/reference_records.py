@@ -7,7 +7,7 @@ not been collected. The records forget first; then, under the write lock, files 
 
 from collections.abc import Collection
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, VersionSummary
@@ -28,15 +28,17 @@ async def forget_versions(
     digests = {digest for version in forgotten for digest in version.tensors.values()} - still_needed
     await connection.execute(
         update(versions)
-        .where(
-            versions.c.run_id == run_id,
-            versions.c.version.in_([version.version for version in forgotten]),
+        .where(versions.c.run_id == run_id, versions.c.version == bindparam("forgotten"))
+        .values(collected_ms=now_ms),
+        [{"forgotten": version.version} for version in forgotten],
+    )
+    if digests:
+        await connection.execute(
+            delete(state_tensors).where(
+                state_tensors.c.run_id == run_id, state_tensors.c.digest == bindparam("forgotten")
+            ),
+            [{"forgotten": digest} for digest in digests],
         )
-        .values(collected_ms=now_ms)
-    )
-    await connection.execute(
-        delete(state_tensors).where(state_tensors.c.run_id == run_id, state_tensors.c.digest.in_(digests))
-    )
     return digests
 
 

@@ -251,3 +251,14 @@ async def test_an_archive_without_the_last_version_can_be_imported_only_where_th
     there = FakeServer({PARAMS[2]: TENSORS[PARAMS[2]]})
     await there.take(path)
     assert len(there.imported) == 1
+
+
+async def test_collected_tensors_are_sent_again_also_where_the_archive_lacks_the_last_version(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.tar"
+    await FakeServer().export(path, (0, 1))
+    other = FakeServer({PARAMS[2]: TENSORS[PARAMS[2]]})
+    other.forget_once = {PARAMS[1]}
+    await other.take(path)
+    assert len(other.imported) == 1

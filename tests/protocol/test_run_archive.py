@@ -2,6 +2,7 @@
 """What an archive says of a run fits together, or is refused with the place where it does not."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from protocol.errors import InvalidMessage
 from protocol.messages import parse
-from protocol.run_archive import RunArchive
+from protocol.run_archive import RunArchive, read_document
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run-archive.json"
 Document = dict[str, object]
@@ -130,3 +131,30 @@ def test_a_tensor_that_two_versions_share_is_named_once_with_the_first() -> None
     archive = parse(RunArchive, archived(sharing))
     assert archive.digests_of((0, 1)) == {"1" * 64: 0, "3" * 64: 1, "4" * 64: 1}
     assert archive.digests_of((1,)) == {"1" * 64: 1, "3" * 64: 1, "4" * 64: 1}
+
+
+def peak_bytes(text: bytes) -> tuple[int, str]:
+    """Of Python's own memory while `text` is refused, and what the refusal says."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidMessage) as refusal:
+            read_document(text)
+        return tracemalloc.get_traced_memory()[1], refusal.value.detail
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("field", ["rounds", "versions"])
+def test_of_very_many_wrong_rounds_the_first_alone_is_looked_at(field: str) -> None:
+    text = json.dumps(archived(lambda document: document.update({field: [{}] * 20_000}))).encode()
+    peak, says = peak_bytes(text)
+    assert f"RunArchive.{field}.0" in says
+    assert peak < 100 * len(text)
+
+
+def test_an_object_with_very_many_fields_is_refused_before_each_is_an_error() -> None:
+    unknown = {f"field_{number}": 0 for number in range(20_000)}
+    text = json.dumps(archived(lambda document: document["spec"].update(unknown))).encode()
+    peak, says = peak_bytes(text)
+    assert "fields; at most 1000 are read" in says
+    assert peak < 100 * len(text)

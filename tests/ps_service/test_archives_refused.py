@@ -200,3 +200,23 @@ async def test_a_history_that_is_too_long_names_the_setting_to_raise(start_serve
     async with operator_of(small) as client:
         with pytest.raises(MessageTooLarge, match="FED_SOPHIA_MAX_JSON_BYTES"):
             await client.import_run(archive)
+
+
+async def test_tensors_that_go_before_their_headers_are_checked_are_missed_by_name(server, tmp_path):
+    run_id, _ = await a_history(server)
+    document = await document_of(server, run_id)
+
+    class LosingFirst(FileBlobs):
+        def read_into(self, digest, offset, buffer):
+            self.delete(digest)
+            super().read_into(digest, offset, buffer)
+
+    stores = server.runner.stores
+    runner = type(server.runner)(
+        type(stores)(stores.records, LosingFirst(tmp_path)),
+        server.clock,
+        server.service.bell,
+        server.service.meters,
+    )
+    with pytest.raises(UnknownTensors, match="nothing is stored"):
+        await store_run(runner, parse(RunArchive, document))

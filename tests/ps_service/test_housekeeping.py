@@ -2,12 +2,16 @@
 """What a run forgets and when its bytes go; and that nothing goes which anything refers to."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from protocol.codec import digest_of
+from protocol.errors import NotFound
 from protocol.messages import MetricsReport
+from ps_service.effects import perform_effects
 from ps_service.housekeeping import SWEEP_EVERY_S
+from ps_service.storage.files import FileBlobs
 
 
 def stored(server):
@@ -155,11 +159,84 @@ async def test_what_a_crash_left_to_be_tidied_is_tidied_by_the_next_start(start_
     run_id, workers = await server.a_round(2, rounds=100, retention={"last": 1})
     for worker, assignment in workers:
         await worker.send(assignment)
-    from ps_service.effects import perform_effects
-
     assert await perform_effects(server.runner)  # and killed before it could tidy
     assert await kept(server, run_id) == [0, 1]
     if restarts:
         server = await start_server(performing=False, on_disk=True)
     await server.service.housekeeping.look()
     assert await kept(server, run_id) == [1]
+
+
+class Hooked(FileBlobs):
+    """A store that has something done, once, when it is first asked to delete."""
+
+    then = None
+
+    def delete(self, digest):
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+        super().delete(digest)
+
+
+async def test_a_round_that_ends_while_its_run_is_tidied_is_tidied_too(start_server, tmp_path):
+    server = await start_server(performing=False)
+    runner = server.runner
+    runner.stores = replace(runner.stores, blobs=Hooked(tmp_path))
+    run_id, workers = await server.a_round(2, rounds=100)
+
+    async def hold_a_round():
+        digests = set()
+        for worker, _ in workers:
+            assignment = await worker.assignment(wait_s=5)
+            digests.add((await worker.send(assignment, server.an_update(assignment))).digest)
+        assert await perform_effects(runner)
+        return digests
+
+    await hold_a_round()
+    runner.stores.blobs.then = lambda: runner.untidy.add(run_id)  # as the end of a round does
+    tidied = []
+    housekeeping = server.service.housekeeping
+    tidy = housekeeping.tidy
+
+    async def counted(run_id):
+        tidied.append(run_id)
+        await tidy(run_id)
+
+    housekeeping.tidy = counted
+    await housekeeping.look()
+    assert tidied == [run_id, run_id]
+    assert not runner.untidy
+
+
+async def test_a_run_that_cannot_be_tidied_stands_in_nobody_s_way(start_server):
+    server = await start_server(performing=False)
+    orphan = await server.store_params(value=0.3)
+    housekeeping = server.service.housekeeping
+    await housekeeping.look()
+    _, workers = await server.a_round(2, rounds=100)
+    for worker, assignment in workers:
+        await worker.send(assignment)
+    assert await perform_effects(server.runner)
+    server.runner.untidy.add("run-that-is-not")
+    server.clock.advance(round(SWEEP_EVERY_S * 1000))
+    for _ in range(2):
+        with pytest.raises(NotFound, match="run-that-is-not"):
+            await housekeeping.look()
+        assert server.runner.untidy == {"run-that-is-not"}
+    assert orphan not in stored(server)
+
+
+async def test_a_stranger_s_files_are_no_tensor_messages(start_server, tmp_path):
+    server = await start_server(performing=False)
+    digest = await server.store_params(value=0.3)
+    (tmp_path / "blobs" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "blobs" / "lost+found").mkdir()
+    copy = tmp_path / "blobs" / digest[:2] / f"{digest}.bak"
+    copy.write_bytes(b"x")
+    assert stored(server) == {digest}
+    for _ in range(2):
+        await server.service.housekeeping.look()
+        server.clock.advance(round(SWEEP_EVERY_S * 1000))
+    assert stored(server) == set()
+    assert copy.exists()

@@ -4,6 +4,7 @@
 import pytest
 
 from protocol.codec import MEDIA_TYPE
+from ps_service.limits import SHORT_BYTES
 
 LIMIT = 2_000
 
@@ -45,3 +46,14 @@ async def test_what_is_refused_for_its_length_is_counted(small_server):
 
 async def test_tensor_messages_have_a_limit_of_their_own(small_server):
     await small_server.store_params({"w": (LIMIT,)})
+
+
+@pytest.mark.parametrize("path", ["/v1/workers", "/v1/tokens", "/v1/workers/w-1/heartbeat"])
+async def test_only_specs_and_histories_may_be_long(server, path):
+    body = b"{" + b" " * SHORT_BYTES + b"}"
+    answer = await server.operator.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "message-too-large")
+    assert "FED_SOPHIA" not in answer.json()["detail"]
+    for long in ("/v1/runs", "/v1/runs/import"):
+        answer = await server.operator.post(long, content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-message")
