@@ -9,8 +9,7 @@ same. What a run needs to go on (its round, its version, how long its rounds too
 from collections.abc import Iterable
 from typing import Annotated, Self
 
-from pydantic import FailFast, Field, model_validator
-from pydantic_core import from_json
+from pydantic import FailFast, Field, TypeAdapter, model_validator
 
 from protocol.algorithms import algorithm_named
 from protocol.errors import InvalidMessage
@@ -24,6 +23,7 @@ MAX_DOCUMENT_BYTES = 64 * 1024**2
 MAX_FIELDS = 1_000
 """Of one object in a document; ours have some twenty."""
 _SHORT_BYTES = 64 * 1024
+_ANY: TypeAdapter[object] = TypeAdapter(object)
 
 Reason = Annotated[str, Field(max_length=10_000)]
 
@@ -166,7 +166,7 @@ def read_document(text: bytes) -> RunArchive:
 def _check_fields(text: bytes) -> None:
     """Refuse objects with very many fields: validation would keep an error for each that is unknown."""
     try:
-        to_visit = [from_json(text)]
+        to_visit = [_ANY.validate_json(text)]
     except ValueError:
         return  # validation says what is wrong
     while to_visit:
