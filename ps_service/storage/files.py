@@ -17,6 +17,7 @@ from ps_service.storage.not_writable import writing_files
 
 Fsync = Callable[[int], None]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PREFIXES = tuple(f"{byte:02x}" for byte in range(256))
 
 
 class FileBlobs:
@@ -31,8 +32,10 @@ class FileBlobs:
         with writing_files():
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._staging.mkdir(exist_ok=True)
-            for byte in range(256):  # all now, durably: no seal depends on a directory that another is making
-                (self._blobs / f"{byte:02x}").mkdir(exist_ok=True)
+            for (
+                prefix
+            ) in _PREFIXES:  # all now, durably: no seal depends on a directory that another is making
+                (self._blobs / prefix).mkdir(exist_ok=True)
             sync_directory(self._blobs, fsync)
             sync_directory(directory, fsync)
             for left_behind in self._staging.iterdir():
@@ -80,7 +83,7 @@ class FileBlobs:
 
     def digests(self) -> Iterator[str]:
         """What else lies in the directory (`lost+found`, somebody's copy) is none of the store's."""
-        for prefix in (f"{number:02x}" for number in range(256)):
+        for prefix in _PREFIXES:
             with contextlib.suppress(FileNotFoundError):
                 for path in (self._blobs / prefix).iterdir():
                     if path.name.startswith(prefix) and _DIGEST.fullmatch(path.name):

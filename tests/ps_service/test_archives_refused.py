@@ -4,6 +4,7 @@
 import gzip
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from protocol.errors import MessageTooLarge, UnknownTensors
 from protocol.messages import parse
 from protocol.run_archive import RunArchive
 from ps_service.archives import import_run as store_run
+from ps_service.round_runner import RoundRunner
 from ps_service.storage.files import FileBlobs
 from tests.ps_service.archived import a_history, document_of, operator_of
 from tests.ps_service.conftest import a_message, values_like
@@ -74,6 +76,12 @@ async def test_what_cannot_be_a_run_here_is_refused_and_nothing_of_it_is_kept(se
         assert await server.inventory() == before
 
 
+def a_runner_on(blobs, server):
+    """A runner beside the server's own that has its records and another blob store."""
+    stores = replace(server.runner.stores, blobs=blobs)
+    return RoundRunner(stores, server.clock, server.service.bell, server.service.meters)
+
+
 async def test_tensors_that_go_while_the_run_is_written_are_missed(start_server, server, tmp_path):
     """The store loses them between the check of their headers and the transaction."""
     run_id, _ = await a_history(server)
@@ -84,13 +92,7 @@ async def test_tensors_that_go_while_the_run_is_written_are_missed(start_server,
             super().read_into(digest, offset, buffer)
             self.delete(digest)
 
-    stores = server.runner.stores
-    runner = type(server.runner)(
-        type(stores)(stores.records, Losing(tmp_path)),
-        server.clock,
-        server.service.bell,
-        server.service.meters,
-    )
+    runner = a_runner_on(Losing(tmp_path), server)
     before, _ = await server.inventory()
     with pytest.raises(UnknownTensors, match="version 3: nothing is stored"):
         await store_run(runner, parse(RunArchive, document))
@@ -211,12 +213,6 @@ async def test_tensors_that_go_before_their_headers_are_checked_are_missed_by_na
             self.delete(digest)
             super().read_into(digest, offset, buffer)
 
-    stores = server.runner.stores
-    runner = type(server.runner)(
-        type(stores)(stores.records, LosingFirst(tmp_path)),
-        server.clock,
-        server.service.bell,
-        server.service.meters,
-    )
+    runner = a_runner_on(LosingFirst(tmp_path), server)
     with pytest.raises(UnknownTensors, match="nothing is stored"):
         await store_run(runner, parse(RunArchive, document))
