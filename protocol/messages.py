@@ -132,6 +132,13 @@ class RunSummary(Answered):
     ended_ms: Count | None = None
 
 
+class RunStanding(Answered):
+    """What a worker reads of `GET /v1/runs/{run}`: no more, so that a newer server's spec is no hindrance."""
+
+    run_id: str
+    status: RunStatus
+
+
 class RoundSummary(Answered):
     """One row of `GET /v1/runs/{run}/rounds`."""
 
@@ -148,6 +155,8 @@ class RoundSummary(Answered):
     """Workers that had not answered and were not heard of, now or when the round ended."""
     opened_ms: Count
     deadline_ms: Count
+    last_admitted_ms: Count | None = None
+    """When the last update that it admitted came."""
     ended_ms: Count | None = None
     bytes_up: int
     bytes_down: int

@@ -42,6 +42,7 @@ class ArchivedRound(Said):
     lost: Count = 0
     opened_ms: Count
     deadline_ms: Count
+    last_admitted_ms: Count | None = None
     ended_ms: Count
     bytes_up: Count
     bytes_down: Count

@@ -54,7 +54,8 @@ async def import_run(runner: RoundRunner, archive: RunArchive) -> RunSummary:
 
 def state_after(archive: RunArchive) -> Run:
     """Where a run stands after its archived rounds; one that had not ended is paused. PURE."""
-    lengths_ms = [max(r.ended_ms - r.opened_ms, 0) for r in archive.rounds if r.version is not None]
+    committed = [round_ for round_ in archive.rounds if round_.version is not None]
+    lengths_ms = [max((r.last_admitted_ms or r.ended_ms) - r.opened_ms, 0) for r in committed]
     return Run(
         status=archive.status if archive.status.ended else RunStatus.PAUSED,
         round=len(archive.rounds),

@@ -9,15 +9,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from ps_service.bell import DEADLINES, EFFECTS, HOUSEKEEPING, PRESENCE, Bell, wait_for_ring
+from ps_service.deadlines import RETRY_S, tick
 from ps_service.effects import perform_effects
 from ps_service.service import Service
 from ps_service.troubles import Troubles
 
 log = logging.getLogger("fed_sophia.rounds")
-
-RETRY_S = 1.0
 
 
 @asynccontextmanager
@@ -28,8 +28,8 @@ async def background(service: Service) -> AsyncIterator[None]:
     async def performing() -> float:
         return 60.0 if await perform_effects(service.runner, troubles) else RETRY_S
 
-    watches = {
-        DEADLINES: service.runner.tick,
+    watches: dict[str, Callable[[], Awaitable[float]]] = {
+        DEADLINES: partial(tick, service.runner, troubles),
         EFFECTS: performing,
         PRESENCE: service.presence.look,
         HOUSEKEEPING: service.housekeeping.look,

@@ -23,16 +23,18 @@ def _elapsed_ns() -> int:
 class SystemClock:
     """The machine's own clock: UTC as it was at the start, and the time that has passed since.
 
-    Not UTC at each call: a machine's clock that is set back would lengthen every deadline.
+    Not UTC at each call: a machine's clock that is set back would lengthen every deadline. For the same
+    reason a start never comes before what was written down at the last one.
     """
 
     def __init__(
         self,
         utc_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = _elapsed_ns,
+        not_before_ms: int = 0,
     ) -> None:
         self._monotonic_ns = monotonic_ns
-        self._anchor_ns = utc_ns() - monotonic_ns()
+        self._anchor_ns = max(utc_ns(), not_before_ms * 1_000_000) - monotonic_ns()
 
     def now_ms(self) -> int:
         return (self._anchor_ns + self._monotonic_ns()) // 1_000_000

@@ -35,7 +35,7 @@ class Pace:
 
     def send_home(self) -> None:
         """All who wait now are sent home together."""
-        self._sent_home = self._waiting
+        self._sent_home = max(self._sent_home, self._waiting)
 
     def come_back_s(self) -> int:
         """Whole seconds after which one of those who were sent home is to come back; 0 for all others."""

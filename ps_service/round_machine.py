@@ -35,13 +35,30 @@ class Round:
     extension_ms: int = 0
     extensions_left: int = 0
     """How often a deadline without a quorum moves on by `extension_ms` before the round is abandoned."""
+    last_deadline_ms: int | None = None
+    """It moves no further than this."""
     status: RoundStatus = RoundStatus.COLLECTING
     admitted: int = 0
+    last_admitted_ms: int | None = None
     declined: int = 0
     lost: int = 0
     """Workers that have not answered and are not heard of; they may come back."""
     ended_ms: int | None = None
     reason: str | None = None
+
+    @property
+    def at_last_deadline(self) -> bool:
+        return self.last_deadline_ms is not None and self.now_ms >= self.last_deadline_ms
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the deadline ended it while answers that could have made a quorum were awaited."""
+        return (
+            self.status is RoundStatus.ABANDONED
+            and self.admitted < self.quorum
+            and self.admitted + self.declined < self.invited
+            and self.now_ms >= self.deadline_ms
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +167,7 @@ def step(round_: Round, event: RoundEvent) -> Step:
         case _ if round_.status is not RoundStatus.COLLECTING:
             return round_, ()
         case UpdateAdmitted():
-            round_ = replace(round_, admitted=round_.admitted + 1)
+            round_ = replace(round_, admitted=round_.admitted + 1, last_admitted_ms=round_.now_ms)
         case WorkerDeclined():
             round_ = replace(round_, declined=round_.declined + 1)
         case WorkerLost():
@@ -173,7 +190,7 @@ def _decide(round_: Round) -> Step:
     if answered >= round_.invited or round_.now_ms >= round_.deadline_ms:
         if round_.admitted >= round_.quorum:
             return _aggregate(round_)
-        if round_.extensions_left and not beyond_hope:
+        if round_.extensions_left and not beyond_hope and not round_.at_last_deadline:
             return _extend(round_)
         cause = "all workers answered" if answered >= round_.invited else "the deadline passed"
         return _abandon(
@@ -191,10 +208,13 @@ def _decide(round_: Round) -> Step:
 
 
 def _extend(round_: Round) -> Step:
-    """Give the workers that have not answered their time again, counted from now."""
+    """Give the workers that have not answered their time again, counted from now, as far as there is any."""
+    deadline_ms = round_.now_ms + round_.extension_ms
+    if round_.last_deadline_ms is not None:
+        deadline_ms = min(deadline_ms, round_.last_deadline_ms)
     return replace(
         round_,
-        deadline_ms=round_.now_ms + round_.extension_ms,
+        deadline_ms=deadline_ms,
         extensions_left=round_.extensions_left - 1,
     ), (RoundEffect.RESCHEDULE,)
 

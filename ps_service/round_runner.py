@@ -46,7 +46,6 @@ from ps_service.transitions import (
     metrics_reported,
     round_event,
     run_event,
-    time_passed,
     workers_changed,
 )
 
@@ -227,29 +226,6 @@ class RoundRunner:
                 transition.connection, run_id, worker_id, report, transition.now_ms
             ):
                 await metrics_reported(transition, run, report.version)
-
-    async def tick(self) -> float:
-        """Do what is due by now; give the seconds until something is due again (at most 60)."""
-        async with self.stores.records.read() as connection:
-            rounds = await run_records.collecting_rounds(connection)
-            runs = await run_records.open_runs(connection)
-        now_ms = self.clock.now_ms()
-        due_at = [round_.state.deadline_ms for round_ in rounds]
-        for due in [round_ for round_ in rounds if round_.state.deadline_ms <= now_ms]:
-            async with self.transition() as transition:
-                run = await the_run(transition.connection, due.run_id)
-                stored = await the_round(transition.connection, due.run_id, due.state.number)
-                await round_event(transition, run, stored, round_machine.Tick(transition.now_ms))
-        for idle in runs:
-            wake_ms = run_machine.wake_ms(idle.spec, idle.state)
-            if wake_ms is None:
-                continue
-            due_at.append(wake_ms)
-            if wake_ms <= now_ms:
-                async with self.transition() as transition:
-                    await time_passed(transition, await the_run(transition.connection, idle.run_id))
-        to_come = [due_ms - now_ms for due_ms in due_at]
-        return min([wait_ms / 1000 for wait_ms in to_come if wait_ms > 0] + [60.0])
 
     def count_sent(self, run_id: str, size_bytes: int) -> None:
         """Note tensor bytes sent for a run; they are written down when its round ends."""

@@ -15,13 +15,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import median
 
 from protocol.messages import RunSpec, RunStatus
+from ps_service.round_length import round_length_ms
 
 REMEMBERED_ROUNDS = 20
 """Committed rounds whose lengths an adaptive deadline looks at."""
-FEWEST_FOR_A_MEDIAN = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class Run:
     abandoned_in_a_row: int = 0
     round_lengths_ms: tuple[int, ...] = ()
     """Of the last committed rounds, oldest first."""
+    stretch: int = 0
+    """How often an adaptive deadline is doubled, because rounds before ran out of time."""
     started_ms: int | None = None
     """When the first round was opened."""
     metric_until_ms: int | None = None
@@ -54,7 +55,7 @@ class WorkersChanged:
 
 @dataclass(frozen=True)
 class RoundCommitted:
-    """The open round made the next version, `length_ms` after it was opened."""
+    """The open round made the next version; its last update was admitted `length_ms` after it was opened."""
 
     now_ms: int
     slots: tuple[int, ...]
@@ -68,6 +69,8 @@ class RoundAbandoned:
     now_ms: int
     slots: tuple[int, ...]
     reason: str
+    out_of_time: bool = False
+    """Whether the deadline passed while answers were still awaited."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ class OpenRound:
     quorum: int
     opened_ms: int
     deadline_ms: int
+    last_deadline_ms: int | None
+    """No extension goes beyond this."""
     extensions: int
     partial: bool
 
@@ -186,6 +191,8 @@ def _committed(spec: RunSpec, run: Run, event: RoundCommitted) -> Step:
         abandoned_in_a_row=0,
         round_lengths_ms=(*run.round_lengths_ms, event.length_ms)[-REMEMBERED_ROUNDS:],
     )
+    if event.length_ms <= round_length_ms(spec, run.round_lengths_ms):
+        run = replace(run, stretch=0)
     if run.version >= spec.rounds:
         return _end(run, RunStatus.FINISHED, event.now_ms, None)
     if spec.target_metric is not None:
@@ -195,6 +202,11 @@ def _committed(spec: RunSpec, run: Run, event: RoundCommitted) -> Step:
 
 def _abandoned(spec: RunSpec, run: Run, event: RoundAbandoned) -> Step:
     run = replace(run, round_open=False, abandoned_in_a_row=run.abandoned_in_a_row + 1)
+    length_ms, longer_ms = (
+        round_length_ms(spec, run.round_lengths_ms, stretch) for stretch in (run.stretch, run.stretch + 1)
+    )
+    if event.out_of_time and longer_ms > length_ms:
+        run = replace(run, stretch=run.stretch + 1)
     if run.abandoned_in_a_row >= spec.max_abandoned_rounds:
         why = f"{run.abandoned_in_a_row} rounds in a row were abandoned; the last because {event.reason}"
         return _end(run, RunStatus.FAILED, event.now_ms, why)
@@ -243,13 +255,12 @@ def _open(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
     number = run.round + 1
     started_ms = now_ms if run.started_ms is None else run.started_ms
     run = replace(run, status=RunStatus.RUNNING, round=number, round_open=True, started_ms=started_ms)
-    length_ms = round_length_ms(spec, run)
-    deadline_ms, extensions = now_ms + length_ms, spec.max_extensions
-    end_ms = _end_ms(spec, run)
+    length_ms = round_length_ms(spec, run.round_lengths_ms, run.stretch)
+    deadline_ms, end_ms = now_ms + length_ms, _end_ms(spec, run)
     if end_ms is not None:
         deadline_ms = min(deadline_ms, end_ms)
-        extensions = min(extensions, (end_ms - deadline_ms) // length_ms)
-    target = spec.cohort_of(len(slots))
+    # a fraction of the few who are left may be fewer than the spec lets make a version
+    target = max(spec.cohort_of(len(slots)), spec.quorum)
     invited = sample(spec.seed, number, slots, math.ceil(target * spec.over_selection - 1e-9))
     return run, (
         OpenRound(
@@ -257,24 +268,14 @@ def _open(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
             base_version=run.version,
             slots=invited,
             target=target,
-            quorum=min(spec.quorum, target),
+            quorum=spec.quorum,
             opened_ms=now_ms,
             deadline_ms=deadline_ms,
-            extensions=extensions,
+            last_deadline_ms=end_ms,
+            extensions=spec.max_extensions,
             partial=target < len(slots),
         ),
     )
-
-
-def round_length_ms(spec: RunSpec, run: Run) -> int:
-    """How long the next round may take: fixed, or median + k·MAD of the last committed rounds."""
-    adaptive, lengths = spec.adaptive_deadline, run.round_lengths_ms
-    if adaptive is None or len(lengths) < FEWEST_FOR_A_MEDIAN:
-        return max(1, round(spec.deadline_s * 1000))
-    middle = median(lengths)
-    deviation = median(abs(length - middle) for length in lengths)
-    length_ms = middle + adaptive.spread * deviation
-    return max(1, round(min(max(length_ms, adaptive.floor_s * 1000), adaptive.ceiling_s * 1000)))
 
 
 def _end_ms(spec: RunSpec, run: Run) -> int | None:

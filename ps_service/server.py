@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,14 @@ from ps_service.app import create_app
 from ps_service.clock import SystemClock
 from ps_service.service import Service
 from ps_service.settings import Settings
-from ps_service.storage import Stores
+from ps_service.storage import Stores, credential_records
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.not_writable import writing_files
 from ps_service.storage.records import Records
 
 log = logging.getLogger("fed_sophia.server")
+
+CLOCK_MAY_BE_BEHIND_S = 60.0
 
 OpensStores = Callable[[Path], Awaitable[Stores]]
 
@@ -64,7 +67,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
     try:
         await stores.records.check()
         await asyncio.to_thread(stores.blobs.check)
-        app = create_app(settings, stores, SystemClock())
+        app = create_app(settings, stores, await _clock(stores))
         service: Service = app.state.service
         await service.auth.make_first_credentials(directory)
         host, port = listener.getsockname()[:2]
@@ -83,6 +86,20 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
     finally:
         await stores.records.close()
         os.close(lock)
+
+
+async def _clock(stores: Stores) -> SystemClock:
+    """A clock that goes on from the last time that is written down."""
+    async with stores.records.read() as connection:
+        last_ms = await credential_records.latest_ms(connection)
+    behind_s = last_ms / 1000 - time.time()
+    if behind_s > CLOCK_MAY_BE_BEHIND_S:
+        log.warning(
+            "the machine's clock is %.0f s behind the last time that was written down here; this server "
+            "goes on from there. If it was that time that was wrong, all times it gives are ahead",
+            behind_s,
+        )
+    return SystemClock(not_before_ms=last_ms)
 
 
 def _lock(directory: Path) -> int:

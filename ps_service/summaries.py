@@ -80,6 +80,7 @@ async def round_summaries(
                 lost=state.lost,
                 opened_ms=state.opened_ms,
                 deadline_ms=state.deadline_ms,
+                last_admitted_ms=state.last_admitted_ms,
                 ended_ms=state.ended_ms,
                 bytes_up=stored.bytes_up,
                 bytes_down=stored.bytes_down,

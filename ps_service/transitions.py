@@ -85,11 +85,13 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
     slots = tuple(await member_records.eligible_slots(connection, run_id))
     run_event_: RunEvent
     if committed:
-        length_ms = transition.now_ms - round_.opened_ms
-        run_event_ = run_machine.RoundCommitted(transition.now_ms, slots, max(length_ms, 0))
+        length_ms = (round_.last_admitted_ms or round_.now_ms) - round_.opened_ms
+        run_event_ = run_machine.RoundCommitted(transition.now_ms, slots, length_ms)
         transition.topics.add(VERSIONS)
     else:
-        run_event_ = run_machine.RoundAbandoned(transition.now_ms, slots, round_.reason or "")
+        run_event_ = run_machine.RoundAbandoned(
+            transition.now_ms, slots, round_.reason or "", round_.out_of_time
+        )
     await _announce_round(transition, run_id, round_.number)
     await run_event(transition, await the_run(transition.connection, run_id), run_event_)
 
@@ -123,6 +125,7 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
         partial=opening.partial,
         extension_ms=opening.deadline_ms - opening.opened_ms,
         extensions_left=opening.extensions,
+        last_deadline_ms=opening.last_deadline_ms,
     )
     await run_records.add_round(connection, run_id, round_)
     worker_of = await member_records.eligible_slots(connection, run_id)

@@ -10,9 +10,9 @@ update is pushed again with the same bytes. What an error means for a turn is in
 
 import asyncio
 import contextlib
+import math
 import os
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -43,19 +43,22 @@ from worker.enrolment import enrol_once
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
 from worker.global_state import GlobalState
 from worker.identity import identity_in
+from worker.leftovers import forget_ended
 from worker.local_state import LocalState
 from worker.options import WorkerOptions
 from worker.outbox import Entry, Outbox, Pending
 from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
-from worker.threads import accompanied, to_its_end
+from worker.threads import accompanied, stoppable, to_its_end
 from worker.trainers import Trains, build_trainers
 from worker.update import Trained, pack
 
 LONG_POLL_S = 30.0
 SHORT_POLL_S = 1.0
 """Nothing to do, said sooner than this: by someone who does not know how to wait."""
+LOOK_EVERY_S = 3600.0
+"""From one look for what ended runs left behind to the next, while there is nothing to do."""
 CHUNK_BYTES = 1024 * 1024
 MAX_REASON = 500
 
@@ -94,6 +97,8 @@ class Agent:
         self._executor = executor
         self._global_state = GlobalState(self._fetch)
         self._measured: dict[str, int] = {}  # {run: version measured last}
+        self._heartbeat_s = pauses.heartbeat_s
+        self._looked_s = -math.inf  # when it was looked for what ended runs left behind
 
     async def run(self, max_assignments: int | None = None) -> None:
         """Take turns until cancelled, or until so many assignments have come to an end.
@@ -116,16 +121,17 @@ class Agent:
             try:
                 if assignment.task != self._task:
                     raise InvalidTask(f"this worker serves {self._task}, not {assignment.task}")
+                self._heartbeat_s = min(assignment.heartbeat_s, self._pauses.heartbeat_s)
                 if isinstance(assignment, EvaluationAssignment):
-                    return await self._evaluate(assignment)
-                await self._train_and_keep(assignment)
+                    return await self._heard_of(self._evaluate(assignment))
+                await self._heard_of(self._train_and_keep(assignment))
             except OVERTAKEN + CANNOT_BE_DONE as error:
                 if isinstance(assignment, Assignment):
                     await self._give_up(assignment.assignment_id, assignment.run_id, error)
                 else:
                     self._report(Refused(error.code, error.detail, worker=self._name))
                 return False
-        return await self._deliver(self._outbox.pending()[0])
+        return await self._heard_of(self._deliver(self._outbox.pending()[0]))
 
     async def _await_assignment(self) -> Assignment | EvaluationAssignment:
         self._report(Waiting(worker=self._name))
@@ -136,6 +142,9 @@ class Agent:
             assignment = await self._persistently(asking)  # its pauses grow apart from those of the turn
             if assignment is not None:
                 return assignment
+            if asked_s - self._looked_s >= LOOK_EVERY_S:
+                self._looked_s = asked_s
+                await forget_ended(self._client, self._local_state)
             if self._pauses.clock_s() - asked_s >= SHORT_POLL_S:
                 short_polls = 0
                 continue
@@ -151,7 +160,7 @@ class Agent:
         kept = await asyncio.to_thread(self._local_state.load, assignment.run_id)
         self._report(Training(assignment.run_id, assignment.round, worker=self._name))
         training = partial(self._trainer.train, assignment, state, kept)
-        trained = await self._beside_heartbeats(training, assignment.heartbeat_s)
+        trained = await stoppable(training, self._executor)
         await to_its_end(partial(self._keep, assignment, state["params"], trained))
 
     def _keep(self, assignment: Assignment, params: Bundle, trained: Trained) -> None:
@@ -199,7 +208,7 @@ class Agent:
         try:
             state = await self._global_state.pull(assignment.run_id, assignment.tensors)
             evaluating = partial(self._trainer.evaluate, state)
-            num_examples, metrics = await self._beside_heartbeats(evaluating, assignment.heartbeat_s)
+            num_examples, metrics = await stoppable(evaluating, self._executor)
         except NotFinite as error:  # reported without metrics, so that the server offers the next version
             self._report(Refused(error.code, error.detail, worker=self._name))
             num_examples, metrics = 1, {}
@@ -214,8 +223,12 @@ class Agent:
         self._measured[assignment.run_id] = assignment.version
         return not again
 
-    async def _beside_heartbeats(self, work: Callable[[threading.Event], T], every_s: float) -> T:
-        return await accompanied(work, self._beat(min(every_s, self._pauses.heartbeat_s)), self._executor)
+    async def _heard_of(self, work: Coroutine[None, None, T]) -> T:
+        """Send heartbeats for as long as there is something in hand, also while it travels.
+
+        A transfer may be out of the server's sight: a proxy that buffers bodies hides a slow one.
+        """
+        return await accompanied(work, self._beat(self._heartbeat_s))
 
     async def _beat(self, every_s: float) -> NoReturn:
         """Send heartbeats, until the server says that it has this worker no more."""

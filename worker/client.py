@@ -38,6 +38,7 @@ from protocol.messages import (
     Heartbeat,
     MetricsReport,
     Receipt,
+    RunStanding,
     UpdateHeader,
     UploadOffer,
 )
@@ -175,6 +176,11 @@ class ServerClient:
 
     async def decline(self, assignment_id: str, decline: Decline) -> None:
         await self._ask("POST", f"/v1/assignments/{_part(assignment_id)}/decline", (204,), decline)
+
+    async def show_run(self, run_id: str) -> RunStanding:
+        """Where a run stands that this worker has a part in."""
+        _, body = await self._ask("GET", f"/v1/runs/{_part(run_id)}", (200,))
+        return parsed(RunStanding, body)
 
     async def report_metrics(self, run_id: str, report: MetricsReport) -> None:
         await self._ask("POST", f"/v1/runs/{_part(run_id)}/metrics", (204,), report)

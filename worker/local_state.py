@@ -59,6 +59,10 @@ class LocalState:
             for leftover in directory.glob(".*.new"):
                 leftover.unlink()
 
+    def runs(self) -> list[str]:
+        """The runs for which something is kept."""
+        return sorted(path.stem for path in self._directory.glob("*.json"))
+
     def load(self, run_id: str) -> Kept | None:
         """Give what was kept for this run; None before its first receipt.
 

@@ -15,12 +15,8 @@ STOPPING_S = 20.0
 T = TypeVar("T")
 
 
-async def accompanied(
-    work: Callable[[threading.Event], T],
-    companion: Coroutine[None, None, NoReturn],
-    executor: Executor | None,
-) -> T:
-    """Do long work in a thread; where the companion ends first, by an error, the work is stopped.
+async def stoppable(work: Callable[[threading.Event], T], executor: Executor | None) -> T:
+    """Do long work in a thread; a cancellation stops it.
 
     However this ends, the thread has ended before, or had `STOPPING_S` to do so.
 
@@ -35,14 +31,29 @@ async def accompanied(
         return work(stop)
 
     working = asyncio.get_running_loop().run_in_executor(executor, unless_stopped)
-    beside: asyncio.Future[T] = asyncio.ensure_future(companion)
     try:
-        await asyncio.wait([working, beside], return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else beside.result()
+        await asyncio.wait([working])
+        return working.result()
     finally:
         stop.set()
-        beside.cancel()
-        await _until_ended([working, beside], STOPPING_S)
+        await _until_ended([working], STOPPING_S)
+
+
+async def accompanied(work: Coroutine[None, None, T], companion: Coroutine[None, None, NoReturn]) -> T:
+    """Give the result of `work`; where the companion ends first, by an error, the work is cancelled.
+
+    However this ends, both have ended before.
+    """
+    working: asyncio.Future[T] = asyncio.ensure_future(work)
+    beside: asyncio.Future[T] = asyncio.ensure_future(companion)
+    both = [working, beside]
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else beside.result()
+    finally:
+        for one in both:
+            one.cancel()
+        await _until_ended(both)
 
 
 async def to_its_end(action: Callable[[], None]) -> None:

@@ -127,7 +127,7 @@ async def _wait_for_work(
             remaining_s = give_up_at - loop.time()
             if found is not None or remaining_s <= 0 or service.stopping.is_set():
                 return found
-            if not await bell.wait_for_ring(rung, remaining_s):
+            if not await bell.wait_for_ring(rung, remaining_s) or service.stopping.is_set():
                 return None
             worker = await service.auth.still_valid(worker.worker_id)
 

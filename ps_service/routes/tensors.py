@@ -3,6 +3,7 @@
 
 import asyncio
 import base64
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -92,7 +93,7 @@ def router(service: Service) -> APIRouter:
         headers["Content-Length"] = str(last + 1 - first)
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers, media_type=MEDIA_TYPE)
-        body = _send(service, run_id, digest, first, last)
+        body = _send(service, caller, run_id, digest, first, last)
         return StreamingResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
     return routes
@@ -146,11 +147,16 @@ def wanted_range(request: Request, digest: str, size_bytes: int) -> tuple[int, i
     return everything if first > last else (first, last)
 
 
-async def _send(service: Service, run_id: str, digest: str, first: int, last: int) -> AsyncIterator[bytes]:
-    position = first
-    while position <= last:
-        chunk = bytearray(min(CHUNK_BYTES, last + 1 - position))
-        await asyncio.to_thread(service.stores.blobs.read_into, digest, position, chunk)
-        yield bytes(chunk)
-        service.runner.count_sent(run_id, len(chunk))
-        position += len(chunk)
+async def _send(
+    service: Service, caller: Caller, run_id: str, digest: str, first: int, last: int
+) -> AsyncIterator[bytes]:
+    with contextlib.ExitStack() as sending:
+        if isinstance(caller, StoredWorker):
+            sending.enter_context(service.presence.here(caller.worker_id))
+        position = first
+        while position <= last:
+            chunk = bytearray(min(CHUNK_BYTES, last + 1 - position))
+            await asyncio.to_thread(service.stores.blobs.read_into, digest, position, chunk)
+            yield bytes(chunk)
+            service.runner.count_sent(run_id, len(chunk))
+            position += len(chunk)

@@ -82,6 +82,7 @@ def _round_row(run_id: str, round_: ArchivedRound) -> Row:
         status=round_.status,
         admitted=round_.admitted,
         declined=round_.declined,
+        last_admitted_ms=round_.last_admitted_ms,
         lost=round_.lost,
         ended_ms=round_.ended_ms,
         reason=round_.reason,

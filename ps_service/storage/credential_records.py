@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import JoinTokenRequest, Role, WorkerSummary
-from ps_service.storage.schema import join_tokens, operator_keys, workers
+from ps_service.storage.schema import events, join_tokens, operator_keys, workers
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,14 @@ class StoredWorker:
 
     def summary(self) -> WorkerSummary:
         return WorkerSummary(**vars(self))
+
+
+async def latest_ms(connection: AsyncConnection) -> int:
+    """The latest time that is written down of workers and of runs; 0 if there is none."""
+    seen = select(func.max(workers.c.last_seen_ms))
+    announced = select(events.c.at_ms).order_by(events.c.event_id.desc()).limit(1)
+    found = [(await connection.execute(latest)).scalar() for latest in (seen, announced)]
+    return max(at_ms or 0 for at_ms in found)
 
 
 async def has_operator_key(connection: AsyncConnection) -> bool:

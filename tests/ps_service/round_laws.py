@@ -19,6 +19,7 @@ def check_moment(ledger: Ledger) -> None:
         counts_are_what_is_there(ledger, key)
         an_update_ends_as_its_round_did(ledger, key)
         a_round_says_why_it_made_nothing(ledger.rounds[key])
+        a_version_is_made_of_no_fewer_than_the_spec_says(ledger, key)
         an_effect_is_asked_for_while_a_round_aggregates(ledger, key)
     for key, round_ in ledger.rounds_that_are(RoundStatus.COLLECTING).items():
         nobody_collects_who_need_not(round_)
@@ -76,6 +77,12 @@ def a_round_says_why_it_made_nothing(round_: Round) -> None:
     assert (round_.ended_ms is not None) == round_.status.ended
     if round_.status in (RoundStatus.AGGREGATING, RoundStatus.COMMITTED):
         assert round_.admitted >= round_.quorum
+
+
+def a_version_is_made_of_no_fewer_than_the_spec_says(ledger: Ledger, key: RoundKey) -> None:
+    round_ = ledger.rounds[key]
+    if round_.status is RoundStatus.COMMITTED:
+        assert round_.admitted >= ledger.specs[key[0]].quorum
 
 
 def an_end_says_why(ledger: Ledger, run_id: str) -> None:
@@ -190,6 +197,7 @@ def deadlines_move_by_extensions_alone(before: Round, after: Round) -> None:
     """Which bounds the time in which a round collects by (1 + extensions) · length if ticks come in time."""
     used = before.extensions_left - after.extensions_left
     assert 0 <= used <= before.extensions_left
+    assert after.last_deadline_ms is None or after.deadline_ms <= after.last_deadline_ms
     if used:
         assert after.deadline_ms <= after.now_ms + before.extension_ms
         assert after.now_ms >= before.deadline_ms, "extended before its time was over"
@@ -204,6 +212,10 @@ def a_round_is_as_long_as_was_said(ledger: Ledger, key: RoundKey) -> None:
         longest_s = max(longest_s, spec.adaptive_deadline.ceiling_s)
     assert 0 < round_.extension_ms <= longest_s * 1000
     assert round_.extensions_left <= spec.max_extensions
+    started_ms = ledger.runs[key[0]].started_ms
+    if spec.max_duration_s is not None and started_ms is not None:
+        last_ms = started_ms + spec.max_duration_s * 1000
+        assert round_.last_deadline_ms == last_ms >= round_.deadline_ms
 
 
 def _but_for_collection(row: dict) -> dict:

@@ -16,6 +16,7 @@ import httpx
 
 from protocol.messages import Receipt
 from ps_service.auth import hash_secret
+from ps_service.deadlines import tick
 from ps_service.effects import perform_effects
 from ps_service.settings import Settings
 from ps_service.storage import Stores, credential_records
@@ -99,7 +100,7 @@ class SmallFederation:
         self.heard_ms = {worker_id: min(at_ms, now_ms) for worker_id, at_ms in self.heard_ms.items()}
 
     def tick(self) -> float:
-        return self._do(self.server.runner.tick())
+        return self._do(tick(self.server.runner))
 
     def look(self) -> None:
         """Find who is lost."""

@@ -3,6 +3,7 @@
 
 import pytest
 
+from ps_service.deadlines import tick
 from tests.ps_service.silence import LOST_AFTER_S, heartbeat, lose, pass_time, standings, who_is_lost
 
 
@@ -60,7 +61,7 @@ async def test_lost_workers_never_abandon_a_round_its_deadline_does(server, sent
     assert (round_["status"], round_["lost"]) == ("collecting", 3 - sent)
 
     await pass_time(server, 30, workers[:sent])
-    await server.runner.tick()
+    await tick(server.runner)
     round_ = await first_round(server, run_id)
     assert (round_["status"], round_["lost"]) == ("abandoned", 3 - sent)
     assert round_["reason"] == f"the deadline passed with {sent} updates; the quorum is 2 of 3"
@@ -170,7 +171,7 @@ async def test_a_run_whose_workers_are_lost_waits_and_goes_on_when_they_return(s
     run_id, workers, assignments = await a_long_round(server, workers=2, deadline_s=600)
     await lose(server, *workers)
     await pass_time(server, 600)
-    await server.runner.tick()
+    await tick(server.runner)
     run = await server.show(run_id)
     assert (run.status, run.members) == ("waiting", 0)
     assert [round_["status"] for round_ in await server.rounds(run_id)] == ["abandoned"]

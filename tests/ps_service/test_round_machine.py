@@ -67,6 +67,22 @@ def test_a_deadline_without_a_quorum_may_be_extended_a_number_of_times():
     assert after(round_, Tick(DEADLINE_MS + 507)).status is RoundStatus.ABANDONED
 
 
+def test_no_extension_goes_beyond_the_last_deadline():
+    round_ = a_round(extension_ms=500, extensions_left=5, last_deadline_ms=DEADLINE_MS + 300)
+    round_ = after(round_, Tick(DEADLINE_MS + 7))
+    assert (round_.deadline_ms, round_.extensions_left) == (DEADLINE_MS + 300, 4)
+    assert after(round_, Tick(DEADLINE_MS + 299)).status is RoundStatus.COLLECTING
+    assert after(round_, Tick(DEADLINE_MS + 300)).status is RoundStatus.ABANDONED
+
+
+def test_a_round_knows_when_its_last_update_came_and_whether_it_ran_out_of_time():
+    round_ = after(a_round(), UpdateAdmitted(5), WorkerDeclined(8))
+    assert (round_.last_admitted_ms, round_.out_of_time) == (5, False)
+    assert after(round_, Tick(DEADLINE_MS)).out_of_time
+    assert not after(a_round(), WorkerDeclined(1), WorkerDeclined(2)).out_of_time
+    assert not after(round_, UpdateAdmitted(DEADLINE_MS), AggregationFailed(DEADLINE_MS, "?")).out_of_time
+
+
 def test_a_round_that_all_have_answered_is_not_extended():
     round_ = a_round(extension_ms=500, extensions_left=1)
     assert after(round_, *[WorkerDeclined(1)] * 3).status is RoundStatus.ABANDONED

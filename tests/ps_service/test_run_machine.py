@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from protocol.messages import RunSpec, RunStatus, parse
 from ps_service import run_machine
+from ps_service.round_length import round_length_ms
 from ps_service.run_machine import (
     CancelRound,
     MetricsReported,
@@ -22,7 +23,6 @@ from ps_service.run_machine import (
     Tick,
     WorkersChanged,
     assignment_seed,
-    round_length_ms,
     sample,
     wake_ms,
 )
@@ -69,7 +69,16 @@ def test_the_first_round_waits_for_a_whole_cohort():
     run, [opening] = step(Run(), WorkersChanged(5, ALL))
     assert (run.status, run.round, run.started_ms) == (RunStatus.RUNNING, 1, 5)
     assert opening == OpenRound(
-        1, 0, ALL, target=3, quorum=2, opened_ms=5, deadline_ms=1_005, extensions=0, partial=False
+        1,
+        0,
+        ALL,
+        target=3,
+        quorum=2,
+        opened_ms=5,
+        deadline_ms=1_005,
+        last_deadline_ms=None,
+        extensions=0,
+        partial=False,
     )
 
 
@@ -118,14 +127,81 @@ def test_more_are_invited_than_wanted_as_far_as_there_are_any():
 def test_an_adaptive_deadline_is_the_median_and_so_many_deviations():
     """Lengths 100, 200, 300, 400 ms: median 250, deviations 150 50 50 150, their median 100; 250 + 4·100."""
     spec = a_spec(adaptive_deadline={"spread": 4.0, "floor_s": 0.1, "ceiling_s": 10.0})
-    assert round_length_ms(spec, replace(OPEN, round_lengths_ms=(100, 400, 200, 300))) == 650
+    assert round_length_ms(spec, (100, 400, 200, 300)) == 650
 
 
 @pytest.mark.parametrize(("lengths", "length_ms"), [((), 1_000), ((5, 5), 1_000), ((5, 5, 5), 100)])
 def test_an_adaptive_deadline_begins_fixed_and_keeps_between_floor_and_ceiling(lengths, length_ms):
     spec = a_spec(adaptive_deadline={"floor_s": 0.1, "ceiling_s": 0.3})
-    assert round_length_ms(spec, replace(OPEN, round_lengths_ms=lengths)) == length_ms
-    assert round_length_ms(spec, replace(OPEN, round_lengths_ms=(9_000,) * 3)) == 300
+    assert round_length_ms(spec, lengths) == length_ms
+    assert round_length_ms(spec, (9_000,) * 3) == 300
+
+
+def test_rounds_that_all_took_alike_leave_the_next_some_room():
+    """Median 1000, no deviation: a twentieth of the median, 4 times; with k = 0 the median it is."""
+    for spread, length_ms in ((4.0, 1_200), (0.0, 1_000)):
+        spec = a_spec(adaptive_deadline={"spread": spread, "floor_s": 0.1, "ceiling_s": 10.0})
+        assert round_length_ms(spec, (1_000,) * 5) == length_ms
+
+
+def test_a_round_that_ran_out_of_time_doubles_the_next_until_one_fits_again():
+    spec = a_spec(rounds=99, max_abandoned_rounds=9, adaptive_deadline={"floor_s": 0.1, "ceiling_s": 3.0})
+    run = replace(OPEN, round_lengths_ms=(1_000,) * 3)
+    out_of_time = RoundAbandoned(0, ALL, "the deadline passed", out_of_time=True)
+    run, [opening] = step(run, RoundAbandoned(0, ALL, "all declined"), spec)
+    assert opening.deadline_ms == 1_200
+    for length_ms in (2_400, 3_000, 3_000, 3_000):
+        run, [opening] = step(run, out_of_time, spec)
+        assert opening.deadline_ms == length_ms
+    run, [opening] = step(run, RoundCommitted(0, ALL, 2_000), spec)
+    assert opening.deadline_ms == 3_000, "it was too long for the deadline that the lengths give"
+    run, [opening] = step(run, RoundCommitted(0, ALL, 1_100), spec)
+    assert opening.deadline_ms < 2_000
+
+
+def slowest(round_number, factor):
+    """When the last of some workers answers, in ms: not twice the same."""
+    return round(factor * (1_000 + 37 * (round_number * 7919 % 11)))
+
+
+def deadlines(spec, rounds, factor_of):
+    """The lengths a run gives its rounds when the workers need so long, and those that ran out of it."""
+    run, given, abandoned = replace(OPEN, round_lengths_ms=()), [], []
+    length_ms = round(spec.deadline_s * 1000)
+    for number in range(rounds):
+        needed_ms = slowest(number, factor_of(number))
+        if needed_ms <= length_ms:
+            event = RoundCommitted(0, ALL, needed_ms)
+        else:
+            event = RoundAbandoned(0, ALL, "the deadline passed", out_of_time=True)
+            abandoned.append(number)
+        run, [opening] = step(run, event, spec)
+        length_ms = opening.deadline_ms
+        given.append(length_ms)
+    return given, abandoned
+
+
+@pytest.mark.parametrize(("factor", "abandoned_at_most"), [(1.1, 1), (1.5, 2), (3.0, 3), (10.0, 5)])
+def test_an_adaptive_deadline_follows_workers_that_all_become_slower(factor, abandoned_at_most):
+    spec = a_spec(rounds=999, deadline_s=60, adaptive_deadline={}, max_abandoned_rounds=9)
+    given, abandoned = deadlines(spec, 120, lambda number: factor if number > 40 else 1)
+    assert len([number for number in abandoned if number > 40]) <= abandoned_at_most
+    assert factor * 1_370 <= given[-1] <= factor * 2_500
+
+
+def test_an_adaptive_deadline_follows_workers_that_become_faster():
+    spec = a_spec(rounds=999, deadline_s=60, adaptive_deadline={"floor_s": 0.01}, max_abandoned_rounds=9)
+    given, abandoned = deadlines(spec, 120, lambda number: 0.1 if number > 40 else 1)
+    assert max(abandoned, default=0) <= 40
+    assert given[-1] <= 250
+
+
+def test_a_fraction_of_the_few_who_are_left_is_still_a_quorum():
+    spec = a_spec(cohort_size=None, cohort_fraction=0.1, min_workers=20, quorum=2)
+    run, [opening] = step(Run(), WorkersChanged(0, tuple(range(20))), spec)
+    assert (opening.target, opening.quorum) == (2, 2)
+    _, [opening] = step(run, RoundAbandoned(9, (3, 5), "it rained"), spec)
+    assert (opening.target, opening.quorum, opening.slots) == (2, 2, (3, 5))
 
 
 def test_only_the_last_rounds_are_remembered():
@@ -138,7 +214,7 @@ def test_only_the_last_rounds_are_remembered():
 def test_no_round_outlasts_the_run():
     spec = a_spec(max_duration_s=1.5, max_extensions=5)
     run, [first] = step(Run(), WorkersChanged(1_000, ALL), spec)
-    assert (first.deadline_ms, first.extensions) == (2_000, 0)
+    assert (first.deadline_ms, first.last_deadline_ms, first.extensions) == (2_000, 2_500, 5)
     run, [second] = step(run, RoundCommitted(2_200, ALL, 1_200), spec)
     assert second.deadline_ms == 2_500
     run, effects = step(run, RoundAbandoned(2_500, ALL, "nobody came"), spec)
@@ -275,7 +351,7 @@ def test_laws_that_hold_whatever_happens_in_whatever_order_and_however_the_clock
         event = {
             "workers": WorkersChanged(now_ms, slots),
             "commit": RoundCommitted(now_ms, slots, 3),
-            "abandon": RoundAbandoned(now_ms, slots, "it rained"),
+            "abandon": RoundAbandoned(now_ms, slots, "it rained", out_of_time=passed_ms > 2),
             "measured": MetricsReported(now_ms, slots, run.version, {"loss": 1.0}),
             "reached": MetricsReported(now_ms, slots, run.version, {"loss": 0.0}),
             "tick": Tick(now_ms, slots),
@@ -296,9 +372,10 @@ def test_laws_that_hold_whatever_happens_in_whatever_order_and_however_the_clock
             assert not is_open
             is_open = True
             assert (effect.number, effect.base_version) == (before.round + 1, run.version)
-            assert 1 <= effect.quorum <= effect.target <= len(effect.slots)
+            assert spec.quorum == effect.quorum <= effect.target <= len(effect.slots)
             assert set(effect.slots) <= set(slots)
             assert effect.opened_ms <= effect.deadline_ms
+            assert effect.last_deadline_ms is None or effect.deadline_ms <= effect.last_deadline_ms
         assert run.round_open == is_open
         assert not (run.status is RunStatus.WAITING and is_open)
         assert run.version - before.version == (what == "commit" and not before.status.ended)

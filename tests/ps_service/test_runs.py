@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from protocol.codec import MEDIA_TYPE, decode_message, digest_of
+from ps_service.deadlines import tick
 from ps_service.effects import perform_effects
 from ps_service.storage import update_records
 
@@ -161,10 +162,10 @@ async def test_the_deadline_closes_a_round_that_has_a_quorum(server):
     for worker, assignment in cohort[:2]:
         await worker.send(assignment)
     server.clock.advance(4_999)
-    assert await server.runner.tick() == pytest.approx(0.001)
+    assert await tick(server.runner) == pytest.approx(0.001)
     assert (await server.rounds(run_id))[0]["status"] == "collecting"
     server.clock.advance(1)
-    await server.runner.tick()
+    await tick(server.runner)
     await server.aggregate_now()
     first, second = await server.rounds(run_id)
     assert (first["status"], first["admitted"]) == ("committed", 2)
@@ -177,7 +178,7 @@ async def test_abandoned_rounds_fail_the_run_and_say_what_became_of_the_update(s
     await worker.send(assignment)
     for _ in range(2):
         server.clock.advance(5_000)
-        await server.runner.tick()
+        await tick(server.runner)
     run = await server.show(run_id)
     assert (run.status, run.version) == ("failed", 0)
     assert "2 rounds in a row were abandoned" in run.reason
@@ -260,7 +261,7 @@ async def test_a_run_below_its_quorum_waits_for_new_workers(server):
     await server.aggregate_now()
     if (await server.show(run_id)).round == 2:  # opened before the revocation: its deadline ends it
         server.clock.advance(60_000)
-        await server.runner.tick()
+        await tick(server.runner)
     assert (await server.show(run_id)).status == "waiting"
     newcomer = await server.enrol("newcomer")
     assert (await newcomer.assignment())["slot"] == 2

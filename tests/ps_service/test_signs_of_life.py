@@ -11,6 +11,7 @@ from protocol.messages import Role
 from ps_service.background import background
 from ps_service.clock import SystemClock
 from ps_service.presence import MOST_AT_ONCE
+from ps_service.routes.tensors import _send
 from ps_service.storage import credential_records, schema
 from tests.ps_service.silence import LOST_AFTER_S, heartbeat, lose, pass_time, standings, who_is_lost
 
@@ -90,6 +91,21 @@ async def test_a_worker_whose_update_travels_is_there_for_as_long_as_it_takes(se
     assert answer.status_code == 200, answer.text
     assert await who_is_lost(server) == [cohort[1][0].worker_id]
     assert (await server.rounds(run_id))[0]["status"] == "aggregating"
+
+
+async def test_a_worker_that_downloads_is_there_for_as_long_as_it_takes(server):
+    run_id, cohort = await server.a_round(2, quorum=1, deadline_s=36_000)
+    (worker, assignment), (other, given) = cohort
+    await other.send(given)
+    digest = assignment["tensors"]["params"]
+    answer = _send(server.service, await stored_worker(server, worker), run_id, digest, 0, 99)
+    await anext(answer)
+    await pass_time(server, 4 * LOST_AFTER_S, [other])
+    assert await who_is_lost(server) == []
+    assert (await server.rounds(run_id))[0]["status"] == "collecting"
+    await answer.aclose()
+    await pass_time(server, LOST_AFTER_S + 30, [other])
+    assert await who_is_lost(server) == [worker.worker_id]
 
 
 async def test_a_request_without_a_valid_credential_is_nobody_s_sign_of_life(server):

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from ps_service.deadlines import tick
 from tests.ps_service.silence import lose, standings
 
 
@@ -66,7 +67,7 @@ async def test_a_straggler_is_late_once_its_round_has_ended(server):
     run_id, cohort = await server.a_round(2, quorum=1, deadline_s=60)
     await cohort[0][0].send(cohort[0][1])
     server.clock.advance(60_000)
-    await server.runner.tick()
+    await tick(server.runner)
     await server.aggregate_now()
     assert await standings(server, run_id) == [("counted", None), ("late", None)]
 

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 
 from protocol.codec import Bundle, digest_of, encode_bundle
-from protocol.messages import Assignment, EvaluationAssignment, Receipt
+from protocol.messages import Assignment, EvaluationAssignment, Receipt, RunStatus
 
 PARAMS: Bundle = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
 ANSWER_LOST = httpx.ReadError("the connection broke")
@@ -48,6 +48,7 @@ class SmallServer(httpx.AsyncBaseTransport):
     metrics: list[dict[str, object]] = field(default_factory=list)
     enrolments: list[dict[str, object]] = field(default_factory=list)
     secrets: set[str] = field(default_factory=set)
+    runs: dict[str, RunStatus] = field(default_factory=dict)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         route, identifier = self._route(request)
@@ -84,6 +85,8 @@ class SmallServer(httpx.AsyncBaseTransport):
                 return "upload", assignment_id
             case ["POST", "assignments", assignment_id, "decline"]:
                 return "decline", assignment_id
+            case ["GET", "runs", run_id]:
+                return "show", run_id
             case ["POST", "runs", _, "metrics"]:
                 return "report", ""
             case unknown:
@@ -127,6 +130,11 @@ class SmallServer(httpx.AsyncBaseTransport):
         self.declined[assignment_id] = json.loads(body)["reason"]
         self.settle(assignment_id)
         return httpx.Response(204)
+
+    async def _show(self, run_id: str, body: bytes) -> httpx.Response:
+        if run_id not in self.runs:
+            return problem("not-found", 404)
+        return httpx.Response(200, json={"run_id": run_id, "status": self.runs[run_id], "more": "besides"})
 
     async def _report(self, _: str, body: bytes) -> httpx.Response:
         self.metrics.append(json.loads(body))

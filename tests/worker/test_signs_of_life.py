@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a worker shows that it is there, and how it stays away when it is sent home."""
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -37,6 +38,28 @@ async def test_a_worker_at_work_is_heard_of_as_often_as_its_assignment_asks(
     trainer = StubTrainer(works=lambda stop: all(heartbeats.acquire(timeout=10) for _ in range(5)))
 
     await place.work(trainer, max_assignments=1)
+
+    assert server.asked.count("heartbeat") >= 5
+
+
+@pytest.mark.parametrize(
+    ("assignment", "travels"),
+    [(training(1), "tensors_of"), (evaluation(4), "tensors_of"), (training(1), "upload")],
+)
+async def test_a_worker_is_heard_of_while_something_travels(
+    tmp_path: Path, assignment: Assignment | EvaluationAssignment, travels: str
+):
+    server = a_server(assignment.model_copy(update={"heartbeat_s": OFTEN_S}))
+    heartbeats = heard(server)
+
+    async def slowly() -> None:
+        for _ in range(5):
+            assert await asyncio.to_thread(heartbeats.acquire, timeout=10)
+
+    server.before[travels] = slowly
+    place = Workplace(tmp_path, server, heartbeat_s=NEVER_S)
+
+    await place.work(StubTrainer(), max_assignments=1)
 
     assert server.asked.count("heartbeat") >= 5
 

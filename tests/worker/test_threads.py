@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from worker.patience import Stopped
-from worker.threads import accompanied, to_its_end
+from worker.threads import accompanied, stoppable, to_its_end
 
 
 class Work:
@@ -40,7 +40,7 @@ async def failing_after(begun: asyncio.Event) -> NoReturn:
 async def test_the_works_result_is_given_and_its_companion_ended():
     beside = asyncio.ensure_future(companion())
 
-    assert await accompanied(lambda stop: 3, _handed_on(beside), None) == 3
+    assert await accompanied(stoppable(lambda stop: 3, None), _handed_on(beside)) == 3
     assert beside.cancelled()
 
 
@@ -53,13 +53,13 @@ async def test_an_error_of_the_work_is_given_as_it_is():
         raise LookupError("the work's own")
 
     with pytest.raises(LookupError, match="the work's own"):
-        await accompanied(fail, companion(), None)
+        await accompanied(stoppable(fail, None), companion())
 
 
 async def test_a_companion_that_fails_stops_the_work_and_is_heard_once_that_has_ended():
     work = Work()
     with pytest.raises(LookupError, match="the companion's own"):
-        await accompanied(work, failing_after(work.begun), None)
+        await accompanied(stoppable(work, None), failing_after(work.begun))
     assert work.ended
 
 
@@ -73,7 +73,7 @@ async def test_cancelled_however_often_it_ends_when_the_work_has():
         loop.call_soon_threadsafe(stopping.set)
         assert release.wait(10)
 
-    waiting = asyncio.create_task(accompanied(work, companion(), None))
+    waiting = asyncio.create_task(accompanied(stoppable(work, None), companion()))
     await begun.wait()
     waiting.cancel()
     await stopping.wait()
@@ -96,7 +96,7 @@ async def test_work_that_was_given_up_while_it_waited_for_its_thread_never_begin
 
     with ThreadPoolExecutor(1) as executor:
         executor.submit(occupy)
-        waiting = asyncio.create_task(accompanied(lambda stop: begun.append(1), companion(), executor))
+        waiting = asyncio.create_task(stoppable(lambda stop: begun.append(1), executor))
         await asyncio.to_thread(busy.wait, 10)
         waiting.cancel()
         await asyncio.sleep(0)
