@@ -60,6 +60,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "BestVersions": {"metric": "test_accuracy", "count": 2},
     "Retention": {"last": 3, "every": 10},
     "RunSpec": SPEC,
+    "RunStanding": {"run_id": "r1", "status": "finished"},
     "RunSummary": {
         "run_id": "r1", "spec": SPEC, "status": "running", "round": 1, "version": 0,
         "tensors": {"params": DIGEST}, "members": 4, "created_ms": 1,

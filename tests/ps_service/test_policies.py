@@ -3,7 +3,8 @@
 
 import pytest
 
-from ps_service.deadlines import tick
+from ps_service.deadlines import RETRY_S, tick
+from ps_service.storage import schema
 
 
 async def send_all(server, cohort):
@@ -89,3 +90,29 @@ async def test_a_run_ends_when_its_time_is_over(server):
     await server.aggregate_now()
     run = await server.show(run_id)
     assert (run.status, run.version, run.reason) == ("finished", 1, "max_duration_s (10) has passed")
+
+
+async def test_a_run_whose_deadline_cannot_be_kept_stands_in_no_other_s_way(server, caplog):
+    damaged, cohort = await server.a_round(2, deadline_s=60)
+    whole = (await server.a_run(cohort_size=2, deadline_s=60)).run_id
+    for worker, _ in cohort:
+        await worker.ask()
+    async with server.stores.records.write() as connection:
+        await connection.execute(
+            schema.runs.update().where(schema.runs.c.run_id == damaged).values(spec="{}", status="failed")
+        )
+    server.clock.advance(60_000)
+    assert await tick(server.runner) == RETRY_S
+    assert (await server.rounds(whole))[0]["status"] == "abandoned"
+    assert f"deadlines of {damaged}" in caplog.text
+
+
+async def test_a_run_goes_no_further_than_its_time_however_late_its_extensions_come(server):
+    run_id, _ = await server.a_round(rounds=9, max_duration_s=100, deadline_s=60, max_extensions=9)
+    started_ms = (await server.rounds(run_id))[0]["opened_ms"]
+    server.clock.advance(70_000)
+    await tick(server.runner)
+    assert (await server.rounds(run_id))[0]["deadline_ms"] == started_ms + 100_000
+    server.clock.advance(30_000)
+    await tick(server.runner)
+    assert (await server.show(run_id)).status == "finished"
