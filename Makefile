@@ -27,8 +27,8 @@ compare: $(VENV)/.installed ## The demo with all three algorithms, side by side
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/pytest $(ARGS)
 
-test-long: $(VENV)/.installed ## Kill the server and its workers 200 times, at random moments
-	$(BIN)/pytest tests/system/crash --kills 200 --timeout 1500 $(ARGS)
+test-long: $(VENV)/.installed ## Kill server and workers 200 times at random moments; send an update for minutes
+	FED_SOPHIA_LONG=1 $(BIN)/pytest tests/system/crash tests/system/network/test_resumption.py --kills 200 --timeout 1500 $(ARGS)
 
 check: $(VENV)/.installed ## What CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .

@@ -66,6 +66,8 @@ __all__ = [
 ]
 
 MEDIA_TYPE = "application/vnd.fed-sophia.v1+msgpack"
+PART_MEDIA_TYPE = "application/partial-upload"
+"""Of a part of a body: the resumable-upload draft of the IETF."""
 ALIGNMENT = 64
 _NIL = 0xC0
 

@@ -255,6 +255,13 @@ class UploadInterrupted(FedSophiaError):
     retryable = True
 
 
+class UploadOffsetMismatch(FedSophiaError):
+    """A part of a body does not begin where those before it end."""
+
+    code = "upload-offset-mismatch"
+    fault = Fault.CALLER
+
+
 class QuorumMissing(FedSophiaError):
     """The round has too few updates to be closed with an aggregate."""
 

@@ -22,6 +22,7 @@ from ps_service.routes.problems import install
 from ps_service.service import Service
 from ps_service.settings import Settings
 from ps_service.storage import Stores
+from ps_service.uploads import Uploads
 
 
 def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
@@ -29,8 +30,9 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
     bell, meters = Bell(), Meters()
     runner = RoundRunner(stores, clock, bell, meters)
     presence = Presence(runner, settings.lost_after_s)
-    auth, housekeeping = Auth(stores, clock, presence), Housekeeping(runner)
-    return Service(settings, stores, clock, bell, meters, auth, runner, presence, housekeeping)
+    auth, uploads = Auth(stores, clock, presence), Uploads(stores.blobs)
+    housekeeping = Housekeeping(runner, uploads)
+    return Service(settings, stores, clock, bell, meters, auth, runner, presence, uploads, housekeeping)
 
 
 def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
@@ -41,6 +43,7 @@ def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with background(service):
             yield
+        await service.uploads.close()
 
     app = DescribedApp(
         title="fed-sophia parameter server",

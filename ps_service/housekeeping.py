@@ -20,10 +20,12 @@ from ps_service.storage import (
     reference_records,
     report_records,
     run_records,
+    update_records,
     version_records,
 )
 from ps_service.storage.existing import the_run
 from ps_service.summaries import mean_of_reports
+from ps_service.uploads import Uploads
 
 log = logging.getLogger("fed_sophia.housekeeping")
 
@@ -35,8 +37,9 @@ BATCH = 64
 class Housekeeping:
     """Tidies runs whose rounds have ended, and sweeps the store now and then."""
 
-    def __init__(self, runner: RoundRunner) -> None:
+    def __init__(self, runner: RoundRunner, uploads: Uploads) -> None:
         self._runner = runner
+        self._uploads = uploads
         self._suspects: set[str] = set()
         self._sweep_at_ms: int | None = None
         self._begun = False
@@ -58,6 +61,7 @@ class Housekeeping:
         if self._sweep_at_ms is None or now_ms >= self._sweep_at_ms:
             await self.sweep()
             self._sweep_at_ms = now_ms + round(SWEEP_EVERY_S * 1000)
+        await self._discard_parts()
         if troubles:  # said once all have had their turn
             raise troubles[0]
 
@@ -113,6 +117,12 @@ class Housekeeping:
         if gone:
             log.info("%d tensor messages that nothing referred to were deleted", gone)
         self._suspects = suspects
+
+    async def _discard_parts(self) -> None:
+        """Forget the bodies that no open assignment waits for."""
+        async with self._runner.stores.records.read() as connection:
+            wanted = await update_records.awaited_uploads(connection)
+        await self._uploads.discard_all_but(wanted)
 
     def spare(self, digest: str) -> None:
         """Somebody is about to refer to this: it begins its time as an orphan anew."""

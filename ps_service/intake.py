@@ -17,7 +17,9 @@ from protocol.codec import FrameReader, MessageHeader, PayloadPart, TensorHeader
 from protocol.encodings import Encoding, encoding_named
 from protocol.errors import DigestMismatch, NegativeHessian, SizeMismatch
 from ps_service.aggregation import StoredMessage
-from ps_service.storage.blobs import BlobStore
+from ps_service.storage.blobs import Part, Staged
+
+READ_BYTES = 1024 * 1024
 
 Chunk = npt.NDArray[np.float32]
 
@@ -35,7 +37,7 @@ class Intake:
 
     def __init__(
         self,
-        blobs: BlobStore,
+        staged: Staged,
         digest: str,
         size_bytes: int,
         check_header: Callable[[MessageHeader], None],
@@ -49,7 +51,21 @@ class Intake:
         self._sha256 = hashlib.sha256()
         self._received_bytes = 0
         self._part = _TensorPart()
-        self._staged = blobs.stage()
+        self._staged = staged
+
+    @property
+    def received_bytes(self) -> int:
+        return self._received_bytes
+
+    def read_again(self, part: Part) -> None:
+        """Take in what is written already, by a writer before this one, without writing it again.
+
+        Raises:
+            What `feed` raises.
+        """
+        buffer = bytearray(READ_BYTES)
+        while count := part.read_into(self._received_bytes, buffer):
+            self._look_at(memoryview(buffer)[:count])
 
     def feed(self, data: bytes | bytearray) -> None:
         """Take the next bytes.
@@ -58,6 +74,10 @@ class Intake:
             SizeMismatch: there are more than declared.
             The errors of `FrameReader`, NotFinite, and those of the two checks.
         """
+        self._look_at(memoryview(data))
+        self._staged.write(data)
+
+    def _look_at(self, data: memoryview) -> None:
         self._received_bytes += len(data)
         if self._received_bytes > self._size_bytes:
             raise SizeMismatch(f"more than the {self._size_bytes} bytes declared")
@@ -67,7 +87,6 @@ class Intake:
                 self._check_header(item)
             else:
                 self._take(item)
-        self._staged.write(data)
 
     def finish(self) -> None:
         """Check that the message is whole and is the one declared.

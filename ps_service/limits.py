@@ -13,6 +13,10 @@ LONG = ("/v1/runs", "/v1/runs/import")
 """Where operators send specs and histories; all other bodies are short."""
 
 
+TENSORS = ("PUT", "PATCH")
+"""These carry tensor messages and parts of them, and nothing else."""
+
+
 class JsonBodyLimit:
     """ASGI middleware: a JSON body longer than the limit is answered 413.
 
@@ -27,7 +31,7 @@ class JsonBodyLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "PUT":  # PUT carries tensor messages alone
+        if scope["type"] != "http" or scope["method"] in TENSORS:
             await self._app(scope, receive, send)
             return
         most, remedy = self._max_bytes, MAY_BE_RAISED

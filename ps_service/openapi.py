@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
-from protocol.codec import MEDIA_TYPE
+from protocol.codec import MEDIA_TYPE, PART_MEDIA_TYPE
 from protocol.messages import Problem
 
 BEARER = Depends(HTTPBearer(auto_error=False, description="Operator key, join token or worker credential."))
@@ -15,6 +15,16 @@ BEARER = Depends(HTTPBearer(auto_error=False, description="Operator key, join to
 PROBLEM: dict[str, Any] = {"model": Problem, "description": "A problem: its `code` says which."}
 BINARY = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 TENSORS_SENT = {"requestBody": {"required": True, "content": BINARY}}
+PART_SENT = {
+    "requestBody": {
+        "required": True,
+        "content": {PART_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    },
+    "parameters": [
+        {"in": "header", "name": "Upload-Offset", "required": True, "schema": {"type": "integer"}},
+        {"in": "header", "name": "Upload-Complete", "schema": {"type": "string", "enum": ["?0", "?1"]}},
+    ],
+}
 TENSORS_ANSWERED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole tensor message.", "content": BINARY},
     206: {"description": "The part of it that `Range` asked for.", "content": BINARY},

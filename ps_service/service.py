@@ -14,6 +14,7 @@ from ps_service.presence import Presence
 from ps_service.round_runner import RoundRunner
 from ps_service.settings import Settings
 from ps_service.storage import Stores
+from ps_service.uploads import Uploads
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Service:
     auth: Auth
     runner: RoundRunner
     presence: Presence
+    uploads: Uploads
     housekeeping: Housekeeping
     pace: Pace = field(default_factory=Pace)
-    uploads_in_progress: set[str] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""
 

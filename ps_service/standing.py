@@ -15,6 +15,7 @@ from protocol.errors import (
     RoundClosed,
     RunEnded,
     UpdateConflict,
+    UploadOffsetMismatch,
 )
 from protocol.messages import Outcome, Standing, WorkerInRound
 from ps_service.storage import update_records
@@ -24,7 +25,14 @@ from ps_service.storage.update_records import Invited
 
 log = logging.getLogger("fed_sophia.rounds")
 
-NOT_OF_THE_UPDATE = (AssignmentDeclined, NotFound, RoundClosed, RunEnded, UpdateConflict)
+NOT_OF_THE_UPDATE = (
+    AssignmentDeclined,
+    NotFound,
+    RoundClosed,
+    RunEnded,
+    UpdateConflict,
+    UploadOffsetMismatch,
+)
 """These say when an update came, not what is wrong with it."""
 
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,10 @@ from protocol.messages import (
     EvaluationAssignment,
     Heartbeat,
     MetricsReport,
-    Receipt,
     parse,
 )
 from worker.client import ServerClient, Transport
+from worker.downloader import Downloader
 from worker.durable import Fsync, prove_writable, sole_user
 from worker.enrolment import enrol_once
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
@@ -53,13 +53,13 @@ from worker.retry import backoff
 from worker.threads import accompanied, stoppable, to_its_end
 from worker.trainers import Trains, build_trainers
 from worker.update import Trained, pack
+from worker.uploader import Uploader
 
 LONG_POLL_S = 30.0
 SHORT_POLL_S = 1.0
 """Nothing to do, said sooner than this: by someone who does not know how to wait."""
 LOOK_EVERY_S = 3600.0
 """From one look for what ended runs left behind to the next, while there is nothing to do."""
-CHUNK_BYTES = 1024 * 1024
 MAX_REASON = 500
 
 __all__ = ["Agent", "Trains", "WorkerOptions", "run_worker", "serve"]
@@ -88,6 +88,8 @@ class Agent:
         self._worker_id = worker_id
         self._task = task
         self._client = client
+        self._uploader = Uploader(client)
+        self._downloader = Downloader(client)
         self._trainer = trainer
         self._state_dir = state_dir
         self._local_state = LocalState(state_dir / "local_state", fsync)
@@ -152,7 +154,7 @@ class Agent:
             short_polls += 1
 
     async def _fetch(self, run_id: str, digest: str, at_most_bytes: int | None) -> memoryview:
-        fetch = partial(self._client.fetch_tensors, run_id, digest, at_most_bytes)
+        fetch = partial(self._downloader.fetch, run_id, digest, at_most_bytes)
         return await self._despite_damage(fetch, (DigestMismatch,))
 
     async def _train_and_keep(self, assignment: Assignment) -> None:
@@ -177,7 +179,8 @@ class Agent:
         """Push a kept update and settle it; False if the server would not have it."""
         assignment_id = pending.entry.assignment_id
         try:
-            receipt = await self._despite_damage(partial(self._push, pending), DAMAGED_ON_THE_WAY)
+            push = partial(self._uploader.push, assignment_id, pending.entry.header, pending.message_path)
+            receipt = await self._despite_damage(push, DAMAGED_ON_THE_WAY)
         except OVERTAKEN + CANNOT_BE_DONE as error:
             await self._give_up(assignment_id, pending.entry.run_id, error)
             await to_its_end(partial(self._outbox.drop, assignment_id))
@@ -185,13 +188,6 @@ class Agent:
         await to_its_end(partial(self._outbox.settle, assignment_id))
         self._report(Sent(receipt, pending.entry.header.size_bytes, worker=self._name))
         return True
-
-    async def _push(self, pending: Pending) -> Receipt:
-        answer = await self._client.declare(pending.entry.assignment_id, pending.entry.header)
-        if isinstance(answer, Receipt):
-            return answer
-        size_bytes = pending.entry.header.size_bytes
-        return await self._client.upload(answer.upload_url, size_bytes, _chunks(pending.message_path))
 
     async def _give_up(self, assignment_id: str, run_id: str, error: FedSophiaError) -> None:
         """Tell the server that no update will come, unless it has settled the assignment itself."""
@@ -291,9 +287,3 @@ async def serve(
                 fsync,
             )
             await agent.run(options.max_assignments)
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with await asyncio.to_thread(path.open, "rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield chunk

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a server's answer says, read from its headers and its bytes: pure decisions."""
 
+import re
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -40,6 +41,26 @@ def size_of_tensors(content_length: str, at_most_bytes: int) -> int:
     if float(content_length) > at_most_bytes:  # not int: it refuses thousands of digits in its own words
         raise MessageTooLarge(f"{content_length} bytes of tensors; at most {at_most_bytes} are taken")
     return int(content_length)
+
+
+def number_in(value: str, header: str) -> int:
+    """Raises: UnexpectedAnswer: the header is no number, or none that a length can be."""
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise UnexpectedAnswer(f"{header}: a number was expected, got {value[:32] or 'none'}")
+    return int(value)
+
+
+def size_of_range(content_range: str, first: int, at_most_bytes: int) -> int:
+    """How many bytes of tensors there are, of which those from `first` to the end are coming.
+
+    Raises:
+        UnexpectedAnswer: it is another range.
+        MessageTooLarge: they are too many.
+    """
+    found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range, re.ASCII)
+    if found is None or int(found[1]) != first or int(found[2]) + 1 != int(found[3]):
+        raise UnexpectedAnswer(f"bytes from {first} to the end were expected, got {content_range[:64]!r}")
+    return size_of_tensors(found[3], at_most_bytes)
 
 
 def wait_asked_for(retry_after: str) -> RetryAfter | None:

@@ -7,7 +7,6 @@ errors of `protocol.errors` leave it.
 """
 
 import functools
-import hashlib
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,14 +16,11 @@ from typing import NoReturn, Self
 from urllib.parse import quote
 
 import httpx
-import numpy as np
 from pydantic import BaseModel
 
-from protocol.codec import MEDIA_TYPE
+from protocol.codec import MEDIA_TYPE, PART_MEDIA_TYPE
 from protocol.errors import (
-    DigestMismatch,
     InvalidUsage,
-    MessageTooLarge,
     NotReady,
     ServerUnreachable,
     UnexpectedAnswer,
@@ -42,12 +38,23 @@ from protocol.messages import (
     UpdateHeader,
     UploadOffer,
 )
-from worker.answers import assignment_in, parsed, size_of_tensors, wait_asked_for
+from worker.answers import (
+    assignment_in,
+    number_in,
+    parsed,
+    size_of_range,
+    size_of_tensors,
+    wait_asked_for,
+)
+from worker.download import Download
 from worker.problems import error_of
 
 CONNECT_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 60.0
 """Longest pause between two bytes, either way."""
+MOST_IN_BUFFERS = 8 * 1024 * 1024
+SLOWEST_BYTES_PER_S = 32 * 1024
+"""A link slower than this may be given up and gone on with."""
 LONG_POLL_MARGIN_S = 15.0
 KEEPALIVE_S = 4.0
 """Idle connections are dropped before the usual server (5 s) drops them under a request."""
@@ -122,34 +129,37 @@ class ServerClient:
         )
         return None if status == HTTPStatus.NO_CONTENT else assignment_in(body)
 
-    async def fetch_tensors(self, run_id: str, digest: str, at_most_bytes: int | None = None) -> memoryview:
-        """Give the whole tensor message with this digest, read-only.
+    async def fetch_tensors(
+        self, run_id: str, download: Download, at_most_bytes: int | None = None
+    ) -> memoryview:
+        """Give the whole tensor message, read-only; fetch what `download` does not hold of it yet.
 
         Args:
+            download: holds what came before the connection broke.
             at_most_bytes: where the caller expects less than this client takes.
 
         Raises:
             DigestMismatch: the bytes that came are not those.
             MessageTooLarge: they are more than this worker takes.
         """
-        path = f"/v1/runs/{_part(run_id)}/tensors/{_part(digest)}"
+        path = f"/v1/runs/{_part(run_id)}/tensors/{_part(download.digest)}"
         limit = min(self._max_download_bytes, at_most_bytes or self._max_download_bytes)
-        async with self._answer("GET", path, (200,), headers={"Accept": MEDIA_TYPE}) as response:
-            size_bytes = size_of_tensors(response.headers.get("Content-Length", ""), limit)
-            message = _buffer_of(size_bytes)
-            sha256 = hashlib.sha256()
-            received = 0
+        headers = {"Accept": MEDIA_TYPE}
+        first = download.received_bytes
+        if first:
+            headers |= {"Range": f"bytes={first}-", "If-Range": f'"{download.digest}"'}
+        async with self._answer("GET", path, (200, 206), headers=headers) as response:
+            if response.status_code == HTTPStatus.PARTIAL_CONTENT:
+                size_bytes = size_of_range(response.headers.get("Content-Range", ""), first, limit)
+            else:
+                first, size_bytes = 0, size_of_tensors(response.headers.get("Content-Length", ""), limit)
+            download.begin(size_bytes, first)
             async for chunk in response.aiter_raw():
-                if received + len(chunk) > size_bytes:
+                if not download.take(chunk):
                     raise UnexpectedAnswer(f"more bytes came than the {size_bytes} that were announced")
-                message[received : received + len(chunk)] = chunk
-                received += len(chunk)
-                sha256.update(chunk)
-        if received < size_bytes:
-            raise ServerUnreachable(f"the answer ended after {received} of {size_bytes} bytes")
-        if sha256.hexdigest() != digest:
-            raise DigestMismatch(f"tensors {digest}: the bytes received have digest {sha256.hexdigest()}")
-        return message.toreadonly()
+        if download.received_bytes < size_bytes:
+            raise ServerUnreachable(f"the answer ended after {download.received_bytes} of {size_bytes} bytes")
+        return download.finished()
 
     async def declare(self, assignment_id: str, header: UpdateHeader) -> UploadOffer | Receipt:
         """Announce an update: an offer to send its body, or the receipt if the server holds it already."""
@@ -157,22 +167,31 @@ class ServerClient:
         status, body = await self._ask("POST", path, (200, 201), header)
         return parsed(Receipt, body) if status == HTTPStatus.OK else parsed(UploadOffer, body)
 
-    async def upload(self, upload_url: str, size_bytes: int, chunks: AsyncIterator[bytes]) -> Receipt:
-        """Send the body of a declared update, whole.
+    async def send_part(
+        self, upload_url: str, first: int, size_bytes: int, chunks: AsyncIterator[bytes], *, whole: bool
+    ) -> Receipt | int:
+        """Send a part of the body of a declared update; give the receipt, or how many bytes are held.
 
         Args:
-            chunks: `size_bytes` bytes in all, about 1 MiB each.
+            first: where it begins in the body.
+            size_bytes: how long it is.
+            chunks: the part, about 1 MiB each.
+            whole: the body ends with it.
         """
         if not upload_url.startswith("/") or upload_url.startswith("//"):
             raise UnexpectedAnswer("upload_url: expected a path on this server")
-        _, body = await self._ask(
-            "PUT",
-            upload_url,
-            (200,),
-            chunks,
-            headers={"Content-Type": MEDIA_TYPE, "Content-Length": str(size_bytes)},
-        )
-        return parsed(Receipt, body)
+        headers = {
+            "Content-Type": PART_MEDIA_TYPE,
+            "Content-Length": str(size_bytes),
+            "Upload-Offset": str(first),
+            "Upload-Complete": "?1" if whole else "?0",
+        }
+        # what is on its way in buffers must arrive before an answer can come
+        silence_s = SILENCE_TIMEOUT_S + min(size_bytes, MOST_IN_BUFFERS) / SLOWEST_BYTES_PER_S
+        async with self._answer("PATCH", upload_url, (200, 204), chunks, headers, silence_s) as response:
+            if response.status_code == HTTPStatus.NO_CONTENT:
+                return number_in(response.headers.get("Upload-Offset", ""), "Upload-Offset")
+            return parsed(Receipt, await _small_body(response))
 
     async def decline(self, assignment_id: str, decline: Decline) -> None:
         await self._ask("POST", f"/v1/assignments/{_part(assignment_id)}/decline", (204,), decline)
@@ -257,13 +276,6 @@ def _checked_origin(base_url: str) -> str:
 
 def _part(identifier: str) -> str:
     return quote(identifier, safe="")
-
-
-def _buffer_of(size_bytes: int) -> memoryview:
-    try:
-        return np.empty(size_bytes, dtype=np.uint8).data  # unlike a bytearray, takes its pages as they fill
-    except MemoryError:
-        raise MessageTooLarge(f"{size_bytes} bytes of tensors do not fit in this machine's memory") from None
 
 
 async def _small_body(response: httpx.Response) -> bytes:

@@ -182,7 +182,7 @@ class _Mortality(httpx.AsyncBaseTransport):
         self._transport = httpx.AsyncHTTPTransport(verify=False, limits=limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if request.method == "PUT" and self._mortal.dies_sending:
+        if request.method == "PATCH" and self._mortal.dies_sending:
             assert isinstance(request.stream, httpx.AsyncByteStream)
             request.stream = _Body(self._mortal.last_words(aiter(request.stream)))
         return await self._transport.handle_async_request(request)

@@ -89,8 +89,14 @@ def router(service: Service) -> APIRouter:
             check_declaration(header, run.spec, bundles, service.settings.max_body_bytes)
             upload_id = upload_id_of(assignment_id, header)
             now_ms = service.clock.now_ms()
-            await update_records.declare_upload(connection, upload_id, assignment_id, header, now_ms)
-        return UploadOffer(upload_url=f"/v1/uploads/{upload_id}", offset=0)
+            replaced = await update_records.declare_upload(
+                connection, upload_id, assignment_id, header, now_ms
+            )
+        if replaced is not None:  # at once: one worker's declarations would fill the disk
+            await service.uploads.discard(replaced)
+        return UploadOffer(
+            upload_url=f"/v1/uploads/{upload_id}", offset=await service.uploads.offset(upload_id)
+        )
 
     @routes.get("/assignments/{assignment_id}/update")
     async def get_receipt(request: Request, assignment_id: str) -> Receipt:

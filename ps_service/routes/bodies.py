@@ -3,13 +3,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 
-from protocol.codec import MEDIA_TYPE
+from protocol.codec import MEDIA_TYPE, PART_MEDIA_TYPE
 from protocol.errors import (
     FedSophiaError,
+    InvalidMessage,
     LengthRequired,
     SizeMismatch,
     UnsupportedMediaType,
@@ -24,6 +26,16 @@ STRANGER_DRAIN_BYTES = 1024 * 1024
 STRANGER_DRAIN_S = 5.0
 
 
+async def to_its_end(action: Callable[[], None]) -> None:
+    """Do something in a thread that must not be left half done; a cancellation waits for it."""
+    acting = asyncio.ensure_future(asyncio.to_thread(action))
+    try:
+        await asyncio.shield(acting)
+    except asyncio.CancelledError:
+        await asyncio.wait([acting])
+        raise
+
+
 def content_length(request: Request) -> int:
     """Raises: LengthRequired: the request does not say how long its body is."""
     length = request.headers.get("content-length", "")
@@ -32,15 +44,39 @@ def content_length(request: Request) -> int:
     return int(length)
 
 
-def require_tensor_message(request: Request, size_bytes: int | None) -> None:
+def upload_offset(request: Request) -> int:
+    """Raises: InvalidMessage: the request does not say where its first byte stands in the whole."""
+    offset = request.headers.get("upload-offset", "")
+    if not offset.isdecimal() or len(offset) > 18:
+        raise InvalidMessage(f"Upload-Offset: expected a number, got {offset[:32] or 'none'}")
+    return int(offset)
+
+
+def require_announced(request: Request, size_bytes: int, first: int | None) -> None:
+    """The headers announce a body of `size_bytes`, or a part of it that begins with byte `first`.
+
+    Raises:
+        UnsupportedMediaType, LengthRequired, SizeMismatch.
+    """
+    if first is None:
+        require_tensor_message(request, size_bytes)
+        return
+    require_tensor_message(request, None, PART_MEDIA_TYPE)
+    length = content_length(request)
+    whole = request.headers.get("upload-complete", "").strip() == "?1"
+    if first + length > size_bytes or (whole and first + length != size_bytes):
+        raise SizeMismatch(f"{size_bytes} bytes were declared, {first} + {length} are announced")
+
+
+def require_tensor_message(request: Request, size_bytes: int | None, expected: str = MEDIA_TYPE) -> None:
     """The headers announce a tensor message, of this length if one is given.
 
     Raises:
         UnsupportedMediaType, LengthRequired, SizeMismatch.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != MEDIA_TYPE:
-        raise UnsupportedMediaType(f"Content-Type: expected {MEDIA_TYPE}, got {media_type or 'none'}")
+    if media_type != expected:
+        raise UnsupportedMediaType(f"Content-Type: expected {expected}, got {media_type or 'none'}")
     coding = request.headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         raise UnsupportedMediaType(f"Content-Encoding: expected none, got {coding[:32]}")
@@ -57,6 +93,8 @@ class Body:
         self._timeout_s = timeout_s
         self._meters = meters
         self._ended = False
+        self._gives_way = False
+        self._waiting: asyncio.Timeout | None = None
         self._drain_bytes = STRANGER_DRAIN_BYTES
         self._drain_s = min(STRANGER_DRAIN_S, timeout_s)
 
@@ -66,15 +104,20 @@ class Body:
         self._drain_s = self._timeout_s
 
     async def into(self, intake: Intake) -> None:
-        """Feed everything to `intake`, off the event loop, and finish it.
+        """Feed everything to `intake`, off the event loop.
 
         Raises:
-            UploadInterrupted: the sender went away or fell silent.
+            UploadInterrupted: the sender went away, fell silent, or gave way; what came before is fed.
             The errors of `Intake`.
         """
         async for batch in self._batches():
-            await asyncio.to_thread(intake.feed, batch)
-        await asyncio.to_thread(intake.finish)
+            await to_its_end(partial(intake.feed, batch))
+
+    def give_way(self) -> None:
+        """Take no more: another request brings the rest."""
+        self._gives_way = True
+        if self._waiting is not None:
+            self._waiting.reschedule(0)
 
     async def drain(self) -> None:
         """Read and drop what is left, within bounds: a client that is still sending hears no answer."""
@@ -87,7 +130,12 @@ class Body:
     async def _batches(self) -> AsyncIterator[bytes]:
         batch = bytearray()
         while True:
-            chunk = await self._next()
+            try:
+                chunk = await self._next()
+            except UploadInterrupted:
+                if batch:
+                    yield bytes(batch)
+                raise
             batch += chunk
             if len(batch) >= BATCH_BYTES or (batch and not chunk):
                 yield bytes(batch)
@@ -97,14 +145,18 @@ class Body:
 
     async def _next(self) -> bytes:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(0 if self._gives_way else self._timeout_s) as self._waiting:
                 chunk = await anext(self._chunks, b"")
         except TimeoutError:
             self._ended = True
+            if self._gives_way:
+                raise UploadInterrupted("another request goes on with this upload") from None
             raise UploadInterrupted(f"nothing arrived for {self._timeout_s:g} s") from None
         except ClientDisconnect:
             self._ended = True
             raise UploadInterrupted("the sender closed the connection") from None
+        finally:
+            self._waiting = None
         self._ended = not chunk
         self._meters.received_bytes.inc(len(chunk))
         return chunk

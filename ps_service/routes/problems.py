@@ -48,6 +48,7 @@ STATUS: dict[type[FedSophiaError], int] = {
     errors.UpdateConflict: 409,
     errors.UploadInProgress: 409,
     errors.UploadInterrupted: 408,
+    errors.UploadOffsetMismatch: 409,
     errors.QuorumMissing: 409,
     errors.Internal: 500,
     errors.NotReady: 503,

@@ -59,9 +59,12 @@ def router(service: Service) -> APIRouter:
                 await body.drain()
                 response.status_code = 200
                 return {"digest": digest}
-            intake = Intake(blobs, digest, size_bytes, require_state_message, accept_all)
+            intake = Intake(
+                await asyncio.to_thread(blobs.stage), digest, size_bytes, require_state_message, accept_all
+            )
             try:
                 await body.into(intake)
+                await asyncio.to_thread(intake.finish)
                 await asyncio.to_thread(intake.seal)
             finally:
                 await asyncio.to_thread(intake.discard)

@@ -5,29 +5,32 @@ A receipt means, in this order: file fsync → rename → directory fsync → co
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.algorithms import algorithm_named
-from protocol.errors import NotFound, StorageCorrupt, UploadInProgress
+from protocol.errors import NotFound, StorageCorrupt, UploadInterrupted, UploadOffsetMismatch
 from protocol.messages import Receipt
 from ps_service.admission import check_update_message, require_open
 from ps_service.aggregation import StoredMessage
 from ps_service.auth import Caller
 from ps_service.intake import Intake, UpdateCheck
-from ps_service.openapi import BEARER, TENSORS_SENT
+from ps_service.openapi import BEARER, PART_SENT, TENSORS_SENT
 from ps_service.round_runner import same_update
 from ps_service.routes.assignments import own_assignment
-from ps_service.routes.bodies import DRAIN_BYTES, Body, require_tensor_message
+from ps_service.routes.bodies import DRAIN_BYTES, Body, require_announced, to_its_end, upload_offset
 from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records, version_records
+from ps_service.storage.blobs import Part
 from ps_service.storage.existing import the_assignment, the_round, the_run
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredUpload
+from ps_service.uploads import Uploads
 
 
 def router(service: Service) -> APIRouter:
@@ -36,71 +39,129 @@ def router(service: Service) -> APIRouter:
 
     @routes.head("/uploads/{upload_id}", status_code=204)
     async def offset(request: Request, upload_id: str) -> Response:
-        """How many bytes of this upload are held."""
+        """How many bytes of this upload are held. A request that is still sending it gives way."""
         worker = await auth.worker(request)
+        async with records.read() as connection:
+            await own_upload(connection, worker, upload_id)
+        offset = await service.uploads.offset(upload_id)
         async with records.read() as connection:
             upload = await own_upload(connection, worker, upload_id)
             held = await update_records.load_receipt(connection, upload.assignment_id)
-        received = held is not None and held.digest == upload.header.digest
+            received = held is not None and held.digest == upload.header.digest
+            size_bytes = upload.header.size_bytes
         return Response(
             status_code=204,
             headers={
-                "Upload-Offset": str(upload.header.size_bytes if received else 0),
-                "Upload-Length": str(upload.header.size_bytes),
+                "Upload-Offset": str(size_bytes if received else offset),
+                "Upload-Length": str(size_bytes),
+                "Upload-Complete": "?1" if received else "?0",
                 "Cache-Control": "no-store",
             },
         )
 
     @routes.put("/uploads/{upload_id}", openapi_extra=TENSORS_SENT)
-    async def receive(request: Request, upload_id: str) -> Receipt:
-        """Take the whole body of a declared update."""
-        body = Body(request, service.settings.body_timeout_s, service.meters)
-        try:
-            worker = await auth.worker(request)
-            body.sender_is_known()
-            async with records.read() as connection:
-                upload = await own_upload(connection, worker, upload_id)
-                held = await update_records.load_receipt(connection, upload.assignment_id)
-                stored, run, round_ = await own_assignment(connection, worker, upload.assignment_id)
-                tensors = await version_records.tensors_of(connection, run.run_id, round_.state.base_version)
-            body.sender_is_known(max(DRAIN_BYTES, upload.header.size_bytes))
-            if held is not None:
-                await body.drain()
-                return same_update(held, upload.header.digest)
-            require_tensor_message(request, upload.header.size_bytes)
-            require_open(run.state.status, round_.state, declined=stored.declined_reason is not None)
-            with _only_one(service, upload_id), service.presence.here(worker.worker_id):
-                async with (
-                    noting_refusals(records, worker, upload.assignment_id),
-                    _unless_closed(service, upload.assignment_id),
-                ):
-                    await _receive(service, body, run, upload, tensors["params"])
-                return await service.runner.admit(upload)
-        except Exception:  # whatever it is: who is still sending hears of nothing
-            await body.drain()
-            raise
+    async def whole(request: Request, upload_id: str) -> Receipt:
+        """Take the whole body of a declared update; what came of it before is thrown away."""
+        answer = await _take(service, request, upload_id, is_part=False)
+        assert isinstance(answer, Receipt)  # a whole body that is none is refused
+        return answer
+
+    @routes.patch(
+        "/uploads/{upload_id}",
+        response_model=Receipt,
+        responses={204: {"description": "This part is held, and more is to come."}},
+        openapi_extra=PART_SENT,
+    )
+    async def part(request: Request, upload_id: str) -> Receipt | Response:
+        """Take a part of the body of a declared update, from `Upload-Offset` on. The last completes it."""
+        answer = await _take(service, request, upload_id, is_part=True)
+        if isinstance(answer, Receipt):
+            return answer
+        return Response(status_code=204, headers={"Upload-Offset": str(answer), "Upload-Complete": "?0"})
 
     return routes
 
 
-async def _receive(service: Service, body: Body, run: StoredRun, upload: StoredUpload, params: str) -> None:
-    """Take the body into the blob store, or leave no trace of it."""
+async def _take(service: Service, request: Request, upload_id: str, *, is_part: bool) -> Receipt | int:
+    """Take the body of one request; give the receipt, or how many bytes are held while more are to come."""
+    body = Body(request, service.settings.body_timeout_s, service.meters)
+    records = service.stores.records
+    try:
+        worker = await service.auth.worker(request)
+        body.sender_is_known()
+        async with records.read() as connection:
+            upload = await own_upload(connection, worker, upload_id)
+        body.sender_is_known(max(DRAIN_BYTES, upload.header.size_bytes))
+        with service.presence.here(worker.worker_id):
+            async with service.uploads.alone(upload_id, body.give_way):
+                async with records.read() as connection:
+                    held = await update_records.load_receipt(connection, upload.assignment_id)
+                    stored, run, round_ = await own_assignment(connection, worker, upload.assignment_id)
+                    version = round_.state.base_version
+                    tensors = await version_records.tensors_of(connection, run.run_id, version)
+                if held is not None:
+                    await body.drain()
+                    return same_update(held, upload.header.digest)
+                first = upload_offset(request) if is_part else None
+                require_announced(request, upload.header.size_bytes, first)
+                require_open(run.state.status, round_.state, declined=stored.declined_reason is not None)
+                async with (
+                    noting_refusals(records, worker, upload.assignment_id),
+                    _unless_closed(service, upload.assignment_id),
+                ):
+                    begin = partial(_begin, service, run, upload, tensors["params"])
+                    received_bytes = await _receive(service.uploads, body, upload, begin, first)
+                if received_bytes < upload.header.size_bytes:
+                    return received_bytes
+                return await service.runner.admit(upload)
+    except Exception:  # whatever it is: who is still sending hears of nothing
+        await body.drain()
+        raise
+
+
+async def _receive(
+    uploads: Uploads, body: Body, upload: StoredUpload, begin: Callable[[Part], Intake], first: int | None
+) -> int:
+    """Take what comes; give how many bytes are held. Once they all are, they are in the blob store."""
+    incoming = await uploads.take_up(upload.upload_id, begin, afresh=first is None)
+    if first is not None and first != incoming.received_bytes:
+        await uploads.pause(upload.upload_id, incoming)
+        raise UploadOffsetMismatch(f"Upload-Offset: {first}; {incoming.received_bytes} bytes are held")
+    intake = incoming.intake
+    try:
+        await body.into(intake)
+        whole = first is None or intake.received_bytes == upload.header.size_bytes
+        if whole:
+            await to_its_end(intake.finish)
+    except (UploadInterrupted, asyncio.CancelledError):
+        await uploads.pause(upload.upload_id, incoming)
+        raise
+    except Exception:
+        await asyncio.to_thread(intake.discard)
+        raise
+    if not whole:
+        await uploads.pause(upload.upload_id, incoming)
+        return intake.received_bytes
+    try:
+        await to_its_end(intake.seal)
+    except Exception:
+        await asyncio.to_thread(intake.discard)
+        raise
+    return intake.received_bytes
+
+
+def _begin(service: Service, run: StoredRun, upload: StoredUpload, params: str, part: Part) -> Intake:
+    """What takes an update's body into a part, and refuses what no honest worker sends."""
     header, spec = upload.header, run.spec
     hyperparameters = algorithm_named(spec.algorithm).parse(spec.hyperparameters)
     bound = hyperparameters.bound(header.local_steps, spec.local_steps)
-    blobs = service.stores.blobs
-    intake = Intake(
-        blobs,
+    return Intake(
+        part,
         header.digest,
         header.size_bytes,
         check_header=lambda message: check_update_message(message, spec, header),
-        check_values=UpdateCheck(await asyncio.to_thread(StoredMessage, blobs, params), bound),
+        check_values=UpdateCheck(StoredMessage(service.stores.blobs, params), bound),
     )
-    try:
-        await body.into(intake)
-        await asyncio.to_thread(intake.seal)
-    finally:
-        await asyncio.to_thread(intake.discard)
 
 
 @asynccontextmanager
@@ -115,17 +176,6 @@ async def _unless_closed(service: Service, assignment_id: str) -> AsyncIterator[
             round_ = await the_round(connection, stored.run_id, stored.round)
         require_open(run.state.status, round_.state, declined=False)
         raise
-
-
-@contextmanager
-def _only_one(service: Service, upload_id: str) -> Iterator[None]:
-    if upload_id in service.uploads_in_progress:
-        raise UploadInProgress("another request is sending this body; ask for the receipt, or try again")
-    service.uploads_in_progress.add(upload_id)
-    try:
-        yield
-    finally:
-        service.uploads_in_progress.discard(upload_id)
 
 
 async def own_upload(connection: AsyncConnection, caller: Caller, upload_id: str) -> StoredUpload:

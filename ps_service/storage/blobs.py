@@ -6,6 +6,9 @@ Duties of a store:
 - `stage` gives a place to write to that nobody can read yet; any number may be open at once.
 - `Staged.seal(digest)` makes the bytes readable under `digest`, durably: once it has returned, they
   survive a power cut. Sealing a digest that is there already is no error and changes nothing.
+- `part(name)` opens what was written under that name before, or begins it: it outlives its writer and a
+  crash until it is sealed or discarded. How much of it a power cut leaves is what `size_bytes` then says;
+  the bytes up to there are what was written, but for a file system that promises less: the digest tells.
 - `Staged.discard` leaves no trace; so does a crash before `seal`, at the latest after the next start. It
   never raises: where the disk is read-only for a while, the trace goes once it takes changes again.
 - `read_into` never returns fewer bytes than asked for: it fills the buffer or raises.
@@ -31,10 +34,43 @@ class Staged(Protocol):
     def discard(self) -> None: ...
 
 
+class Part(Staged, Protocol):
+    """Bytes on their way into the store that may pause on it; `write` goes on at the end."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Written so far, by this writer and those before it."""
+        ...
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        """Read written bytes; give how many, 0 at the end."""
+        ...
+
+    def close(self) -> None:
+        """Keep what was written, durably; nothing more is written here."""
+        ...
+
+
 class BlobStore(Protocol):
     """Immutable bytes by digest."""
 
     def stage(self) -> Staged: ...
+
+    def part(self, name: str) -> Part:
+        """Args: name: letters, digits and hyphens; one writer at a time."""
+        ...
+
+    def part_bytes(self, name: str) -> int:
+        """Length of what was written under this name and neither sealed nor discarded; 0 if nothing was."""
+        ...
+
+    def parts(self) -> list[str]:
+        """The names of all that pauses."""
+        ...
+
+    def discard_part(self, name: str) -> None:
+        """Forget a part that nobody is writing; no error if there is none. Raises nothing, as `discard`."""
+        ...
 
     def size(self, digest: str) -> int | None:
         """Length in bytes, None if the store does not have it."""

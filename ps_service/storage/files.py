@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blobs as local files, `blobs/ab/abcdef…`: write, fsync, rename, fsync of the directory.
 
+What pauses on its way in lies in `parts/`, and outlives a start; what is in `staging/` does not.
+
 A reader never sees a file that is not whole, and what `seal` has returned for survives a power cut.
 Files are opened for each read: no descriptor outlives a call, so a delete is a delete.
 """
 
 import contextlib
+import io
 import os
 import re
 import secrets
@@ -17,6 +20,9 @@ from ps_service.storage.not_writable import writing_files
 
 Fsync = Callable[[int], None]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"[A-Za-z0-9-]{1,100}")
+SYNC_BYTES = 8 * 1024 * 1024
+"""Of a part: a power cut takes no more of it."""
 _PREFIXES = tuple(f"{byte:02x}" for byte in range(256))
 
 
@@ -28,10 +34,12 @@ class FileBlobs:
         self.fsync = fsync
         self._blobs = directory / "blobs"
         self._staging = directory / "staging"
+        self._parts = directory / "parts"
         self._not_removed: set[Path] = set()
         with writing_files():
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._staging.mkdir(exist_ok=True)
+            self._parts.mkdir(exist_ok=True)
             for (
                 prefix
             ) in _PREFIXES:  # all now, durably: no seal depends on a directory that another is making
@@ -46,7 +54,30 @@ class FileBlobs:
             for left_behind in list(self._not_removed):
                 left_behind.unlink(missing_ok=True)
                 self._not_removed.discard(left_behind)
-            return StagedFile(self, self._staging / secrets.token_hex(16))
+            path = self._staging / secrets.token_hex(16)
+            return StagedFile(self, path, path.open("xb", buffering=0))
+
+    def part(self, name: str) -> "PartFile":
+        path = self._parts / _checked(name)
+        with writing_files():
+            is_new = not path.exists()
+            self._not_removed.discard(path)
+            part = PartFile(self, path, path.open("a+b", buffering=0))
+            if is_new:
+                sync_directory(self._parts, self.fsync)
+            return part
+
+    def part_bytes(self, name: str) -> int:
+        try:
+            return (self._parts / _checked(name)).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def parts(self) -> list[str]:
+        return [path.name for path in self._parts.iterdir() if _PART.fullmatch(path.name)]
+
+    def discard_part(self, name: str) -> None:
+        self.remove_staged(self._parts / _checked(name))
 
     def remove_staged(self, path: Path) -> None:
         """Now, or if the disk is read-only, when it next takes a staged file."""
@@ -103,12 +134,12 @@ class FileBlobs:
 
 
 class StagedFile:
-    """A file in the staging directory."""
+    """A file that nobody reads yet."""
 
-    def __init__(self, store: FileBlobs, path: Path) -> None:
+    def __init__(self, store: FileBlobs, path: Path, file: io.FileIO) -> None:
         self._store = store
         self._path = path
-        self._file = path.open("xb", buffering=0)
+        self._file = file
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
@@ -132,6 +163,46 @@ class StagedFile:
         with contextlib.suppress(OSError):
             self._file.close()
         self._store.remove_staged(self._path)
+
+
+class PartFile(StagedFile):
+    """A file in the directory of parts."""
+
+    def __init__(self, store: FileBlobs, path: Path, file: io.FileIO) -> None:
+        super().__init__(store, path, file)
+        self._size_bytes = file.seek(0, os.SEEK_END)
+        self._unsynced_bytes = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        super().write(data)
+        self._size_bytes += len(data)
+        self._unsynced_bytes += len(data)
+        if self._unsynced_bytes >= SYNC_BYTES:
+            self.sync()
+
+    def sync(self) -> None:
+        super().sync()
+        self._unsynced_bytes = 0
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        return os.preadv(self._file.fileno(), [buffer], offset)
+
+    def close(self) -> None:
+        try:
+            if self._unsynced_bytes:
+                self.sync()
+        finally:
+            self._file.close()
+
+
+def _checked(name: str) -> str:
+    if not _PART.fullmatch(name):
+        raise ValueError(f"{name!r} names no part")
+    return name
 
 
 def sync_directory(path: Path, fsync: Fsync = os.fsync) -> None:

@@ -146,8 +146,16 @@ def _assignment(row: Row[tuple[object, ...]]) -> StoredAssignment:
 
 async def declare_upload(
     connection: AsyncConnection, upload_id: str, assignment_id: str, header: UpdateHeader, now_ms: int
-) -> None:
-    """Record what is about to be sent, in place of anything declared before for this assignment."""
+) -> str | None:
+    """Record what is about to be sent, in place of what was declared before for this assignment.
+
+    Returns:
+        The upload that this one takes the place of, if that was another.
+    """
+    before = select(uploads.c.upload_id).where(uploads.c.assignment_id == assignment_id)
+    replaced: str | None = (await connection.execute(before)).scalar()
+    if replaced == upload_id:
+        return None
     await connection.execute(delete(uploads).where(uploads.c.assignment_id == assignment_id))
     await connection.execute(
         insert(uploads).values(
@@ -157,6 +165,7 @@ async def declare_upload(
             created_ms=now_ms,
         )
     )
+    return replaced
 
 
 async def load_upload(connection: AsyncConnection, upload_id: str) -> StoredUpload | None:
@@ -164,6 +173,12 @@ async def load_upload(connection: AsyncConnection, upload_id: str) -> StoredUplo
     if row is None:
         return None
     return StoredUpload(row.upload_id, row.assignment_id, UpdateHeader.model_validate_json(row.header))
+
+
+async def awaited_uploads(connection: AsyncConnection) -> set[str]:
+    """The declared uploads whose assignments are not settled."""
+    query = select(uploads.c.upload_id).join(assignments).where(assignments.c.settled.is_(False))
+    return set((await connection.execute(query)).scalars())
 
 
 # --- updates -----------------------------------------------------------------------------------

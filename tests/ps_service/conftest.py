@@ -228,7 +228,7 @@ class ParameterServer:
                 table.name: (await connection.execute(select(func.count()).select_from(table))).scalar_one()
                 for table in schema.metadata.sorted_tables
             }
-        files = [str(path) for folder in ("blobs", "staging") for path in self._files(folder)]
+        files = [str(path) for folder in ("blobs", "staging", "parts") for path in self._files(folder)]
         return rows, files
 
     def _files(self, folder: str) -> list[Path]:
@@ -271,6 +271,7 @@ async def start_server(tmp_path: Path) -> AsyncIterator[Callable]:
             stack.push_async_callback(records.close)
             stores = Stores(records, FileBlobs(directory))
             server = ParameterServer(directory, stores, clock or ManualClock(), Settings(**settings))
+            stack.push_async_callback(server.service.uploads.close)
             async with records.write() as connection:
                 if not await credential_records.has_operator_key(connection):
                     await credential_records.add_operator_key(

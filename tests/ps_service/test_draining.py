@@ -50,6 +50,7 @@ async def test_a_body_that_the_disk_will_not_have_is_read_to_its_end_all_the_sam
     update = server.an_update(assignment)
     url = (await worker.declare(assignment, update.header)).json()["upload_url"]
     (server.directory / "staging").rmdir()
+    (server.directory / "parts").rmdir()
     for client, path in ((worker.http, url), (server.operator, f"/v1/tensors/{DIGEST}")):
         sender = Sender(update.body[:8], len(update.body) // 8)
         headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(update.body))}

@@ -81,7 +81,7 @@ class SmallServer(httpx.AsyncBaseTransport):
                 return "tensors_of", digest
             case ["POST", "assignments", assignment_id, "update"]:
                 return "declare", assignment_id
-            case ["PUT", "uploads", assignment_id]:
+            case ["PATCH", "uploads", assignment_id]:
                 return "upload", assignment_id
             case ["POST", "assignments", assignment_id, "decline"]:
                 return "decline", assignment_id

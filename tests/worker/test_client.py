@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from protocol.codec import MEDIA_TYPE, digest_of, encode_bundle
+from protocol.codec import MEDIA_TYPE, PART_MEDIA_TYPE, digest_of, encode_bundle
 from protocol.errors import (
     DigestMismatch,
     FedSophiaError,
@@ -25,6 +25,7 @@ from protocol.errors import (
 from protocol.messages import Enrolment, Receipt, UpdateHeader, UploadOffer
 from ps_service.routes.problems import STATUS
 from worker.client import ServerClient
+from worker.download import Download
 from worker.retry import LONGEST_RETRY_AFTER_S, RetryAfter, wait_before_retry
 
 BUFFERS = encode_bundle("params", {"w": np.arange(100_000, dtype=np.float32)})
@@ -113,7 +114,7 @@ async def one_mebibyte_at_a_time(content: bytes) -> AsyncIterator[bytes]:
 
 async def test_tensors_arrive_whole_and_cannot_be_written_to():
     async with client_of(lambda request: tensors(MESSAGE)) as client:
-        message = await client.fetch_tensors("run-1", DIGEST)
+        message = await client.fetch_tensors("run-1", Download(DIGEST))
     assert message == MESSAGE
     assert message.readonly
 
@@ -121,14 +122,14 @@ async def test_tensors_arrive_whole_and_cannot_be_written_to():
 async def test_tensors_with_another_digest_are_refused():
     async with client_of(lambda request: tensors(MESSAGE[:-1] + b"\xff")) as client:
         with pytest.raises(DigestMismatch, match=DIGEST):
-            await client.fetch_tensors("run-1", DIGEST)
+            await client.fetch_tensors("run-1", Download(DIGEST))
 
 
 async def test_a_download_cut_short_may_be_tried_again():
     cut = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(MESSAGE), MESSAGE[:70_000])
     async with listening(lambda head: cut) as url, ServerClient(url, "credential") as client:
         with pytest.raises(ServerUnreachable) as refused:
-            await client.fetch_tensors("run-1", DIGEST)
+            await client.fetch_tensors("run-1", Download(DIGEST))
     assert refused.value.retryable
 
 
@@ -138,7 +139,7 @@ async def test_a_download_that_ends_early_without_a_broken_connection_is_noticed
 
     async with client_of(answer) as client:
         with pytest.raises(ServerUnreachable, match=f"after 70000 of {len(MESSAGE)} bytes"):
-            await client.fetch_tensors("run-1", DIGEST)
+            await client.fetch_tensors("run-1", Download(DIGEST))
 
 
 async def test_tensors_over_the_limit_are_refused_before_any_memory_is_taken():
@@ -147,14 +148,14 @@ async def test_tensors_over_the_limit_are_refused_before_any_memory_is_taken():
 
     async with client_of(answer, max_download_bytes=10**6) as client:
         with pytest.raises(MessageTooLarge, match="at most 1000000"):
-            await client.fetch_tensors("run-1", DIGEST)
+            await client.fetch_tensors("run-1", Download(DIGEST))
 
 
 async def test_tensors_larger_than_the_caller_expects_are_refused_too():
     async with client_of(lambda request: tensors(MESSAGE)) as client:
-        assert await client.fetch_tensors("run-1", DIGEST, len(MESSAGE)) == MESSAGE
+        assert await client.fetch_tensors("run-1", Download(DIGEST), len(MESSAGE)) == MESSAGE
         with pytest.raises(MessageTooLarge, match=f"at most {len(MESSAGE) - 1}"):
-            await client.fetch_tensors("run-1", DIGEST, len(MESSAGE) - 1)
+            await client.fetch_tensors("run-1", Download(DIGEST), len(MESSAGE) - 1)
 
 
 async def test_tensors_of_unknown_length_are_refused():
@@ -162,7 +163,7 @@ async def test_tensors_of_unknown_length_are_refused():
         lambda request: httpx.Response(200, content=one_mebibyte_at_a_time(MESSAGE))
     ) as client:
         with pytest.raises(UnexpectedAnswer, match="Content-Length"):
-            await client.fetch_tensors("run-1", DIGEST)
+            await client.fetch_tensors("run-1", Download(DIGEST))
 
 
 # --- refusals ----------------------------------------------------------------------------------
@@ -244,7 +245,9 @@ async def test_an_ingress_that_answers_for_an_absent_server_may_be_tried_again(s
 async def test_an_ingress_that_takes_no_body_of_this_size_says_what_no_repeating_mends():
     async with client_of(lambda request: httpx.Response(413, content=b"<html>")) as client:
         with pytest.raises(MessageTooLarge):
-            await client.upload("/v1/uploads/u-1", len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+            await client.send_part(
+                "/v1/uploads/u-1", 0, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE), whole=True
+            )
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 410, 451])
@@ -327,7 +330,7 @@ async def test_an_upload_address_that_is_no_path_of_this_server_is_refused(uploa
 
     async with client_of(answer) as client:
         with pytest.raises(UnexpectedAnswer, match="a path on this server"):
-            await client.upload(upload_url, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+            await client.send_part(upload_url, 0, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE), whole=True)
     assert asked == []
 
 
@@ -335,7 +338,7 @@ async def test_an_upload_address_that_is_no_path_of_this_server_is_refused(uploa
 async def test_an_upload_address_that_is_no_address_is_refused(upload_url: str):
     async with client_of(lambda request: httpx.Response(200)) as client:
         with pytest.raises(UnexpectedAnswer, match="an address that is none"):
-            await client.upload(upload_url, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+            await client.send_part(upload_url, 0, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE), whole=True)
 
 
 async def test_enrolment_shows_the_join_token_and_everything_else_the_workers_own_secret():
@@ -376,14 +379,17 @@ async def test_a_declared_update_is_sent_whole_with_its_length_and_media_type():
     async with client_of(answer) as client:
         offer = await client.declare("a-1", HEADER)
         assert isinstance(offer, UploadOffer)
-        receipt = await client.upload(offer.upload_url, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+        receipt = await client.send_part(
+            offer.upload_url, 0, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE), whole=True
+        )
 
     assert receipt == RECEIPT
     put = received[1]
-    assert (put.method, put.url) == ("PUT", "https://fed.example/v1/uploads/u-1")
+    assert (put.method, put.url) == ("PATCH", "https://fed.example/v1/uploads/u-1")
     assert put.content == MESSAGE
     assert put.headers["Content-Length"] == str(len(MESSAGE))
-    assert put.headers["Content-Type"] == MEDIA_TYPE
+    assert put.headers["Content-Type"] == PART_MEDIA_TYPE
+    assert (put.headers["Upload-Offset"], put.headers["Upload-Complete"]) == ("0", "?1")
     assert "Transfer-Encoding" not in put.headers
 
 
@@ -407,7 +413,9 @@ async def test_a_server_behind_a_prefix_is_asked_under_it():
 
     async with ServerClient("https://fed.example/fl/", "c", Wire(answer)) as client:
         await client.declare("a/1", HEADER)
-        await client.upload("/v1/uploads/u-1", len(MESSAGE), one_mebibyte_at_a_time(MESSAGE))
+        await client.send_part(
+            "/v1/uploads/u-1", 0, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE), whole=True
+        )
     assert asked == [
         "https://fed.example/fl/v1/assignments/a%2F1/update",
         "https://fed.example/fl/v1/uploads/u-1",

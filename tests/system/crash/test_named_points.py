@@ -32,7 +32,7 @@ SERVER_STEPS = (
     "+effects",  # asks for an aggregation: the effect begins
     "~effects",  # ticks it off, with the version it made
     "+versions",
-    "fsync of staging/… with update",  # before the rename
+    "fsync of parts/u-… with update",  # before the rename
     "fsync of blobs/… with update",  # after it
     "fsync of staging/… with state",
     "fsync of blobs/… with state",
@@ -50,7 +50,7 @@ WORKER_STEPS = (
     "fsync of outbox/.new-a-…",  # before it is renamed
     "fsync of outbox",  # after that
     "POST /v1/assignments/a-…/update",
-    "PUT /v1/uploads/u-…",  # after it there is a receipt, and nothing is settled
+    "PATCH /v1/uploads/u-…",  # after it there is a receipt, and nothing is settled
     "fsync of local_state",  # the tensors of the new state have moved
     "fsync of local_state (no. 2)",  # the new state is the worker's
 )

@@ -45,8 +45,12 @@ class Device:
         assert isinstance(offer, UploadOffer), "the server had no update before"
         return offer.upload_url
 
-    async def send(self, upload_url: str, update: Update) -> Receipt:
-        return await self.client.upload(upload_url, len(update.body), _in_chunks(update.body))
+    async def send(self, upload_url: str, update: Update, first: int = 0) -> Receipt:
+        """Send the body, from byte `first` on."""
+        rest = update.body[first:]
+        receipt = await self.client.send_part(upload_url, first, len(rest), _in_chunks(rest), whole=True)
+        assert isinstance(receipt, Receipt)
+        return receipt
 
     async def receipt(self, assignment: Assignment, update: Update) -> Receipt:
         """The receipt of an update that the server has; declaring it gives it."""
@@ -66,15 +70,17 @@ async def a_device(server: ServerProcess, url: str, name: str) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def a_run(server: ServerProcess, cohort: int, quorum: int) -> AsyncIterator[str]:
+async def a_run(
+    server: ServerProcess, cohort: int, quorum: int, numbers: int = NUMBERS
+) -> AsyncIterator[str]:
     """Hold a run of one round, without bounds to what may be sent, and cancel it afterwards; give its id."""
-    message = encode_bundle("params", {"w": np.zeros(NUMBERS, dtype=np.float32)})
+    message = encode_bundle("params", {"w": np.zeros(numbers, dtype=np.float32)})
     async with server.operator() as operator:
         spec = RunSpec(
             name="by-hand",
             task=TASK,
             algorithm="fedavg",
-            model=(TensorSpec(name="w", shape=(NUMBERS,)),),
+            model=(TensorSpec(name="w", shape=(numbers,)),),
             params_digest=await operator.put_tensors(message),
             rounds=1,
             local_steps=1,
@@ -82,15 +88,16 @@ async def a_run(server: ServerProcess, cohort: int, quorum: int) -> AsyncIterato
             quorum=quorum,
         )
         run_id = (await operator.create_run(spec)).run_id
-        try:
-            yield run_id
-        finally:
+    try:
+        yield run_id
+    finally:
+        async with server.operator() as operator:  # a new one: the server may have been started anew
             await operator.cancel(run_id)
 
 
-def an_update(value: float) -> Update:
+def an_update(value: float, numbers: int = NUMBERS) -> Update:
     """An update that moves every parameter by `value`."""
-    delta = NamedTensor("delta", "w", np.full(NUMBERS, value, dtype=np.float32))
+    delta = NamedTensor("delta", "w", np.full(numbers, value, dtype=np.float32))
     message = encode_message("update", [delta])
     body = b"".join(message)
     header = UpdateHeader(

@@ -30,7 +30,7 @@ class Request:
 
     @property
     def route(self) -> str:
-        """Method and path with every identifier a star: `PUT /v1/uploads/*`. The query is left out."""
+        """Method and path with every identifier a star: `PATCH /v1/uploads/*`. The query is left out."""
         parts = self.path.partition("?")[0].split("/")
         starred = [
             "*" if number > 1 and re.search(r"\d", part) else part for number, part in enumerate(parts)

@@ -31,7 +31,7 @@ ENROL = "POST /v1/workers"
 ASSIGNMENT = "GET /v1/workers/*/assignment"
 TENSORS = "GET /v1/runs/*/tensors/*"
 DECLARE = "POST /v1/assignments/*/update"
-UPLOAD = "PUT /v1/uploads/*"
+UPLOAD = "PATCH /v1/uploads/*"
 
 
 @dataclass(frozen=True)

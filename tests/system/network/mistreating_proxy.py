@@ -38,7 +38,13 @@ LONGEST_EXCHANGE_S = 120.0
 class MistreatingProxy:
     """Stands before one server; an async context manager."""
 
-    def __init__(self, server_port: int, plan: Plan = every_request_unharmed) -> None:
+    def __init__(
+        self,
+        server_port: int,
+        plan: Plan = every_request_unharmed,
+        longest_exchange_s: float = LONGEST_EXCHANGE_S,
+    ) -> None:
+        self._longest_exchange_s = longest_exchange_s
         self.plan = plan
         """May be exchanged for another at any time."""
         self.url = ""
@@ -165,7 +171,7 @@ class MistreatingProxy:
         exchange = Exchange(passage.request, passage.is_copy)
         self.exchanges.append(exchange)
         try:
-            async with asyncio.timeout(LONGEST_EXCHANGE_S):
+            async with asyncio.timeout(self._longest_exchange_s):
                 await self._carrier.carry(passage, exchange, hearer)
         finally:
             if exchange.answered:

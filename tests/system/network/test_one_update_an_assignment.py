@@ -80,9 +80,9 @@ async def test_a_late_body_is_not_taken_once_another_was_declared_in_its_place_a
         assert proxy.applied == {Kind.SENDER_GONE: 1, Kind.OVERTAKEN: 1}
 
 
-@pytest.mark.parametrize(("until", "refusal"), [(DECLARE, 408), (UPLOAD, 409)])
+@pytest.mark.parametrize("until", [DECLARE, UPLOAD])
 async def test_a_body_is_not_taken_if_another_was_declared_or_sent_while_it_travelled(
-    server: ServerProcess, until: str, refusal: int
+    server: ServerProcess, until: str
 ) -> None:
     slow = Fault(sender_gone=True, stall=Stall(HALF, for_s=30, until=until))
     async with (
@@ -103,7 +103,9 @@ async def test_a_body_is_not_taken_if_another_was_declared_or_sent_while_it_trav
         await until_ended(proxy, uploads=2)
         refused, taken = proxy.on(UPLOAD)
         assert taken.status == 200
-        assert refused.status in (refusal, 404), "404 where a busy server looked at it after the declaration"
+        assert refused.status in (408, 404), (
+            "it gives way; 404 where a busy server looked at it after the declaration"
+        )
         assert [receipt.digest for receipt in receipts_given(proxy)] == [second.header.digest]
         assert is_held_once(await the_round(server, run_id), second)
 

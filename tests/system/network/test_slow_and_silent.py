@@ -66,7 +66,7 @@ async def test_a_body_that_falls_silent_is_given_up_in_time_while_others_are_ser
         assert (stalled.status, stalled.sent_bytes) == (408, HALF)
         assert SILENCE_S <= took_s(stalled) <= SILENCE_S + NOTICED_S
 
-        again = await device.send(await device.declare(assignment, update), update)
+        again = await device.send(await device.declare(assignment, update), update, first=HALF)
         assert again.digest == update.header.digest
         assert {receipt.digest for receipt in receipts_given(proxy)} == {
             again.digest,

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetches a tensor message, and goes on where it was cut off as long as each attempt brings it further."""
+
+from protocol.errors import ServerUnreachable
+from worker.client import ServerClient
+from worker.download import Download
+
+LEAST_PROGRESS_BYTES = 64 * 1024
+"""Whoever comes further by less than this waits before it tries again."""
+
+
+class Downloader:
+    """The way of global state to one worker. One message a time; the last one that was cut off is kept."""
+
+    def __init__(self, client: ServerClient) -> None:
+        self._client = client
+        self._cut_off: Download | None = None
+
+    async def fetch(self, run_id: str, digest: str, at_most_bytes: int | None = None) -> memoryview:
+        """Give the whole tensor message with this digest, read-only.
+
+        Raises:
+            ServerUnreachable: an attempt brought it no further; the next call goes on.
+            DigestMismatch, MessageTooLarge: as `ServerClient.fetch_tensors`.
+        """
+        download, self._cut_off = self._cut_off, None
+        if download is None or download.digest != digest:
+            download = Download(digest)
+        while True:
+            before = download.received_bytes
+            try:
+                return await self._client.fetch_tensors(run_id, download, at_most_bytes)
+            except ServerUnreachable:
+                if download.received_bytes < before + LEAST_PROGRESS_BYTES:
+                    self._cut_off = download
+                    raise
