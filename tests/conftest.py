@@ -2,6 +2,7 @@
 """Fixtures for the whole suite."""
 
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=20, help="processes that die at random moments in tests/system/crash"
     )
+
+
+def pytest_configure() -> None:
+    # under `nohup` a hang-up is ignored, here and in every process that a test starts
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
