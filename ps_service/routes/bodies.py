@@ -39,7 +39,7 @@ async def to_its_end(action: Callable[[], None]) -> None:
 def content_length(request: Request) -> int:
     """Raises: LengthRequired: the request does not say how long its body is."""
     length = request.headers.get("content-length", "")
-    if not length.isdecimal() or len(length) > 18:
+    if not _is_length(length):
         raise LengthRequired("an upload must state its Content-Length")
     return int(length)
 
@@ -47,9 +47,14 @@ def content_length(request: Request) -> int:
 def upload_offset(request: Request) -> int:
     """Raises: InvalidMessage: the request does not say where its first byte stands in the whole."""
     offset = request.headers.get("upload-offset", "")
-    if not offset.isdecimal() or len(offset) > 18:
+    if not _is_length(offset):
         raise InvalidMessage(f"Upload-Offset: expected a number, got {offset[:32] or 'none'}")
     return int(offset)
+
+
+def _is_length(value: str) -> bool:
+    """Whether a header's value is a number that a length can be."""
+    return value.isdecimal() and len(value) <= 18
 
 
 def require_announced(request: Request, size_bytes: int, first: int | None) -> None:

@@ -7,7 +7,7 @@ Duties of a store:
 - `Staged.seal(digest)` makes the bytes readable under `digest`, durably: once it has returned, they
   survive a power cut. Sealing a digest that is there already is no error and changes nothing.
 - `part(name)` opens what was written under that name before, or begins it: it outlives its writer and a
-  crash until it is sealed or discarded. How much of it a power cut leaves is what `size_bytes` then says;
+  crash until it is sealed or discarded. How much of it a power cut leaves is what `part_bytes` then says;
   the bytes up to there are what was written, but for a file system that promises less: the digest tells.
 - `Staged.discard` leaves no trace; so does a crash before `seal`, at the latest after the next start. It
   never raises: where the disk is read-only for a while, the trace goes once it takes changes again.
@@ -37,13 +37,8 @@ class Staged(Protocol):
 class Part(Staged, Protocol):
     """Bytes on their way into the store that may pause on it; `write` goes on at the end."""
 
-    @property
-    def size_bytes(self) -> int:
-        """Written so far, by this writer and those before it."""
-        ...
-
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        """Read written bytes; give how many, 0 at the end."""
+        """Read what was written, by this writer and those before it; give how many, 0 at the end."""
         ...
 
     def close(self) -> None:

@@ -170,16 +170,10 @@ class PartFile(StagedFile):
 
     def __init__(self, store: FileBlobs, path: Path, file: io.FileIO) -> None:
         super().__init__(store, path, file)
-        self._size_bytes = file.seek(0, os.SEEK_END)
         self._unsynced_bytes = 0
-
-    @property
-    def size_bytes(self) -> int:
-        return self._size_bytes
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         super().write(data)
-        self._size_bytes += len(data)
         self._unsynced_bytes += len(data)
         if self._unsynced_bytes >= SYNC_BYTES:
             self.sync()
