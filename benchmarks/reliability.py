@@ -38,7 +38,7 @@ async def measure(
     """Figures of every setting and seed, the clean run before the disturbed one."""
     found = []
     for seed in seeds:
-        crew = await asyncio.to_thread(_crew, seed)
+        crew = await asyncio.to_thread(crew_for, seed, PACE_S)
         cases = {"clean": undisturbed(WORKERS), garbage: disturbances(seed, WORKERS, REPERTOIRES[garbage])}
         for name in names:
             for case, disturbed in cases.items():
@@ -59,7 +59,8 @@ async def _one(
     return figures_of(name, case, seed, outcome)
 
 
-def _crew(seed: int) -> Crew:
+def crew_for(seed: int, pace_s: float) -> Crew:
+    """32 workers and an evaluator, with the data that this seed gives them."""
     swarm = SwarmOptions(
         server_url="",
         join_token=None,
@@ -72,7 +73,7 @@ def _crew(seed: int) -> Crew:
         threads=1,
     )
     task_name, trainers = build_trainers(swarm.member(0), [*swarm.indices, None])
-    return Crew(task_name, trainers, PACE_S)
+    return Crew(task_name, trainers, pace_s)
 
 
 def _arguments() -> argparse.Namespace:

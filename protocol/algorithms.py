@@ -36,8 +36,18 @@ class Hyperparameters(BaseModel, ABC):
         """The numbers the worker's optimizer needs for a round of `local_steps` steps."""
 
     @abstractmethod
-    def bundles_wanted(self, version: int) -> tuple[str, ...]:
-        """Which bundles an update made from this version carries."""
+    def periods(self) -> Mapping[str, int]:
+        """{bundle: every how many versions it is combined}, in the order in which an update carries them.
+
+        In an asynchronous run a worker sends it with every so many of its updates instead.
+        """
+
+    def bundles_wanted(self, count: int) -> tuple[str, ...]:
+        """Which bundles an update carries.
+
+        Args: count: its version; in an asynchronous run, how many its worker was asked for before.
+        """
+        return tuple(bundle for bundle, period in self.periods().items() if count % period == 0)
 
     @abstractmethod
     def bound(self, steps: int, local_steps: int) -> DeltaBound | None:
@@ -52,8 +62,8 @@ class FedAvgHyperparameters(Hyperparameters):
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         return {"learning_rate": self.learning_rate}
 
-    def bundles_wanted(self, version: int) -> tuple[str, ...]:
-        return ("delta",)
+    def periods(self) -> Mapping[str, int]:
+        return {"delta": 1}
 
     def bound(self, steps: int, local_steps: int) -> DeltaBound | None:
         return None
@@ -119,8 +129,8 @@ class FedSophiaHyperparameters(_ClippedHyperparameters):
             "hessian_every": float(self.hessian_every),
         }
 
-    def bundles_wanted(self, version: int) -> tuple[str, ...]:
-        return ("delta",)
+    def periods(self) -> Mapping[str, int]:
+        return {"delta": 1}
 
 
 class FedSophiaSharedHyperparameters(_ClippedHyperparameters):
@@ -135,18 +145,18 @@ class FedSophiaSharedHyperparameters(_ClippedHyperparameters):
     momentum_weight: Annotated[float, Field(gt=0, lt=1)] = 0.92
     """Mean weight of the global direction over the steps of a round, whatever J is."""
     direction_mixing: Decay | None = None
-    """c. None chooses 0.5 when a round invites only some of the workers, 0 when it invites all."""
+    """c. None chooses 0.5 when a version is made by some of the workers, 0 when by all."""
     hessian_decay: Decay = 0.9
     refresh_rounds: Period = 5
-    """R_h: every so many versions the workers send a fresh Hessian estimate."""
+    """R_h: every so many versions the workers' fresh Hessian estimates are combined."""
 
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         return super().optimizer_settings(local_steps) | {
             "momentum_decay": momentum_decay_for(self.momentum_weight, local_steps)
         }
 
-    def bundles_wanted(self, version: int) -> tuple[str, ...]:
-        return ("delta", "hessian") if version % self.refresh_rounds == 0 else ("delta",)
+    def periods(self) -> Mapping[str, int]:
+        return {"delta": 1, "hessian": self.refresh_rounds}
 
 
 def momentum_decay_for(momentum_weight: float, local_steps: int) -> float:

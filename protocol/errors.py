@@ -218,6 +218,13 @@ class RoundClosed(FedSophiaError):
     fault = Fault.CALLER
 
 
+class TooStale(FedSophiaError):
+    """The update was made from a version that is too many versions old by now."""
+
+    code = "too-stale"
+    fault = Fault.CALLER
+
+
 class RunEnded(FedSophiaError):
     """The run has ended."""
 

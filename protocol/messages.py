@@ -37,6 +37,7 @@ from protocol.fields import (
 )
 from protocol.run_spec import (
     AdaptiveDeadline,
+    AsynchronousRounds,
     BestVersions,
     Retention,
     RunSpec,
@@ -52,6 +53,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "AdaptiveDeadline",
     "Answered",
+    "AsynchronousRounds",
     "BestVersions",
     "Decline",
     "Digest",
@@ -162,6 +164,8 @@ class RoundSummary(Answered):
     bytes_down: int
     metrics: dict[str, float] = Field(default_factory=dict)
     """Evaluators' metrics of the version made, averaged over evaluators; train_loss of the workers."""
+    staleness: tuple[int, ...] = ()
+    """In an asynchronous run: how many of its updates were 0, 1, 2 … versions stale."""
 
 
 class Standing(StrEnum):

@@ -47,6 +47,7 @@ class ArchivedRound(Said):
     bytes_up: Count
     bytes_down: Count
     metrics: Metrics = Field(default_factory=dict)
+    staleness: Annotated[tuple[Count, ...], Field(max_length=1_001)] = ()
 
     @model_validator(mode="after")
     def _ended_one_way(self) -> Self:

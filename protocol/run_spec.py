@@ -30,6 +30,9 @@ from protocol.header import (
     num_elements,
 )
 
+DEFAULT_CONCURRENCY = 4
+"""Times `cohort_size`: updates are so many versions stale, on average, if all workers take alike."""
+
 Workers = Annotated[Int, Field(ge=1, le=100_000)]
 Seconds = Annotated[Finite, Field(gt=0, le=30 * 86_400)]
 
@@ -75,6 +78,21 @@ class AdaptiveDeadline(Said):
         if self.floor_s > self.ceiling_s:
             raise ValueError(f"floor_s {self.floor_s:g} is larger than ceiling_s {self.ceiling_s:g}")
         return self
+
+
+class AsynchronousRounds(Said):
+    """Workers train without waiting for each other; every `cohort_size` updates that arrive make a version.
+
+    An update is made from the version that was the newest when its worker began: its *staleness* is how many
+    versions have been made since. Source: FedBuff, Nguyen et al. 2022 (arXiv 2106.06639).
+    """
+
+    max_staleness: Annotated[Int, Field(ge=0, le=1_000)] = 20
+    """An update that is staler is refused."""
+    staleness_exponent: Annotated[Finite, Field(ge=0, le=10)] = 0.5
+    """a: an update of staleness s weighs (1 + s)^−a, relative to the others of its version."""
+    concurrency: Workers | None = None
+    """So many workers train at the same time; None means four times `cohort_size`."""
 
 
 class TargetMetric(Said):
@@ -153,6 +171,8 @@ class RunSpec(Said):
     adaptive_deadline: AdaptiveDeadline | None = None
     max_extensions: Annotated[Int, Field(ge=0, le=1_000)] = 0
     """How often a round without a quorum at its deadline gets its length again before it is abandoned."""
+    asynchronous: AsynchronousRounds | None = None
+    """None holds rounds synchronously: what comes after a round has closed is refused."""
     max_abandoned_rounds: Annotated[Int, Field(ge=1, le=1_000)] = 10
     """After so many abandoned rounds in a row the run fails."""
     target_metric: TargetMetric | None = None
@@ -181,6 +201,8 @@ class RunSpec(Said):
             raise ValueError("expected one of cohort_size and cohort_fraction")
         if self.cohort_fraction is not None and self.min_workers is None:
             raise ValueError("min_workers: needed beside cohort_fraction")
+        if self.asynchronous is not None and (self.cohort_size is None or self.over_selection != 1):
+            raise ValueError("asynchronous: needs cohort_size, and no over_selection")
         cohort = self.cohort_of(self.workers_awaited)
         if self.quorum > cohort:
             name = "cohort_size" if self.cohort_size is not None else "the smallest cohort,"
@@ -222,7 +244,15 @@ class RunSpec(Said):
         if self.cohort_fraction is not None:
             return max(1, math.ceil(self.cohort_fraction * eligible - 1e-9))
         assert self.cohort_size is not None
-        return min(self.cohort_size, eligible) if eligible else self.cohort_size
+        if self.asynchronous is not None or not eligible:  # a worker may send many of its updates
+            return self.cohort_size
+        return min(self.cohort_size, eligible)
+
+    @property
+    def concurrency(self) -> int:
+        """How many workers train at the same time in an asynchronous run."""
+        assert self.asynchronous is not None and self.cohort_size is not None
+        return self.asynchronous.concurrency or DEFAULT_CONCURRENCY * self.cohort_size
 
     def encoding_of(self, bundle: str) -> str:
         return self.encodings.get(bundle, "f32")

@@ -18,19 +18,28 @@ from protocol.errors import (
 )
 from protocol.messages import RoundStatus, RunSpec, RunStatus, UpdateHeader
 from ps_service.round_machine import Round
+from ps_service.staleness import require_fresh
 
 
-def require_open(run_status: RunStatus, round_: Round, *, declined: bool) -> None:
-    """The round still takes this worker's update.
+def require_open(
+    spec: RunSpec, run_status: RunStatus, round_: Round, staleness: int, *, declined: bool
+) -> None:
+    """The run still takes this worker's update.
+
+    Args:
+        round_: in which the assignment was given.
+        staleness: of the update, in the round that it can still be part of.
 
     Raises:
-        RunEnded, AssignmentDeclined, RoundClosed: it does not.
+        RunEnded, AssignmentDeclined, RoundClosed, TooStale: it does not.
     """
     if declined:
         raise AssignmentDeclined("this assignment was declined; it takes no update")
     if run_status.ended:
         raise RunEnded(f"the run is {run_status.value}")
-    if round_.status is not RoundStatus.COLLECTING:
+    if spec.asynchronous is not None:
+        require_fresh(spec, staleness)
+    elif round_.status is not RoundStatus.COLLECTING:
         raise RoundClosed(f"round {round_.number} is {round_.status.value}")
 
 

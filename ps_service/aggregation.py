@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Combine the updates of a closed round into the next version, coordinates in chunks.
 
+Each bundle has rows of its own: usually those of the round's updates, but in an asynchronous run a bundle
+that workers send now and then is combined of what several rounds brought.
+
 For a given admitted set the result is the same, bit for bit, whatever the order of arrival, the chunk size
 or the machine's threads: rows are read in slot order and nothing is summed across coordinates. Memory is
 O(chunk · workers), never O(model · workers). Everything here blocks: it runs in a thread.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +30,7 @@ from protocol.encodings import encoding_named
 from protocol.messages import RunSpec, TensorSpec, UpdateHeader, Weighting
 from ps_service.combiners import COMBINERS
 from ps_service.server_steps import SERVER_STEPS, StepContext
+from ps_service.staleness import weight
 from ps_service.storage.blobs import BlobStore, Staged
 
 Chunk = npt.NDArray[np.float32]
@@ -40,13 +44,16 @@ class AdmittedUpdate:
 
     digest: str
     header: UpdateHeader
+    params: str
+    """Digest of the parameters it was made from."""
+    staleness: int = 0
 
 
 def aggregate(
     blobs: BlobStore,
     spec: RunSpec,
     tensors: dict[str, str],
-    updates: Sequence[AdmittedUpdate],
+    rows: Mapping[str, Sequence[AdmittedUpdate]],
     *,
     partial: bool,
     chunk_elements: int | None = None,
@@ -54,16 +61,16 @@ def aggregate(
     """Give {bundle: digest} of the next version, its tensor messages stored durably.
 
     Args:
-        tensors: {bundle: digest} of the version the updates were made from; absent bundles are zeros.
-        updates: in slot order, at least one.
+        tensors: {bundle: digest} of the version that is followed; absent bundles are zeros.
+        rows: {bundle: the updates that bring it, in slot order, at least one}; `delta` is among them.
         chunk_elements: coordinates at a time; None fits the number of workers. It changes no bit.
 
     Raises:
         NotFinite: a sum of finite values left the range of float32.
         StorageCorrupt: a message is missing or short.
     """
-    work = _Aggregation(blobs, spec, tensors, updates, partial)
-    chunk_elements = chunk_elements or max(4096, CHUNK_BYTES // 4 // len(updates))
+    work = _Aggregation(blobs, spec, tensors, rows, partial)
+    chunk_elements = chunk_elements or max(4096, CHUNK_BYTES // 4 // max(map(len, rows.values())))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         return tensors | work.run(chunk_elements)
 
@@ -135,21 +142,27 @@ class _Aggregation:
         blobs: BlobStore,
         spec: RunSpec,
         tensors: dict[str, str],
-        updates: Sequence[AdmittedUpdate],
+        rows: Mapping[str, Sequence[AdmittedUpdate]],
         partial: bool,
     ) -> None:
         self.blobs = blobs
         self.spec = spec
         self.algorithm = algorithm_named(spec.algorithm)
-        self.bundles = updates[0].header.bundles
-        self.updates = [StoredMessage(blobs, update.digest) for update in updates]
+        messages = {
+            digest: StoredMessage(blobs, digest)
+            for digest in {update.digest for updates in rows.values() for update in updates}
+        }
+        self.rows = {bundle: [messages[update.digest] for update in rows[bundle]] for bundle in rows}
+        self.weights = {bundle: _weights(spec, rows[bundle]) for bundle in rows}
         self.state = {bundle: StoredMessage(blobs, digest) for bundle, digest in tensors.items()}
-        self.weights = _weights(spec.weighting, [update.header for update in updates])
+        deltas = rows["delta"]
+        self.starts = {params: StoredMessage(blobs, params) for params in {each.params for each in deltas}}
+        self.start_of_each = [update.params for update in deltas]
         hyperparameters = self.algorithm.parse(spec.hyperparameters)
         self.context = StepContext(
             hyperparameters=hyperparameters,
             bounds=tuple(
-                hyperparameters.bound(update.header.local_steps, spec.local_steps) for update in updates
+                hyperparameters.bound(update.header.local_steps, spec.local_steps) for update in deltas
             ),
             partial=partial,
         )
@@ -178,13 +191,13 @@ class _Aggregation:
             bundle: self._state(bundle, name, start, stop)
             for bundle in ("params", *self.algorithm.state_bundles)
         }
-        received = {bundle: self._received(bundle, name, start, stop) for bundle in self.bundles}
-        derived = server_step.derive(received, state, self.context)
+        received = {bundle: self._received(bundle, name, start, stop) for bundle in self.rows}
+        derived = server_step.derive(received, self._starts(name, start, stop), self.context)
         combined = {}
         for bundle, rows in (received | dict(derived)).items():
             sent = self.algorithm.derived.get(bundle, bundle)
             combiner = COMBINERS[self.spec.combiners.get(sent, self.algorithm.combiners[sent])]
-            combined[bundle] = combiner(rows, self.weights)
+            combined[bundle] = combiner(rows, self.weights[sent])
         return dict(server_step.apply(state, combined, self.context))
 
     def _state(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
@@ -194,10 +207,18 @@ class _Aggregation:
         return values
 
     def _received(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
-        rows = np.empty((len(self.updates), stop - start), dtype=np.float32)
-        for update, row in zip(self.updates, rows, strict=True):
+        rows = np.empty((len(self.rows[bundle]), stop - start), dtype=np.float32)
+        for update, row in zip(self.rows[bundle], rows, strict=True):
             update.read(bundle, name, start, row)
         return rows
+
+    def _starts(self, name: str, start: int, stop: int) -> list[Chunk]:
+        """Where each delta began; those that began at the same version share an array."""
+        values = {}
+        for digest, params in self.starts.items():
+            values[digest] = np.empty(stop - start, dtype=np.float32)
+            params.read("params", name, start, values[digest])
+        return [values[digest] for digest in self.start_of_each]
 
 
 def _chunks(num_elements: int, chunk_elements: int) -> Iterator[tuple[int, int]]:
@@ -206,10 +227,10 @@ def _chunks(num_elements: int, chunk_elements: int) -> Iterator[tuple[int, int]]
         yield start, min(start + chunk_elements, num_elements)
 
 
-def _weights(weighting: Weighting, headers: Sequence[UpdateHeader]) -> Chunk:
-    """One weight a worker, in slot order; they sum to 1 (to float32 rounding)."""
-    shares = np.ones(len(headers))
-    if weighting is Weighting.NUM_EXAMPLES:
-        shares = np.array([header.num_examples for header in headers], dtype=np.float64)
+def _weights(spec: RunSpec, updates: Sequence[AdmittedUpdate]) -> Chunk:
+    """One weight an update, in slot order; they sum to 1 (to float32 rounding)."""
+    shares = np.array([weight(spec, update.staleness) for update in updates])
+    if spec.weighting is Weighting.NUM_EXAMPLES:
+        shares *= np.array([update.header.num_examples for update in updates], dtype=np.float64)
     weights: Chunk = (shares / shares.sum()).astype(np.float32)
     return weights

@@ -16,9 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from protocol.errors import FedSophiaError, StorageNotWritable
 from protocol.messages import RoundStatus
 from ps_service import round_machine
-from ps_service.aggregation import AdmittedUpdate, aggregate
+from ps_service.aggregation import aggregate
+from ps_service.contributions import contributions
 from ps_service.round_runner import RoundRunner
-from ps_service.storage import effect_records, update_records, version_records
+from ps_service.storage import effect_records, version_records
 from ps_service.storage.effect_records import StoredEffect
 from ps_service.storage.existing import missing_blobs, the_round, the_run
 from ps_service.transitions import round_event
@@ -75,7 +76,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
             await effect_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
         return
     async with runner.stores.records.read() as connection:
-        updates = await update_records.updates_of_round(connection, effect.run_id, effect.round)
+        rows = await contributions(connection, run, effect.round, stored.state.base_version)
         tensors = await version_records.tensors_of(connection, effect.run_id, stored.state.base_version)
     started = time.perf_counter()
     combined = await asyncio.to_thread(
@@ -83,7 +84,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         runner.stores.blobs,
         run.spec,
         tensors,
-        [AdmittedUpdate(update.digest, update.header) for update in updates],
+        rows,
         partial=stored.state.partial,
     )
     runner.meters.aggregation_seconds.observe(time.perf_counter() - started)

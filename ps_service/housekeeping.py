@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ps_service.contributions import digests_still_needed
 from ps_service.retention import kept_versions
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import (
@@ -94,6 +95,7 @@ class Housekeeping:
             numbers = [version.version for version in present]
             metrics = await _metrics(connection, run_id, numbers) if retention.best is not None else {}
             kept = kept_versions(retention, numbers, metrics)
+            kept |= await update_records.versions_in_use(connection, run_id)
             digests = await reference_records.forget_versions(
                 connection,
                 run_id,
@@ -101,8 +103,9 @@ class Housekeeping:
                 [version for version in present if version.version in kept],
                 now_ms,
             )
+            needed = await digests_still_needed(connection, run)
             digests |= await reference_records.forget_updates(
-                connection, run_id, last_ended - retention.update_rounds, now_ms
+                connection, run_id, last_ended - retention.update_rounds, needed, now_ms
             )
         await self._delete(digests)
 

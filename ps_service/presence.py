@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ps_service.arrivals import worker_lost, worker_returned
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import credential_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.transitions import worker_lost, worker_returned
 
 LOOKS_WITHIN_LOST_AFTER = 18
 MOST_AT_ONCE = 100

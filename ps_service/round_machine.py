@@ -4,6 +4,9 @@
     COLLECTING ──► AGGREGATING ──► COMMITTED
          └──────────────┴────────► ABANDONED (with one sentence why)
 
+A round of an asynchronous run is *buffered*: workers come and go as it collects, each maybe more than once,
+so that none of them is waited for; its target or its deadline ends it, and nothing else does.
+
 The law of this file: nothing happens after the end; `now_ms` never runs backwards inside a round; every
 abandonment says why; no round collects past its last deadline; a lost worker can close a round early and
 never abandon it. Arrivals are rows under a unique key in the store: what reaches this machine has already
@@ -12,6 +15,7 @@ been counted once and only once.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import reduce
 
 from protocol.messages import RoundStatus
 
@@ -23,6 +27,7 @@ class Round:
     number: int
     base_version: int
     invited: int
+    """So far, in a buffered round."""
     target: int
     """So many updates close the round at once."""
     quorum: int
@@ -45,6 +50,18 @@ class Round:
     """Workers that have not answered and are not heard of; they may come back."""
     ended_ms: int | None = None
     reason: str | None = None
+    buffered: bool = False
+    staleness: tuple[int, ...] = ()
+    """How many of the updates were 0, 1, 2 … versions stale; empty where none can be."""
+
+    @property
+    def all_answered(self) -> bool:
+        return not self.buffered and self.admitted + self.declined >= self.invited
+
+    @property
+    def beyond_hope(self) -> bool:
+        """Whether too many have declined for a quorum."""
+        return not self.buffered and self.invited - self.declined < self.quorum
 
     @property
     def at_last_deadline(self) -> bool:
@@ -56,7 +73,7 @@ class Round:
         return (
             self.status is RoundStatus.ABANDONED
             and self.admitted < self.quorum
-            and self.admitted + self.declined < self.invited
+            and not self.all_answered
             and self.now_ms >= self.deadline_ms
         )
 
@@ -66,6 +83,25 @@ class UpdateAdmitted:
     """An update was received whole and found good."""
 
     now_ms: int
+    staleness: int | None = None
+    """In a buffered round: versions made since its own."""
+
+
+@dataclass(frozen=True)
+class UpdatesWaited:
+    """Updates had come for a buffered round before it was opened. They may be more than it aims at."""
+
+    now_ms: int
+    staleness: tuple[int, ...]
+    """Of each."""
+
+
+@dataclass(frozen=True)
+class WorkersInvited:
+    """So many more workers train for a buffered round, or for one that comes after it."""
+
+    now_ms: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -127,6 +163,8 @@ class Cancelled:
 
 RoundEvent = (
     UpdateAdmitted
+    | UpdatesWaited
+    | WorkersInvited
     | WorkerDeclined
     | WorkerLost
     | WorkerReturned
@@ -166,8 +204,12 @@ def step(round_: Round, event: RoundEvent) -> Step:
             return _abandon(round_, f"aggregation failed: {reason}")
         case _ if round_.status is not RoundStatus.COLLECTING:
             return round_, ()
-        case UpdateAdmitted():
-            round_ = replace(round_, admitted=round_.admitted + 1, last_admitted_ms=round_.now_ms)
+        case UpdateAdmitted(staleness=staleness):
+            round_ = _admit(round_, staleness)
+        case UpdatesWaited(staleness=each):
+            round_ = reduce(_admit, each, round_)
+        case WorkersInvited(count=count):
+            round_ = replace(round_, invited=round_.invited + count)
         case WorkerDeclined():
             round_ = replace(round_, declined=round_.declined + 1)
         case WorkerLost():
@@ -181,25 +223,34 @@ def step(round_: Round, event: RoundEvent) -> Step:
     return _decide(round_)
 
 
+def _admit(round_: Round, staleness: int | None) -> Round:
+    counts = round_.staleness
+    if staleness is not None:
+        longer = [*counts, *[0] * (staleness + 1 - len(counts))]
+        longer[staleness] += 1
+        counts = tuple(longer)
+    return replace(round_, admitted=round_.admitted + 1, last_admitted_ms=round_.now_ms, staleness=counts)
+
+
 def _decide(round_: Round) -> Step:
     """What becomes of a collecting round with these counts at this time."""
     if round_.admitted >= round_.target:
         return _aggregate(round_)
-    answered = round_.admitted + round_.declined
-    beyond_hope = round_.invited - round_.declined < round_.quorum
-    if answered >= round_.invited or round_.now_ms >= round_.deadline_ms:
+    if round_.all_answered or round_.now_ms >= round_.deadline_ms:
         if round_.admitted >= round_.quorum:
             return _aggregate(round_)
-        if round_.extensions_left and not beyond_hope and not round_.at_last_deadline:
+        if round_.extensions_left and not round_.beyond_hope and not round_.at_last_deadline:
             return _extend(round_)
-        cause = "all workers answered" if answered >= round_.invited else "the deadline passed"
+        cause = "all workers answered" if round_.all_answered else "the deadline passed"
+        among = "" if round_.buffered else f" of {round_.invited}"
         return _abandon(
-            round_,
-            f"{cause} with {round_.admitted} updates; the quorum is {round_.quorum} of {round_.invited}",
+            round_, f"{cause} with {round_.admitted} updates; the quorum is {round_.quorum}{among}"
         )
-    if answered + round_.lost >= round_.invited and round_.admitted >= round_.quorum:
+    if round_.buffered:
+        return round_, ()
+    if round_.admitted + round_.declined + round_.lost >= round_.invited and round_.admitted >= round_.quorum:
         return _aggregate(round_)  # whoever has not answered is lost: nothing more is to be waited for
-    if beyond_hope:
+    if round_.beyond_hope:
         return _abandon(
             round_,
             f"{round_.declined} of {round_.invited} workers declined; the quorum is {round_.quorum}",

@@ -21,6 +21,7 @@ from protocol.errors import (
 from protocol.messages import MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
 from ps_service import round_machine, run_machine
 from ps_service.admission import require_open
+from ps_service.arrivals import found_again, update_admitted, worker_declined, workers_changed
 from ps_service.bell import Bell, task_topic, worker_topic
 from ps_service.clock import Clock
 from ps_service.metrics import Meters
@@ -35,19 +36,18 @@ from ps_service.storage import (
     version_records,
 )
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import missing_blobs, the_assignment, the_round, the_run, the_worker
+from ps_service.storage.existing import (
+    missing_blobs,
+    staleness_now,
+    the_assignment,
+    the_round,
+    the_run,
+    the_worker,
+)
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredAssignment, StoredUpload
 from ps_service.summaries import round_summaries, run_summary
-from ps_service.transitions import (
-    Transition,
-    announce_run,
-    found_again,
-    metrics_reported,
-    round_event,
-    run_event,
-    workers_changed,
-)
+from ps_service.transitions import Transition, announce_run, metrics_reported, round_event, run_event
 
 
 class RoundRunner:
@@ -109,14 +109,14 @@ class RoundRunner:
                 raise NotFound(f"there is no worker {worker_id}")
             await credential_records.revoke(transition.connection, worker_id, transition.now_ms)
             transition.topics.add(worker_topic(worker_id))
-            while assignment := await update_records.next_assignment_of(transition.connection, worker_id):
+            for assignment in await update_records.open_assignments_of(transition.connection, worker_id):
                 await self._decline(transition, assignment, "the worker was revoked")
 
     async def admit(self, upload: StoredUpload) -> Receipt:
         """Record an update whose bytes are sealed in the blob store; give its receipt.
 
         Raises:
-            RoundClosed, RunEnded, AssignmentDeclined, UpdateConflict: it came too late or second.
+            RoundClosed, TooStale, RunEnded, AssignmentDeclined, UpdateConflict: it came too late or second.
             UploadInterrupted: the worker declared another update while this one travelled.
             WorkerRevoked: the worker may send no more.
         """
@@ -133,14 +133,12 @@ class RoundRunner:
             round_ = await the_round(transition.connection, run.run_id, assignment.round)
             # it may have lost its credential while the body was on its way
             await the_worker(connection, assignment.worker_id)
-            require_open(run.state.status, round_.state, declined=assignment.declined_reason is not None)
+            declined = assignment.declined_reason is not None
+            staleness = await staleness_now(connection, run, assignment)
+            require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
             if await missing_blobs(self.stores.blobs, [header.digest]):
                 raise UploadInterrupted("the bytes are gone that were received; send them again")
-            await update_records.add_update(connection, assignment, header, transition.now_ms)
-            await run_records.add_round_traffic(
-                connection, run.run_id, assignment.round, bytes_up=header.size_bytes
-            )
-            await round_event(transition, run, round_, round_machine.UpdateAdmitted(transition.now_ms))
+            await update_admitted(transition, run, assignment, header)
             receipt = await update_records.load_receipt(connection, upload.assignment_id)
             assert receipt is not None
         self.meters.updates.inc()
@@ -234,12 +232,7 @@ class RoundRunner:
 
     async def _decline(self, transition: Transition, assignment: StoredAssignment, reason: str) -> None:
         await found_again(transition, assignment)
-        run = await the_run(transition.connection, assignment.run_id)
-        round_ = await the_round(transition.connection, run.run_id, assignment.round)
-        if round_.state.status is not RoundStatus.COLLECTING:
-            return
-        await update_records.decline(transition.connection, assignment.assignment_id, reason)
-        await round_event(transition, run, round_, round_machine.WorkerDeclined(transition.now_ms))
+        await worker_declined(transition, assignment, reason)
 
     @asynccontextmanager
     async def transition(self) -> AsyncIterator[Transition]:

@@ -140,6 +140,8 @@ class OpenRound:
     """No extension goes beyond this."""
     extensions: int
     partial: bool
+    buffered: bool
+    """Whether updates of an asynchronous run fill it; nobody is invited with its opening then."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def _committed(spec: RunSpec, run: Run, event: RoundCommitted) -> Step:
         run = replace(run, stretch=0)
     if run.version >= spec.rounds:
         return _end(run, RunStatus.FINISHED, event.now_ms, None)
-    if spec.target_metric is not None:
+    if spec.target_metric is not None and spec.asynchronous is None:  # there nothing waits for anybody
         run = replace(run, metric_until_ms=event.now_ms + round(spec.target_metric.wait_s * 1000))
     return _go_on(spec, run, event.slots, event.now_ms)
 
@@ -245,8 +247,10 @@ def _go_on(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step
         return run, ()
     if run.metric_until_ms is not None and now_ms < run.metric_until_ms:
         return run, ()
-    # a first round waits for all the workers that were asked for; later ones go on with a quorum
-    if len(slots) < (spec.workers_awaited if run.round == 0 else spec.quorum):
+    # a first round waits for all the workers that were asked for; later ones go on with a quorum, which
+    # in an asynchronous run may be the updates of one worker
+    enough = spec.quorum if spec.asynchronous is None else 1
+    if len(slots) < (spec.workers_awaited if run.round == 0 else enough):
         return replace(run, status=RunStatus.WAITING, metric_until_ms=None), ()
     return _open(spec, replace(run, metric_until_ms=None), slots, now_ms)
 
@@ -261,19 +265,21 @@ def _open(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
         deadline_ms = min(deadline_ms, end_ms)
     # a fraction of the few who are left may be fewer than the spec lets make a version
     target = max(spec.cohort_of(len(slots)), spec.quorum)
-    invited = sample(spec.seed, number, slots, math.ceil(target * spec.over_selection - 1e-9))
+    buffered = spec.asynchronous is not None
+    most = math.ceil(target * spec.over_selection - 1e-9)
     return run, (
         OpenRound(
             number=number,
             base_version=run.version,
-            slots=invited,
+            slots=() if buffered else sample(spec.seed, number, slots, most),
             target=target,
             quorum=spec.quorum,
             opened_ms=now_ms,
             deadline_ms=deadline_ms,
             last_deadline_ms=end_ms,
             extensions=spec.max_extensions,
-            partial=target < len(slots),
+            partial=buffered or target < len(slots),
+            buffered=buffered,
         ),
     )
 
@@ -293,7 +299,7 @@ def sample(seed: int, round_number: int, slots: tuple[int, ...], size: int) -> t
     return tuple(sorted(sorted(slots, key=rank)[:size]))
 
 
-def assignment_seed(seed: int, round_number: int, slot: int) -> int:
-    """The seed of one worker's local training in one round, below 2^63."""
-    digest = hashlib.sha256(f"train/{seed}/{round_number}/{slot}".encode()).digest()
+def assignment_seed(seed: int, turn: int, slot: int) -> int:
+    """The seed of one worker's local training in its turn (of a synchronous run: the round), below 2^63."""
+    digest = hashlib.sha256(f"train/{seed}/{turn}/{slot}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

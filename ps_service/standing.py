@@ -14,6 +14,7 @@ from protocol.errors import (
     NotFound,
     RoundClosed,
     RunEnded,
+    TooStale,
     UpdateConflict,
     UploadOffsetMismatch,
 )
@@ -30,6 +31,7 @@ NOT_OF_THE_UPDATE = (
     NotFound,
     RoundClosed,
     RunEnded,
+    TooStale,
     UpdateConflict,
     UploadOffsetMismatch,
 )

@@ -13,6 +13,7 @@ from protocol.messages import (
     MetricsReport,
     RoundStatus,
     RoundSummary,
+    RunSpec,
     RunSummary,
     UpdateHeader,
 )
@@ -85,6 +86,7 @@ async def round_summaries(
                 bytes_up=stored.bytes_up,
                 bytes_down=stored.bytes_down,
                 metrics=metrics,
+                staleness=state.staleness,
             )
         )
     return summaries
@@ -115,6 +117,14 @@ def _mean(weighted: Sequence[tuple[float, int]]) -> float:
     return min(max(mean, -sys.float_info.max), sys.float_info.max)
 
 
+def bundles_wanted(spec: RunSpec, assignment: StoredAssignment) -> tuple[str, ...]:
+    """What an update must carry: told by its version, or by the worker's turn where versions do not wait."""
+    hyperparameters = algorithm_named(spec.algorithm).parse(spec.hyperparameters)
+    return hyperparameters.bundles_wanted(
+        assignment.version if spec.asynchronous is None else assignment.turn - 1
+    )
+
+
 async def assignment_of(
     connection: AsyncConnection, stored: StoredAssignment, heartbeat_s: float
 ) -> Assignment:
@@ -124,23 +134,23 @@ async def assignment_of(
     spec = run.spec
     algorithm = algorithm_named(spec.algorithm)
     hyperparameters = algorithm.parse(spec.hyperparameters)
-    bundles = hyperparameters.bundles_wanted(round_.state.base_version)
+    bundles = bundles_wanted(spec, stored)
     return Assignment(
         assignment_id=stored.assignment_id,
         run_id=run.run_id,
         round=stored.round,
-        version=round_.state.base_version,
+        version=stored.version,
         slot=stored.slot,
         phase="train",
         task=spec.task,
-        tensors=await version_records.tensors_of(connection, run.run_id, round_.state.base_version),
+        tensors=await version_records.tensors_of(connection, run.run_id, stored.version),
         bundles=bundles,
         encodings={bundle: spec.encoding_of(bundle) for bundle in bundles},
         optimizer=algorithm.optimizer,
         settings=hyperparameters.optimizer_settings(spec.local_steps),
         local_steps=spec.local_steps,
         batch_size=spec.batch_size,
-        seed=assignment_seed(spec.seed, stored.round, stored.slot),
+        seed=assignment_seed(spec.seed, stored.turn, stored.slot),
         deadline_ms=round_.state.deadline_ms,
         heartbeat_s=heartbeat_s,
     )

@@ -8,17 +8,18 @@ These functions change rows only. Waking, aggregating and counting come after th
 import json
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.messages import RoundStatus
+from protocol.messages import RoundStatus, RunStatus
 from ps_service import round_machine, run_machine
 from ps_service.bell import DEADLINES, EFFECTS, HOUSEKEEPING, VERSIONS, run_topic, worker_topic
 from ps_service.round_machine import Round, RoundEffect, RoundEvent
-from ps_service.run_machine import CancelRound, OpenRound, RunEvent
+from ps_service.run_machine import CancelRound, OpenRound, Run, RunEvent
+from ps_service.staleness import oldest_fresh_version
 from ps_service.storage import (
-    credential_records,
     effect_records,
     member_records,
     report_records,
@@ -55,6 +56,8 @@ async def round_event(
     for effect in effects:
         match effect:
             case RoundEffect.AGGREGATE:
+                if not round_.buffered:
+                    await update_records.settle_round(transition.connection, run.run_id, round_.number)
                 await effect_records.add_effect(
                     transition.connection, effect.value, run.run_id, round_.number
                 )
@@ -70,12 +73,17 @@ async def round_event(
 async def _round_ended(transition: Transition, run: StoredRun, round_: Round) -> None:
     connection, run_id = transition.connection, run.run_id
     committed = round_.status is RoundStatus.COMMITTED
-    await update_records.settle_round(connection, run_id, round_.number)
+    version = round_.base_version + 1 if committed else None
+    if not round_.buffered:
+        await update_records.settle_round(connection, run_id, round_.number)
+    elif version is not None:
+        oldest = oldest_fresh_version(run.spec, version)
+        await update_records.settle_older_than(connection, run_id, oldest)
     await update_records.conclude_updates(
         connection,
         run_id,
         round_.number,
-        version=round_.base_version + 1 if committed else None,
+        version=version,
         reason=None if committed else f"round {round_.number} was abandoned: {round_.reason}",
     )
     await _write_down_sent_bytes(transition, run_id, round_.number)
@@ -108,7 +116,20 @@ async def run_event(transition: Transition, run: StoredRun, event: RunEvent) -> 
             case CancelRound():
                 await _cancel_round(transition, run.run_id, state.round)
     if state.status is not run.state.status:
+        if state.status.ended:
+            await _run_ended(transition, run.run_id, state)
+        if state.status is RunStatus.RUNNING:
+            await invite_idle(transition, run.run_id)
         await announce_run(transition, run.run_id)
+
+
+async def _run_ended(transition: Transition, run_id: str, state: Run) -> None:
+    """Nothing is awaited any more, and what waited for a round that will not come is told so."""
+    transition.untidy.add(run_id)
+    transition.topics.add(HOUSEKEEPING)
+    await update_records.settle_older_than(transition.connection, run_id, None)
+    why = f"the run is {state.status.value}"
+    await update_records.conclude_updates(transition.connection, run_id, None, version=None, reason=why)
 
 
 async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -> None:
@@ -126,24 +147,68 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
         extension_ms=opening.deadline_ms - opening.opened_ms,
         extensions_left=opening.extensions,
         last_deadline_ms=opening.last_deadline_ms,
+        buffered=opening.buffered,
     )
     await run_records.add_round(connection, run_id, round_)
-    worker_of = await member_records.eligible_slots(connection, run_id)
-    await update_records.add_assignments(
-        connection,
-        [
-            StoredAssignment(
-                assignment_id=f"a-{secrets.token_hex(12)}",
-                run_id=run_id,
-                round=opening.number,
-                worker_id=worker_of[slot],
-                slot=slot,
-            )
-            for slot in opening.slots
-        ],
-    )
-    transition.topics |= {worker_topic(worker_of[slot]) for slot in opening.slots}
     await _announce_round(transition, run_id, opening.number)
+    if opening.buffered:
+        await _begin_buffer(transition, run_id, round_)
+    else:
+        worker_of = await member_records.eligible_slots(connection, run_id)
+        invited = [(slot, worker_of[slot], opening.number) for slot in opening.slots]
+        await _assign(transition, run_id, round_, invited)
+
+
+async def _assign(
+    transition: Transition, run_id: str, round_: Round, invited: Sequence[tuple[int, str, int]]
+) -> None:
+    """Args: invited: (slot, worker, turn) of each."""
+    rows = [
+        StoredAssignment(
+            assignment_id=f"a-{secrets.token_hex(12)}",
+            run_id=run_id,
+            round=round_.number,
+            version=round_.base_version,
+            worker_id=worker_id,
+            slot=slot,
+            turn=turn,
+        )
+        for slot, worker_id, turn in invited
+    ]
+    await update_records.add_assignments(transition.connection, rows)
+    transition.topics |= {worker_topic(worker_id) for _, worker_id, _ in invited}
+
+
+async def _begin_buffer(transition: Transition, run_id: str, round_: Round) -> None:
+    """Take up what has come since the round before it closed, and ask for more."""
+    connection, number = transition.connection, round_.number
+    waiting = await update_records.updates_of_round(connection, run_id, number)
+    if waiting:
+        size_bytes = sum(update.header.size_bytes for update in waiting)
+        await run_records.add_round_traffic(connection, run_id, number, bytes_up=size_bytes)
+        run, stored = await the_run(connection, run_id), await the_round(connection, run_id, number)
+        staleness = tuple(round_.base_version - update.version for update in waiting)
+        await round_event(transition, run, stored, round_machine.UpdatesWaited(transition.now_ms, staleness))
+    await invite_idle(transition, run_id)
+
+
+async def invite_idle(transition: Transition, run_id: str) -> None:
+    """In an asynchronous run whose round collects, give those something to do who have nothing."""
+    connection = transition.connection
+    run = await the_run(connection, run_id)
+    if run.spec.asynchronous is None or run.state.status is not RunStatus.RUNNING:
+        return
+    stored = await the_round(connection, run_id, run.state.round)
+    places = run.spec.concurrency - await update_records.count_in_hand(connection, run_id)
+    if stored.state.status is not RoundStatus.COLLECTING or places <= 0:
+        return
+    idle = await member_records.idle_members(connection, run_id, places)
+    if idle:
+        await member_records.take_turns(connection, run_id, [each.worker_id for each in idle])
+        invited = [(each.slot, each.worker_id, each.turns + 1) for each in idle]
+        await _assign(transition, run_id, stored.state, invited)
+        event = round_machine.WorkersInvited(transition.now_ms, len(idle))
+        await round_event(transition, run, stored, event)
 
 
 async def _cancel_round(transition: Transition, run_id: str, number: int) -> None:
@@ -151,60 +216,6 @@ async def _cancel_round(transition: Transition, run_id: str, number: int) -> Non
     if stored is not None:
         run = await the_run(transition.connection, run_id)
         await round_event(transition, run, stored, round_machine.Cancelled(transition.now_ms))
-
-
-async def workers_changed(transition: Transition, run: StoredRun) -> None:
-    """Give slots to new members and see whether a round can be opened.
-
-    At first nobody has a slot: all are numbered together once those awaited are there.
-    """
-    connection, run_id = transition.connection, run.run_id
-    waiting = await member_records.count_members(connection, run_id)
-    if waiting < run.spec.workers_awaited and not await member_records.has_slots(connection, run_id):
-        return
-    await member_records.give_slots(connection, run_id)
-    slots = tuple(await member_records.eligible_slots(connection, run_id))
-    await run_event(transition, run, run_machine.WorkersChanged(transition.now_ms, slots))
-
-
-# --- presence ------------------------------------------------------------------------------------
-
-
-async def worker_lost(transition: Transition, worker_id: str) -> None:
-    """Nothing is heard of a worker any more: it is not invited, and its rounds need not wait for it."""
-    connection, now_ms = transition.connection, transition.now_ms
-    await credential_records.set_lost(connection, worker_id, now_ms)
-    for assignment in await update_records.open_assignments_of(connection, worker_id):
-        await update_records.set_assignment_lost(connection, assignment.assignment_id, now_ms)
-        await _round_event_of(transition, assignment, round_machine.WorkerLost(now_ms))
-
-
-async def worker_returned(transition: Transition, worker_id: str) -> None:
-    """A lost worker is there again: rounds that still collect wait for it, and it may be invited."""
-    connection = transition.connection
-    await credential_records.set_lost(connection, worker_id, None)
-    for assignment in await update_records.open_assignments_of(connection, worker_id):
-        await found_again(transition, assignment)
-    for run_id in await member_records.runs_of_worker(connection, worker_id):
-        run = await the_run(connection, run_id)
-        if not run.state.status.ended:
-            await workers_changed(transition, run)
-
-
-async def found_again(transition: Transition, assignment: StoredAssignment) -> None:
-    """The worker of this assignment is heard of: a round that went on without it waits for it again."""
-    if assignment.lost_ms is None:
-        return
-    stored = await the_round(transition.connection, assignment.run_id, assignment.round)
-    if stored.state.status is RoundStatus.COLLECTING:
-        await update_records.set_assignment_lost(transition.connection, assignment.assignment_id, None)
-        await _round_event_of(transition, assignment, round_machine.WorkerReturned(transition.now_ms))
-
-
-async def _round_event_of(transition: Transition, assignment: StoredAssignment, event: RoundEvent) -> None:
-    run = await the_run(transition.connection, assignment.run_id)
-    stored = await the_round(transition.connection, assignment.run_id, assignment.round)
-    await round_event(transition, run, stored, event)
 
 
 async def _write_down_sent_bytes(transition: Transition, run_id: str, number: int) -> None:

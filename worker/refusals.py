@@ -18,6 +18,7 @@ from protocol.errors import (
     RunEnded,
     ShapeMismatch,
     SizeMismatch,
+    TooStale,
     TruncatedTensorMessage,
     UnknownAlgorithm,
     UnknownEncoding,
@@ -33,7 +34,7 @@ DAMAGED_ON_THE_WAY = (
 )
 """A body came to harm, or its offer is gone from a server that was restored: declared and sent again."""
 
-OVERTAKEN = (RoundClosed, RunEnded, UpdateConflict, AssignmentDeclined, NotFound)
+OVERTAKEN = (RoundClosed, TooStale, RunEnded, UpdateConflict, AssignmentDeclined, NotFound)
 """The server has settled the assignment without this update: it is dropped."""
 
 CANNOT_BE_DONE = (

@@ -10,7 +10,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.algorithms import algorithm_named
 from protocol.errors import NotFound
 from protocol.messages import (
     Assignment,
@@ -30,10 +29,10 @@ from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import the_assignment, the_round, the_run
+from ps_service.storage.existing import staleness_now, the_assignment, the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
-from ps_service.summaries import assignment_of, next_evaluation
+from ps_service.summaries import assignment_of, bundles_wanted, next_evaluation
 
 
 def router(service: Service) -> APIRouter:
@@ -83,10 +82,12 @@ def router(service: Service) -> APIRouter:
             if held is not None:
                 response.status_code = 200
                 return same_update(held, header.digest)
-            require_open(run.state.status, round_.state, declined=stored.declined_reason is not None)
-            hyperparameters = algorithm_named(run.spec.algorithm).parse(run.spec.hyperparameters)
-            bundles = hyperparameters.bundles_wanted(round_.state.base_version)
-            check_declaration(header, run.spec, bundles, service.settings.max_body_bytes)
+            declined = stored.declined_reason is not None
+            staleness = await staleness_now(connection, run, stored)
+            require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
+            check_declaration(
+                header, run.spec, bundles_wanted(run.spec, stored), service.settings.max_body_bytes
+            )
             upload_id = upload_id_of(assignment_id, header)
             now_ms = service.clock.now_ms()
             replaced = await update_records.declare_upload(

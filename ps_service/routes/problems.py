@@ -43,6 +43,7 @@ STATUS: dict[type[FedSophiaError], int] = {
     errors.LengthRequired: 411,
     errors.UnknownTensors: 422,
     errors.RoundClosed: 409,
+    errors.TooStale: 409,
     errors.RunEnded: 409,
     errors.AssignmentDeclined: 409,
     errors.UpdateConflict: 409,

@@ -27,7 +27,7 @@ from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records, version_records
 from ps_service.storage.blobs import Part
-from ps_service.storage.existing import the_assignment, the_round, the_run
+from ps_service.storage.existing import staleness_now, the_assignment, the_round, the_run
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredUpload
 from ps_service.uploads import Uploads
@@ -97,14 +97,15 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
                 async with records.read() as connection:
                     held = await update_records.load_receipt(connection, upload.assignment_id)
                     stored, run, round_ = await own_assignment(connection, worker, upload.assignment_id)
-                    version = round_.state.base_version
-                    tensors = await version_records.tensors_of(connection, run.run_id, version)
+                    tensors = await version_records.tensors_of(connection, run.run_id, stored.version)
+                    staleness = await staleness_now(connection, run, stored)
                 if held is not None:
                     await body.drain()
                     return same_update(held, upload.header.digest)
                 first = upload_offset(request) if is_part else None
                 require_announced(request, upload.header.size_bytes, first)
-                require_open(run.state.status, round_.state, declined=stored.declined_reason is not None)
+                declined = stored.declined_reason is not None
+                require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
                 async with (
                     noting_refusals(records, worker, upload.assignment_id),
                     _unless_closed(service, upload.assignment_id),
@@ -174,7 +175,8 @@ async def _unless_closed(service: Service, assignment_id: str) -> AsyncIterator[
             stored = await the_assignment(connection, assignment_id)
             run = await the_run(connection, stored.run_id)
             round_ = await the_round(connection, stored.run_id, stored.round)
-        require_open(run.state.status, round_.state, declined=False)
+            staleness = await staleness_now(connection, run, stored)
+        require_open(run.spec, run.state.status, round_.state, staleness, declined=False)
         raise
 
 

@@ -5,7 +5,7 @@ Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1; arXiv 2406.06655, t
 the local models, which for the uniform mean is the same as adding the mean delta.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ps_service.server_steps.base import Chunk, StepContext
 
@@ -14,7 +14,7 @@ class Average:
     """θ ← θ + Δ̄; keeps nothing but `params`."""
 
     def derive(
-        self, received: Mapping[str, Chunk], state: Mapping[str, Chunk], context: StepContext
+        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
         return {}
 

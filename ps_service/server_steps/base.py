@@ -2,10 +2,11 @@
 """The contract of a server step.
 
 A server step sees the same chunk of coordinates of everything: state bundles and combined bundles are
-float32, shape (n,); what workers sent is shape (K, n), in slot order. It keeps nothing between calls.
+float32, shape (n,); what workers sent is shape (K, n), in slot order, with a K of its own for each bundle.
+It keeps nothing between calls.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,18 +25,21 @@ class StepContext:
 
     hyperparameters: Hyperparameters
     bounds: tuple[DeltaBound | None, ...]
-    """For each worker in slot order, what bounds the delta of the steps it did."""
+    """For each delta, what bounds it after the steps its worker did."""
     partial: bool
-    """Whether the round invited only some of the run's workers."""
+    """Whether the round heard only some of the run's workers."""
 
 
 class ServerStep(Protocol):
     """How the global state moves when a round is closed."""
 
     def derive(
-        self, received: Mapping[str, Chunk], state: Mapping[str, Chunk], context: StepContext
+        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
-        """Compute, worker by worker, bundles to be combined beside those received: {bundle: (K, n)}."""
+        """Compute, delta by delta, bundles to be combined beside those received: {bundle: (K, n)}.
+
+        Args: starts: for each delta, the parameters it was made from, shape (n,); not to be changed.
+        """
         ...
 
     def apply(

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server's half of Fed-Sophia with shared curvature and direction.
 
-    q_i = (Δ_i + (1−a_i)·θ)/R_i                    a_i, R_i: the bound of the steps worker i did
+    q_i = (Δ_i + (1−a_i)·θ_i)/R_i                  a_i, R_i: the bound of the steps worker i did;
+                                                   θ_i: the version it started from, θ if synchronous
     θ ← θ + combine(Δ_i)
     q̄ ← c·q̄ + (1−c)·combine(q_i)                   `direction`, in [−1, 1]
-    h ← β2·h + (1−β2)·combine(ĥ_i)                 `hessian`, in rounds that asked for it
+    h ← β2·h + (1−β2)·combine(ĥ_i)                 `hessian`, every R_h versions
 
 Source: none; ours. It shares through the server what arXiv 2406.06655 keeps on each worker. Near prior
 art: FedPAC (arXiv 2602.19271) averages the preconditioner, FedCM (arXiv 2106.10874) sends momentum down.
-q_i is normalised by each worker's own bound, so that weight decay and unequal numbers of steps are right.
+q_i is normalised by each worker's own bound and start, so that weight decay, unequal numbers of steps and
+stale updates are right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,11 +28,12 @@ class SophiaShared:
     """Moves θ, the shared direction q̄ and the shared diagonal Hessian h."""
 
     def derive(
-        self, received: Mapping[str, Chunk], state: Mapping[str, Chunk], context: StepContext
+        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
-        start = state["params"]
         direction = np.empty_like(received["delta"])
-        for row, delta, bound in zip(direction, received["delta"], context.bounds, strict=True):
+        for row, delta, start, bound in zip(
+            direction, received["delta"], starts, context.bounds, strict=True
+        ):
             assert bound is not None
             row[:] = bound.normalise(delta, start)
         return {"direction": direction}

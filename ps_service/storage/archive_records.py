@@ -86,6 +86,7 @@ def _round_row(run_id: str, round_: ArchivedRound) -> Row:
         lost=round_.lost,
         ended_ms=round_.ended_ms,
         reason=round_.reason,
+        staleness=round_.staleness,
     )
     return {
         "run_id": run_id,

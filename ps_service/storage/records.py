@@ -48,7 +48,6 @@ class Records:
             with using_database(path and path.parent):
                 async with engine.connect() as connection:
                     await connection.run_sync(migrations.upgrade)
-                    await connection.commit()
         except DatabaseError as error:
             await engine.dispose()
             raise StorageCorrupt(f"database {path}: {error.orig}") from error

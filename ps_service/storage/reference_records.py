@@ -42,13 +42,19 @@ async def forget_versions(
     return digests
 
 
-async def forget_updates(connection: AsyncConnection, run_id: str, up_to_round: int, now_ms: int) -> set[str]:
-    """Let the concluded updates of these rounds have no tensors any more; give their digests."""
+async def forget_updates(
+    connection: AsyncConnection, run_id: str, up_to_round: int, needed: Collection[str], now_ms: int
+) -> set[str]:
+    """Let the concluded updates of these rounds have no tensors any more; give their digests.
+
+    Args: needed: digests of those that keep them all the same.
+    """
     concluded = (
         (updates.c.run_id == run_id)
         & (updates.c.round <= up_to_round)
         & (updates.c.outcome != Outcome.PENDING.value)
         & updates.c.collected_ms.is_(None)
+        & updates.c.digest.not_in(needed)
     )
     digests = set((await connection.execute(select(updates.c.digest).where(concluded))).scalars())
     await connection.execute(update(updates).where(concluded).values(collected_ms=now_ms))

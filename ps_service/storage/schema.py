@@ -75,7 +75,9 @@ members = Table(
     Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
     Column("worker_id", ForeignKey("workers.worker_id"), primary_key=True),
     Column("slot", Integer),
+    Column("turns", Integer, nullable=False),
     UniqueConstraint("run_id", "slot"),
+    Index(None, "run_id", "turns", "slot"),
 )
 
 rounds = Table(
@@ -116,13 +118,17 @@ assignments = Table(
     Column("assignment_id", String(64), primary_key=True),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
     Column("round", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
     Column("worker_id", ForeignKey("workers.worker_id"), nullable=False),
     Column("slot", Integer, nullable=False),
+    Column("turn", Integer, nullable=False),
     Column("declined_reason", Text),
     Column("refused_code", String(64)),
     Column("lost_ms", BigInteger),
     Column("settled", Boolean, nullable=False),
-    UniqueConstraint("run_id", "round", "slot"),
+    UniqueConstraint("run_id", "slot", "turn"),
+    Index(None, "run_id", "round", "slot"),
+    Index(None, "run_id", "settled"),
     Index(None, "worker_id", "settled"),
 )
 

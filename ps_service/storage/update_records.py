@@ -3,22 +3,27 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.messages import Outcome, Receipt, RoundStatus, UpdateHeader
+from protocol.messages import Outcome, Receipt, UpdateHeader
 from ps_service.storage.schema import assignments, rounds, updates, uploads, workers
 
 
 @dataclass(frozen=True)
 class StoredAssignment:
-    """What ties a worker to a round; the rest of an assignment follows from run, round and slot."""
+    """What ties a worker to a round; the rest of an assignment follows from run, version, slot and turn."""
 
     assignment_id: str
     run_id: str
     round: int
+    """In which it was given; in an asynchronous run it outlasts it."""
+    version: int
+    """From which the update is made."""
     worker_id: str
     slot: int
+    turn: int
+    """Number of the slot's assignments in an asynchronous run, this one included; otherwise the round's."""
     declined_reason: str | None = None
     refused_code: str | None = None
     """Of the last update sent for it that was not taken."""
@@ -41,7 +46,8 @@ class StoredUpdate:
     """A received update."""
 
     assignment_id: str
-    slot: int
+    version: int
+    """From which it was made."""
     digest: str
     header: UpdateHeader
 
@@ -69,25 +75,21 @@ async def load_assignment(connection: AsyncConnection, assignment_id: str) -> St
 
 
 async def next_assignment_of(connection: AsyncConnection, worker_id: str) -> StoredAssignment | None:
-    """The worker's most urgent assignment that is neither settled nor left behind by its round."""
+    """The worker's most urgent assignment that is not settled."""
     return next(iter(await open_assignments_of(connection, worker_id, limit=1)), None)
 
 
 async def open_assignments_of(
     connection: AsyncConnection, worker_id: str, limit: int | None = None
 ) -> list[StoredAssignment]:
-    """Those that are neither settled nor left behind by their rounds, the most urgent first."""
+    """Those that are not settled, the most urgent first."""
     query = (
         select(assignments)
         .join(
             rounds,
             (rounds.c.run_id == assignments.c.run_id) & (rounds.c.number == assignments.c.round),
         )
-        .where(
-            assignments.c.worker_id == worker_id,
-            assignments.c.settled.is_(False),
-            rounds.c.status == RoundStatus.COLLECTING,
-        )
+        .where(assignments.c.worker_id == worker_id, assignments.c.settled.is_(False))
         .order_by(rounds.c.deadline_ms, assignments.c.assignment_id)
         .limit(limit)
     )
@@ -127,13 +129,44 @@ async def settle_round(connection: AsyncConnection, run_id: str, number: int) ->
     )
 
 
+async def settle_older_than(connection: AsyncConnection, run_id: str, version: int | None) -> None:
+    """Nobody is asked any more for updates made from versions before this one; None: for any of the run's."""
+    older = (assignments.c.run_id == run_id) & assignments.c.settled.is_(False)
+    if version is not None:
+        older &= assignments.c.version < version
+    await connection.execute(update(assignments).where(older).values(settled=True))
+
+
+async def count_in_hand(connection: AsyncConnection, run_id: str) -> int:
+    """How many of a run's assignments their workers are at, as far as is known."""
+    query = select(func.count()).where(
+        assignments.c.run_id == run_id, assignments.c.settled.is_(False), assignments.c.lost_ms.is_(None)
+    )
+    return (await connection.execute(query)).scalar_one()
+
+
+async def versions_in_use(connection: AsyncConnection, run_id: str) -> set[int]:
+    """The versions from which updates are being made, or have been and are not yet concluded."""
+    in_hand = select(assignments.c.version).where(
+        assignments.c.run_id == run_id, assignments.c.settled.is_(False)
+    )
+    pending = (
+        select(assignments.c.version)
+        .join(updates, updates.c.assignment_id == assignments.c.assignment_id)
+        .where(updates.c.run_id == run_id, updates.c.outcome == Outcome.PENDING.value)
+    )
+    return set((await connection.execute(in_hand.union(pending))).scalars())
+
+
 def _assignment(row: Row[tuple[object, ...]]) -> StoredAssignment:
     return StoredAssignment(
         row.assignment_id,
         row.run_id,
         row.round,
+        row.version,
         row.worker_id,
         row.slot,
+        row.turn,
         row.declined_reason,
         row.refused_code,
         row.lost_ms,
@@ -185,14 +218,14 @@ async def awaited_uploads(connection: AsyncConnection) -> set[str]:
 
 
 async def add_update(
-    connection: AsyncConnection, assignment: StoredAssignment, header: UpdateHeader, now_ms: int
+    connection: AsyncConnection, assignment: StoredAssignment, number: int, header: UpdateHeader, now_ms: int
 ) -> None:
-    """Record a received update: this row is what a receipt stands for."""
+    """Record an update that was received for round `number`: this row is what a receipt stands for."""
     await connection.execute(
         insert(updates).values(
             assignment_id=assignment.assignment_id,
             run_id=assignment.run_id,
-            round=assignment.round,
+            round=number,
             slot=assignment.slot,
             digest=header.digest,
             header=header.model_dump_json(),
@@ -224,13 +257,31 @@ def _receipt(row: Row[tuple[object, ...]]) -> Receipt:
 
 
 async def updates_of_round(connection: AsyncConnection, run_id: str, number: int) -> list[StoredUpdate]:
-    """The round's updates in slot order: the order in which they are summed."""
-    rows = await connection.execute(
-        select(updates).where(updates.c.run_id == run_id, updates.c.round == number).order_by(updates.c.slot)
+    """The round's updates in the order of slots and turns: that in which they are summed."""
+    of_round = (updates.c.run_id == run_id) & (updates.c.round == number)
+    return await _updates(connection, of_round)
+
+
+async def updates_in_versions(
+    connection: AsyncConnection, run_id: str, first: int, last: int
+) -> list[StoredUpdate]:
+    """The updates that were counted in versions `first` … `last`, in the order of slots and turns."""
+    counted = (updates.c.run_id == run_id) & updates.c.version.between(first, last)
+    return await _updates(connection, counted)
+
+
+async def _updates(connection: AsyncConnection, wanted: ColumnElement[bool]) -> list[StoredUpdate]:
+    query = (
+        select(updates, assignments.c.version.label("made_from"))
+        .join(assignments, assignments.c.assignment_id == updates.c.assignment_id)
+        .where(wanted)
+        .order_by(assignments.c.slot, assignments.c.turn)
     )
     return [
-        StoredUpdate(row.assignment_id, row.slot, row.digest, UpdateHeader.model_validate_json(row.header))
-        for row in rows
+        StoredUpdate(
+            row.assignment_id, row.made_from, row.digest, UpdateHeader.model_validate_json(row.header)
+        )
+        for row in await connection.execute(query)
     ]
 
 
@@ -248,39 +299,37 @@ async def headers_of_rounds(
 
 
 async def conclude_updates(
-    connection: AsyncConnection, run_id: str, number: int, *, version: int | None, reason: str | None
+    connection: AsyncConnection, run_id: str, number: int | None, *, version: int | None, reason: str | None
 ) -> None:
-    """Say what became of the round's updates: counted in `version`, or not counted because of `reason`."""
+    """Say what became of the updates of a round, or of all that are left where `number` is None.
+
+    Args:
+        version, reason: they were counted in this version, or not counted for this reason.
+    """
     outcome = Outcome.NOT_COUNTED if version is None else Outcome.COUNTED
+    concluded = (updates.c.run_id == run_id) & (updates.c.outcome == Outcome.PENDING.value)
+    if number is not None:
+        concluded &= updates.c.round == number
     await connection.execute(
-        update(updates)
-        .where(
-            updates.c.run_id == run_id,
-            updates.c.round == number,
-            updates.c.outcome == Outcome.PENDING.value,
-        )
-        .values(outcome=outcome.value, version=version, reason=reason)
+        update(updates).where(concluded).values(outcome=outcome.value, version=version, reason=reason)
     )
 
 
 async def invited_to(
     connection: AsyncConnection, run_id: str, number: int, after: int, limit: int
 ) -> list[Invited]:
-    """The workers of a round, by slot, beginning behind slot `after`."""
+    """The workers of a round, by slot, beginning behind slot `after`: all turns of at most `limit` slots."""
+    of_round = (assignments.c.run_id == run_id) & (assignments.c.round == number)
+    slots = select(assignments.c.slot).where(of_round, assignments.c.slot > after).distinct()
     query = (
         select(assignments, workers.c.name)
         .join(workers, workers.c.worker_id == assignments.c.worker_id)
-        .where(assignments.c.run_id == run_id, assignments.c.round == number, assignments.c.slot > after)
-        .order_by(assignments.c.slot)
-        .limit(limit)
+        .where(of_round, assignments.c.slot.in_(slots.order_by(assignments.c.slot).limit(limit)))
+        .order_by(assignments.c.slot, assignments.c.turn)
     )
     rows = (await connection.execute(query)).all()
     received = await connection.execute(
-        select(updates).where(
-            updates.c.run_id == run_id,
-            updates.c.round == number,
-            updates.c.slot.in_([row.slot for row in rows]),
-        )
+        select(updates).where(updates.c.assignment_id.in_([row.assignment_id for row in rows]))
     )
     receipts = {row.assignment_id: _receipt(row) for row in received}
     return [Invited(_assignment(row), row.name, receipts.get(row.assignment_id)) for row in rows]

@@ -23,7 +23,8 @@ def step_of(server_step, state, received, context, chunk=slice(None)):
     step = SERVER_STEPS[server_step]
     state = {bundle: values[chunk].copy() for bundle, values in state.items()}
     received = {bundle: rows[:, chunk].copy() for bundle, rows in received.items()}
-    everything = received | dict(step.derive(received, state, context))
+    starts = [state["params"]] * len(received["delta"])
+    everything = received | dict(step.derive(received, starts, context))
     combined = {bundle: sum(rows) / np.float32(len(rows)) for bundle, rows in everything.items()}
     return dict(step.apply(state, combined, context))
 

@@ -56,6 +56,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
     },
     "TensorSpec": {"name": "w", "shape": [2, 3]},
     "AdaptiveDeadline": {"spread": 3.0, "floor_s": 2.0, "ceiling_s": 60.0},
+    "AsynchronousRounds": {"max_staleness": 5, "concurrency": 8},
     "TargetMetric": {"name": "test_accuracy", "at_least": 0.8},
     "BestVersions": {"metric": "test_accuracy", "count": 2},
     "Retention": {"last": 3, "every": 10},

@@ -17,6 +17,11 @@ jumps_ms = st.one_of(
 )
 
 
+ASYNCHRONOUS = st.fixed_dictionaries(
+    {"max_staleness": st.integers(0, 2), "concurrency": st.sampled_from([None, 1, 2, 4])}
+)
+
+
 def one_of(choices: Sequence[T], number: int) -> T:
     return choices[number % len(choices)]
 
@@ -26,13 +31,17 @@ def policies(draw, workers: int) -> dict:
     """Policies of a run that so many workers can serve; most of them let it end soon."""
     awaited, fraction = draw(st.integers(1, workers)), draw(st.sampled_from([None, 0.5, 1.0]))
     size = draw(st.integers(1, awaited))
+    asynchronous = draw(st.sampled_from([None, None, ASYNCHRONOUS]))
+    if asynchronous is not None:
+        fraction, asynchronous = None, draw(asynchronous)
     cohort = size if fraction is None else (awaited + 1) // 2 if fraction == 0.5 else awaited
     return {
+        "asynchronous": asynchronous,
         "algorithm": draw(st.sampled_from(["fedavg", "fed-sophia", "fed-sophia-shared"])),
         "cohort_fraction": fraction,
         "cohort_size": size if fraction is None else None,
         "min_workers": awaited,
-        "over_selection": draw(st.sampled_from([1.0, 1.5])),
+        "over_selection": draw(st.sampled_from([1.0, 1.5])) if asynchronous is None else 1.0,
         "quorum": draw(st.integers(1, cohort)),
         "rounds": draw(st.integers(1, 4)),
         "deadline_s": draw(st.sampled_from([5, 20, 60])),

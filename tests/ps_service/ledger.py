@@ -54,10 +54,11 @@ class Ledger:
 
     @cached_property
     def assignments(self) -> dict[str, dict]:
-        """By id; those of the oldest run first, then by round and slot, whatever their random ids."""
+        """By id; those of the oldest run first, then by round, slot and turn, whatever their random ids."""
         place = {run_id: index for index, run_id in enumerate(self.runs)}
         rows = sorted(
-            self.rows["assignments"], key=lambda row: (place[row["run_id"]], row["round"], row["slot"])
+            self.rows["assignments"],
+            key=lambda row: (place[row["run_id"]], row["round"], row["slot"], row["turn"]),
         )
         return {row["assignment_id"]: row for row in rows}
 
@@ -99,12 +100,11 @@ class Ledger:
         return self.rounds[row["run_id"], row["round"]]
 
     def awaited(self) -> list[str]:
-        """The assignments that their rounds still wait for."""
-        return [
-            assignment_id
-            for assignment_id, row in self.assignments.items()
-            if not row["settled"] and self.round_of(assignment_id).status is RoundStatus.COLLECTING
-        ]
+        """The assignments whose updates are still waited for."""
+        return [assignment_id for assignment_id, row in self.assignments.items() if not row["settled"]]
+
+    def is_asynchronous(self, run_id: str) -> bool:
+        return self.specs[run_id].asynchronous is not None
 
 
 async def read_ledger(records: Records, files: tuple[str, ...]) -> Ledger:

@@ -2,6 +2,7 @@
 """The laws that what a server keeps obeys at every moment, and from each moment to the next."""
 
 import json
+from collections import Counter
 
 from protocol.messages import Outcome, RoundStatus, RunStatus
 from ps_service.round_machine import Round
@@ -15,6 +16,7 @@ def check_moment(ledger: Ledger) -> None:
     for run_id in ledger.runs:
         rounds_and_versions_are_consecutive(ledger, run_id)
         an_end_says_why(ledger, run_id)
+        whoever_can_train_does(ledger, run_id)
     for key in ledger.rounds:
         counts_are_what_is_there(ledger, key)
         an_update_ends_as_its_round_did(ledger, key)
@@ -24,6 +26,8 @@ def check_moment(ledger: Ledger) -> None:
     for key, round_ in ledger.rounds_that_are(RoundStatus.COLLECTING).items():
         nobody_collects_who_need_not(round_)
         a_round_knows_who_is_lost(ledger, key)
+    what_waits_for_a_round_is_pending(ledger)
+    whoever_still_trains_can_be_heard(ledger)
     workers_read_what_is_kept(ledger)
     assert not [file for file in ledger.files if "staging" in file], "something half-written was left"
 
@@ -33,6 +37,7 @@ def check_passage(before: Ledger, after: Ledger) -> None:
     nothing_happens_after_the_end(before, after)
     a_paused_run_opens_nothing(before, after)
     an_update_that_was_received_stays(before, after)
+    turns_follow_each_other(before, after)
     for key, round_ in before.rounds.items():
         time_moves_on(round_, after.rounds[key])
         deadlines_move_by_extensions_alone(round_, after.rounds[key])
@@ -50,10 +55,19 @@ def counts_are_what_is_there(ledger: Ledger, key: RoundKey) -> None:
     lost = {row["assignment_id"] for row in invited if row["lost_ms"] is not None}
     received = {row["assignment_id"] for row in updates}
     assert round_.admitted == len(updates) == len(received)
-    assert (round_.invited, round_.declined, round_.lost) == (len(invited), len(declined), len(lost))
+    assert round_.invited == len(invited)
+    if round_.buffered:
+        versions = [ledger.assignments[assignment_id]["version"] for assignment_id in received]
+        stale = Counter(round_.base_version - version for version in versions)
+        assert {s: count for s, count in enumerate(round_.staleness) if count} == stale
+        assert max(stale, default=0) <= ledger.specs[key[0]].asynchronous.max_staleness
+        assert len({(row["slot"], row["turn"]) for row in invited}) == len(invited)
+    else:
+        assert (round_.declined, round_.lost) == (len(declined), len(lost))
+        assert received <= {row["assignment_id"] for row in invited}
+        slots = {row["slot"] for row in invited}
+        assert len(slots) == len({row["worker_id"] for row in invited}) == len(invited)
     assert not received & declined | received & lost | declined & lost, "one answer a worker"
-    assert received <= {row["assignment_id"] for row in invited}
-    assert len({row["slot"] for row in invited}) == len({row["worker_id"] for row in invited}) == len(invited)
     sizes = [json.loads(row["header"])["size_bytes"] for row in updates]
     assert ledger.round_rows[key]["bytes_up"] == sum(sizes), "bytes count once"
 
@@ -112,6 +126,8 @@ def nobody_collects_who_need_not(round_: Round) -> None:
     answered = round_.admitted + round_.declined
     assert round_.now_ms < round_.deadline_ms
     assert round_.admitted < round_.target
+    if round_.buffered:
+        return
     assert answered < round_.invited
     assert answered + round_.lost < round_.invited or round_.admitted < round_.quorum
     assert round_.invited - round_.declined >= round_.quorum
@@ -123,6 +139,54 @@ def a_round_knows_who_is_lost(ledger: Ledger, key: RoundKey) -> None:
             worker = ledger.workers[row["worker_id"]]
             assert (row["lost_ms"] is None) == (worker["lost_ms"] is None)
             assert worker["revoked_ms"] is None, "an answer is waited for that cannot come"
+
+
+def whoever_can_train_does(ledger: Ledger, run_id: str) -> None:
+    """In an asynchronous run nobody is idle while there is a place and a round collects."""
+    run, spec = ledger.runs[run_id], ledger.specs[run_id]
+    in_hand = [row for row in ledger.rows["assignments"] if row["run_id"] == run_id and not row["settled"]]
+    at_work = [row["worker_id"] for row in in_hand]
+    assert len(set(at_work)) == len(at_work), "two things to do at a time"
+    if spec.asynchronous is None or run.status is not RunStatus.RUNNING:
+        return
+    if ledger.rounds[run_id, run.round].status is RoundStatus.COLLECTING:
+        there = {
+            row["worker_id"]
+            for row in ledger.rows["members"]
+            if row["run_id"] == run_id and row["slot"] is not None
+            if ledger.workers[row["worker_id"]]["lost_ms"] is None
+            if ledger.workers[row["worker_id"]]["revoked_ms"] is None
+        }
+        heard_of = [row for row in in_hand if row["lost_ms"] is None]
+        assert there <= set(at_work) or len(heard_of) >= spec.concurrency
+
+
+def what_waits_for_a_round_is_pending(ledger: Ledger) -> None:
+    """An update that came while a round was combined waits for the next, or is told that there is none."""
+    for update in ledger.updates.values():
+        run = ledger.runs[update["run_id"]]
+        if update["round"] > run.round:
+            assert ledger.is_asynchronous(update["run_id"])
+            assert update["round"] == run.round + 1
+            assert update["outcome"] == (Outcome.NOT_COUNTED if run.status.ended else Outcome.PENDING)
+            assert is_a_sentence(update["reason"]) if run.status.ended else update["reason"] is None
+
+
+def whoever_still_trains_can_be_heard(ledger: Ledger) -> None:
+    """What an update is checked against, and combined with, is kept for as long as it may come."""
+    for assignment_id in ledger.awaited():
+        row = ledger.assignments[assignment_id]
+        run, spec = ledger.runs[row["run_id"]], ledger.specs[row["run_id"]]
+        assert not run.status.ended
+        assert ledger.versions[row["run_id"], row["version"]]["collected_ms"] is None
+        if spec.asynchronous is None:
+            assert ledger.round_of(assignment_id).status is RoundStatus.COLLECTING
+        else:
+            assert run.version - row["version"] <= spec.asynchronous.max_staleness
+    for update in ledger.updates.values():
+        if update["outcome"] == Outcome.PENDING:
+            version = ledger.assignments[update["assignment_id"]]["version"]
+            assert ledger.versions[update["run_id"], version]["collected_ms"] is None
 
 
 def rounds_and_versions_are_consecutive(ledger: Ledger, run_id: str) -> None:
@@ -170,7 +234,7 @@ def nothing_happens_after_the_end(before: Ledger, after: Ledger) -> None:
     for key, round_ in before.rounds.items():
         if round_.status.ended:
             assert after.round_rows[key] == before.round_rows[key]
-            assert after.invited_to(key) == before.invited_to(key)
+            assert round_.buffered or after.invited_to(key) == before.invited_to(key)
             kept = [_but_for_collection(row) for row in before.updates_of(key)]
             assert [_but_for_collection(row) for row in after.updates_of(key)] == kept
 
@@ -186,6 +250,25 @@ def an_update_that_was_received_stays(before: Ledger, after: Ledger) -> None:
         now = after.updates[assignment_id]
         for field in ("run_id", "round", "slot", "digest", "header", "received_ms"):
             assert now[field] == was[field]
+
+
+def turns_follow_each_other(before: Ledger, after: Ledger) -> None:
+    """A worker's turns are counted, and what it was asked in one is never changed nor asked again."""
+    for row in after.rows["members"]:
+        turns = sorted(
+            each["turn"]
+            for each in after.rows["assignments"]
+            if (each["run_id"], each["worker_id"]) == (row["run_id"], row["worker_id"])
+        )
+        if after.is_asynchronous(row["run_id"]):
+            assert turns == list(range(1, row["turns"] + 1))
+        else:
+            assert row["turns"] == 0
+    for assignment_id, was in before.assignments.items():
+        now = after.assignments[assignment_id]
+        for field in ("run_id", "round", "version", "worker_id", "slot", "turn"):
+            assert now[field] == was[field]
+        assert now["settled"] or not was["settled"]
 
 
 def time_moves_on(before: Round, after: Round) -> None:

@@ -79,11 +79,15 @@ class Case:
             num_examples=EXAMPLES[index % len(EXAMPLES)],
             local_steps=STEPS[index % len(STEPS)],
         )
-        return AdmittedUpdate(header.digest, header)
+        return AdmittedUpdate(header.digest, header, self.tensors["params"])
+
+    @property
+    def rows(self):
+        return dict.fromkeys(self.bundles, self.updates)
 
     def aggregate(self, *, partial=False, chunk_elements=None):
         return aggregate(
-            self.blobs, self.spec, self.tensors, self.updates, partial=partial, chunk_elements=chunk_elements
+            self.blobs, self.spec, self.tensors, self.rows, partial=partial, chunk_elements=chunk_elements
         )
 
     def read(self, digest):
@@ -180,9 +184,10 @@ from ps_service.aggregation import AdmittedUpdate, aggregate
 from ps_service.storage.files import FileBlobs
 case = json.load(sys.stdin)
 headers = [UpdateHeader.model_validate(header) for header in case["headers"]]
-updates = [AdmittedUpdate(header.digest, header) for header in headers]
+updates = [AdmittedUpdate(header.digest, header, case["tensors"]["params"]) for header in headers]
+rows = {bundle: updates for bundle in headers[0].bundles}
 spec = RunSpec.model_validate(case["spec"])
-print(json.dumps(aggregate(FileBlobs(Path(case["path"])), spec, case["tensors"], updates, partial=False)))
+print(json.dumps(aggregate(FileBlobs(Path(case["path"])), spec, case["tensors"], rows, partial=False)))
 """
 
 
@@ -231,8 +236,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path, message):
     """20 MB of parameters from 8 workers (160 MB of updates) in chunks of 8 × 64 kB."""
     model = {"w": (5_000_000,)}
     case = Case(tmp_path, message, "fedavg", model=model, workers=1)
-    header = case.updates[0].header
-    case.updates = [AdmittedUpdate(case.updates[0].digest, header)] * 8
+    case.updates = [case.updates[0]] * 8
     case.sent.clear()
     tracemalloc.start()
     try:

@@ -79,6 +79,7 @@ def test_the_first_round_waits_for_a_whole_cohort():
         last_deadline_ms=None,
         extensions=0,
         partial=False,
+        buffered=False,
     )
 
 

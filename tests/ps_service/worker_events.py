@@ -157,6 +157,12 @@ class WorkerEvents(RuleBasedStateMachine):
             return "assignment-declined"
         if ledger.runs[assignment["run_id"]].status.ended:
             return "run-ended"
+        spec, run = ledger.specs[assignment["run_id"]], ledger.runs[assignment["run_id"]]
+        if spec.asynchronous is not None:
+            open_round = ledger.rounds[assignment["run_id"], run.round]
+            joins = run.version + (open_round.status is RoundStatus.AGGREGATING)
+            stale = joins - assignment["version"] > spec.asynchronous.max_staleness
+            return "too-stale" if stale else None
         collects = ledger.round_of(assignment_id).status is RoundStatus.COLLECTING
         return None if collects else "round-closed"
 

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schema migrations, by alembic. `upgrade` brings a database to `HEAD`; at `HEAD` it costs one query."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import Connection
 
-from protocol.errors import UnsupportedVersion
+from protocol.errors import StorageCorrupt, UnsupportedVersion
 
-HEAD = "0002"
+HEAD = "0003"
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the schema of the connected database to `HEAD`.
+    """Bring the schema of the connected database to `HEAD`, and commit.
 
     Raises:
+        StorageCorrupt: a row refers to one that there is not.
         UnsupportedVersion: its schema is not known here.
     """
     current = None
@@ -35,4 +38,24 @@ def upgrade(connection: Connection) -> None:
         raise UnsupportedVersion(
             f"the database was made by a newer version of fed-sophia: its schema is {current}, ours {HEAD}"
         )
-    command.upgrade(config, "head")
+    with _tables_may_be_made_anew(connection):
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def _tables_may_be_made_anew(connection: Connection) -> Iterator[None]:
+    """SQLite changes a constraint by copying its table, which rows of other tables refer to all the while."""
+    connection.commit()
+    _foreign_keys(connection, "OFF")
+    yield
+    if connection.execute(text("PRAGMA foreign_key_check")).first() is not None:
+        raise StorageCorrupt("after the migration a row refers to one that there is not")
+    connection.commit()
+    _foreign_keys(connection, "ON")
+
+
+def _foreign_keys(connection: Connection, state: str) -> None:
+    # by the driver itself: within a transaction, which ours would begin, this changes nothing
+    cursor = connection.connection.cursor()
+    cursor.execute(f"PRAGMA foreign_keys={state}")
+    cursor.close()
