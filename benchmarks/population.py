@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from benchmarks.populated.costs import peak_rss_mb
 from benchmarks.populated.figures import Figures, figures_of, table
-from benchmarks.populated.policies import POLICIES, spec_for
+from benchmarks.populated.policies import COMPARED, POLICIES, spec_for
 from benchmarks.populated.population import DAY_MS, HOUR_MS, REGIONS, Population
 from benchmarks.populated.simulation import Simulation
 from fed_sophia.interruptible import Interrupted, run_interruptibly
@@ -61,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=HOURS, help="simulated time, from midnight UTC")
     parser.add_argument("--seed", type=int, default=0, help="of the population, the run and all chance")
     parser.add_argument(
-        "--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="how rounds are held"
+        "--policies", nargs="+", choices=POLICIES, default=list(COMPARED), help="how rounds are held"
     )
     parser.add_argument("--regions", choices=REGIONS, default="world", help="where the devices are")
     parser.add_argument("--json", action="store_true", help="JSON lines for machines; the last is a summary")

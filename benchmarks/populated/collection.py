@@ -118,7 +118,8 @@ class Collection:
         self._events.clear()
 
     def admitted(self) -> Slots:
-        return self.slots[self._standings() == Standing.ADMITTED]
+        admitted: Slots = self.slots[self._standings() == Standing.ADMITTED]
+        return admitted
 
     def held(self, round_: Round, closed_ms: int) -> Held:
         standings = self._standings()
@@ -164,4 +165,5 @@ class Collection:
 
 def _missed_ms(gone_ms: Times) -> Times:
     """When the server looks for the first time after a worker was silent for too long."""
-    return -(-(gone_ms + LOST_AFTER_MS) // LOOK_EVERY_MS) * LOOK_EVERY_MS
+    looks: Times = -(-(gone_ms + LOST_AFTER_MS) // LOOK_EVERY_MS)  # rounded up
+    return looks * LOOK_EVERY_MS

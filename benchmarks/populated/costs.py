@@ -60,10 +60,10 @@ class Costs:
         return {
             "round_events": self.round_events,
             "run_events": self.run_events,
-            "round_step_us": _mean(self.round_ns, 1e3),
-            "opening_median_ms": round(median(self.opening_ns) / 1e6, 1) if self.opening_ns else 0.0,
+            "round_step_mean_us": _mean(self.round_ns, 1e3),
+            "opening_median_ms": _median(self.opening_ns, 1e6),
             "opening_max_ms": round(max(self.opening_ns, default=0) / 1e6, 1),
-            "other_run_step_us": _mean(self.other_ns, 1e3),
+            "other_run_step_median_us": _median(self.other_ns, 1e3),
             "state_bytes": self.state_bytes,
         }
 
@@ -76,3 +76,7 @@ def peak_rss_mb() -> float:
 
 def _mean(taken_ns: list[int], unit_ns: float) -> float:
     return round(sum(taken_ns) / len(taken_ns) / unit_ns, 2) if taken_ns else 0.0
+
+
+def _median(taken_ns: list[int], unit_ns: float) -> float:
+    return round(median(taken_ns) / unit_ns, 2) if taken_ns else 0.0

@@ -72,8 +72,8 @@ class Figures:
         return (
             f"{self.policy}: {self.committed} versions, {self.failed} rounds abandoned, "
             f"{self.round_s['median']:.0f} s a round, {self.wasted(self.work_s):.0%} of the work in vain, "
-            f"{self.costs['round_step_us']:.1f} µs a round's event, {self.costs['opening_median_ms']:.0f} ms "
-            f"to open a round, peak RSS {self.peak_rss_mb:.0f} MB"
+            f"{self.costs['round_step_mean_us']:.1f} µs a round's event, "
+            f"{self.costs['opening_median_ms']:.0f} ms to open a round, peak RSS {self.peak_rss_mb:.0f} MB"
         )
 
 

@@ -3,8 +3,8 @@
 
 Whatever there is to decide is decided by `run_machine.step` and `round_machine.step`. As in the server,
 a step's effects are performed at once, the round that has ended is told to the run, and deadlines and the
-run's own wakes become ticks. Where we differ: workers that came or went in the same minute are told to the
-run together; the server tells it of each that comes.
+run's own wakes become ticks. Where we differ: workers that came or went are told to the
+run together every five minutes; the server tells it of each that comes.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from ps_service import round_machine, run_machine
 from ps_service.round_machine import Round, RoundEffect, RoundEvent
 from ps_service.run_machine import OpenRound, Run, RunEvent
 
+TELL_EVERY_MS = 5 * MINUTE_MS
 AGGREGATION_MS_AN_UPDATE = 3
 """Ours: 30 s for 10,000 updates, about what 1 MB each takes to be read and added up."""
 
@@ -36,9 +37,9 @@ class Simulation:
         self.round: Round | None = None
         self.held: list[Held] = []
         self.eligible: list[tuple[int, int]] = []
-        """(time, how many): each minute."""
+        """(time, how many), each time that the run is told."""
         self.waited_ms = 0
-        """Time in which no round was open, for want of workers; to the minute."""
+        """Time in which no round was open, for want of workers; as exact as the run is told."""
         self.costs = Costs()
         self._collection: Collection | None = None
         self._closed_ms = 0
@@ -71,11 +72,13 @@ class Simulation:
     def _minute_passed(self, now_ms: int) -> None:
         self._minute_ms += MINUTE_MS
         self._population.advance(now_ms)
+        if now_ms % TELL_EVERY_MS:
+            return
         slots = self._slots(now_ms)
         self.eligible.append((now_ms, len(slots)))
         self._run_event(run_machine.WorkersChanged(now_ms, slots))
         if self.round is None and not self.run.status.ended:
-            self.waited_ms += MINUTE_MS
+            self.waited_ms += TELL_EVERY_MS
 
     def _slots(self, now_ms: int) -> tuple[int, ...]:
         return tuple(self._population.eligible(now_ms, LOST_AFTER_MS).tolist())

@@ -165,6 +165,12 @@ def test_a_run_waits_while_fewer_than_a_quorum_are_awake():
     assert any(each.round.target < COHORT for each in simulation.held), "a smaller cohort is better than none"
 
 
+def test_a_round_without_a_quorum_gets_its_time_again_where_the_policy_says_so():
+    simulation, _ = a_day("1.0-extended", regions="one")
+    rounds = [each.round for each in simulation.held]
+    assert any(round_.deadline_ms == round_.opened_ms + 2 * round_.extension_ms for round_ in rounds)
+
+
 # --- the figures --------------------------------------------------------------------------------
 
 
