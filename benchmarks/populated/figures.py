@@ -59,6 +59,7 @@ class Figures:
 
     @property
     def drop_out(self) -> float:
+        """Share of the invited that went while their round waited for them, and were missed."""
         return self.devices["lost"] / max(1, sum(self.devices.values()))
 
     def wasted(self, of: Mapping[str, float]) -> float:
@@ -71,9 +72,11 @@ class Figures:
     def sentence(self) -> str:
         return (
             f"{self.policy}: {self.committed} versions, {self.failed} rounds abandoned, "
-            f"{self.round_s['median']:.0f} s a round, {self.wasted(self.work_s):.0%} of the work in vain, "
+            f"{self.round_s['median']:.0f} s a round, {self.drop_out:.1%} of the invited lost, "
+            f"{self.wasted(self.work_s):.0%} of the work in vain, "
             f"{self.costs['round_step_mean_us']:.1f} µs a round's event, "
-            f"{self.costs['opening_median_ms']:.0f} ms to open a round, peak RSS {self.peak_rss_mb:.0f} MB"
+            f"{self.costs['opening_median_ms']:.0f} ms to open a round, peak RSS {self.peak_rss_mb:.0f} MB; "
+            f"{self.ended}"
         )
 
 
@@ -126,31 +129,32 @@ def fate(each: Held, standing: Standing) -> str:
 
 
 def table(found: Iterable[Figures]) -> str:
-    """A Markdown table, a row for every policy."""
+    """A Markdown table, a row for every policy.
+
+    Of a tenth of the devices: its share of the updates that counted, and of the time that devices are there.
+    """
     lines = [
-        "| policy | versions an hour | abandoned | s a round: median (p10–p90) | by hour of the day "
-        "| lost | work in vain | of it late, over target, lost | slowest tenth | least available tenth |",
-        "|---" * 10 + "|",
+        "| policy | versions an hour | updates in each | s a round: median (p10–p90) "
+        "| median by hour of the day | abandoned | invited in vain | device time in vain "
+        "| late, over target, lost | slowest tenth | least available tenth |",
+        "|---" * 11 + "|",
     ]
     for each in found:
-        round_s, hourly_s = each.round_s, each.round_s_by_hour.values()
-        in_vain = (
-            each.work_s[name] / max(1.0, sum(each.work_s.values()))
-            for name in ("late", "over_target", "lost")
-        )
+        round_s, hourly_s, work_s = each.round_s, each.round_s_by_hour.values(), each.work_s
+        all_s = max(1.0, sum(work_s.values()))
+        in_vain = (f"{work_s[name] / all_s:.1%}" for name in ("late", "over_target", "lost"))
         lines.append(
-            f"| {each.policy} | {each.rounds_an_hour:.1f} | {each.failed} "
+            f"| {each.policy} | {each.rounds_an_hour:.1f} | {each.updates_a_round:,.0f} "
             f"| {round_s['median']:.0f} ({round_s['p10']:.0f}–{round_s['p90']:.0f}) "
-            f"| {min(hourly_s, default=0):.0f}–{max(hourly_s, default=0):.0f} "
-            f"| {each.drop_out:.1%} | {each.wasted(each.work_s):.0%} "
-            f"| {', '.join(f'{share:.0%}' for share in in_vain)} "
+            f"| {min(hourly_s, default=0):.0f}–{max(hourly_s, default=0):.0f} | {each.failed} "
+            f"| {each.wasted(each.devices):.0%} | {each.wasted(work_s):.0%} | {', '.join(in_vain)} "
             f"| {_share_text(each.fairness['slowest'])} | {_share_text(each.fairness['least_available'])} |"
         )
     return "\n".join(lines)
 
 
 def _share_text(shares: Mapping[str, float]) -> str:
-    return f"{shares['updates']:.1f} % of {shares['available']:.1f} %"
+    return f"{shares['updates']:.1f} ({shares['available']:.1f}) %"
 
 
 def _by_fate(held: Iterable[Held], amounts_of: Callable[[Held], Mapping[Standing, float]]) -> dict[str, int]:

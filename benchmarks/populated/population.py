@@ -2,10 +2,11 @@
 """Devices that come and go with the hours of their day; all their state is in arrays, a place a device.
 
 A device seeks its next session with a hazard that follows its own local hour, h(t) = b + (1 - b)·c(t)², where
-c is a raised cosine that peaks at midnight, and b what is left of it at noon. How many sessions a day it
-seeks is its own habit. The numbers below are our own; what they come to is measured by the benchmark and set
-beside what Bonawitz et al. 2019 (arXiv 1902.01046, section 9) report of a real population: four times as
-many devices at the best hour as at the worst (of one country), and 6 to 10 % of the invited that drop out.
+c is a raised cosine that peaks at midnight, and b what is left at noon. How many sessions a day it seeks is its
+habit, log-normal. A session's length is log-normal too; its median follows c(t)² between a day's and a night's.
+
+The numbers are our own. Bonawitz et al. 2019 (arXiv 1902.01046) report of devices of one country that four times
+as many take part at the best hour as at the worst, and that 6 to 10 % of the invited drop out.
 """
 
 from collections.abc import Mapping
@@ -32,12 +33,12 @@ NIGHT_SESSION_MIN = 60.0
 DAY_SESSION_MIN = 15.0
 SESSION_SPREAD = 0.9
 BREAK_SHARE = 0.2
-"""Of the sessions end only for a moment: the device is picked up and put back."""
+"""So many sessions end only for a moment: the device is picked up and put back."""
 BREAK_MIN = 4.0
 WORK_S = 180.0
 """Median of what a device needs for one round, transfers included."""
 WORK_SPREAD = 0.95
-"""Of the logarithm, over the devices; with that of a round, the 99th percentile is 100 times the 1st."""
+"""Of the logarithm, over the devices; with the noise of a round, the 99th percentile is 100 times the 1st."""
 WORK_NOISE = 0.3
 """Of the logarithm, over the rounds of one device."""
 
@@ -56,7 +57,7 @@ _SOUGHT /= _SOUGHT[-1]
 
 
 class Population:
-    """Who is there, when, and how fast. Chance is drawn once a minute, whatever the rounds do."""
+    """Who is there, when, and how fast. What chance brings does not depend on the rounds."""
 
     def __init__(self, devices: int, seed: int, regions: str = "world") -> None:
         self._chance = np.random.default_rng((seed, 1))
