@@ -69,12 +69,10 @@ class Collection:
         self.slots = slots
         number = len(slots)
         noise = np.exp(WORK_NOISE * chance.standard_normal(number))
+        self._declines = chance.random(number) < DECLINE_SHARE
         self._work_ms: Times = (population.work_ms[slots] * noise).astype(np.int64)
-        declines = chance.random(number) < DECLINE_SHARE
-        self._declines = declines
-        self._work_ms[declines] = (self._work_ms[declines] * chance.random(int(declines.sum()))).astype(
-            np.int64
-        )
+        part_done = chance.random(int(self._declines.sum()))
+        self._work_ms[self._declines] = self._work_ms[self._declines] * part_done
         self._spent_ms: Times = np.zeros(number, np.int64)
         self._stops_ms: Times = np.full(number, now_ms, np.int64)
         self._standing = bytearray(number)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices that come and go with the hours of their day; all their state is in arrays, a place a device.
 
-A device seeks its next session with a hazard that follows its own local hour, h(t) = b + (1 - b)·c(t)², where
-c is a raised cosine that peaks at midnight, and b what is left at noon. How many sessions a day it seeks is its
-habit, log-normal. A session's length is log-normal too; its median follows c(t)² between a day's and a night's.
+A device seeks its next session with a hazard that follows its own local hour, h(t) = b + (1 - b)·c(t)²,
+where c is a raised cosine that peaks at midnight, and b what is left at noon. How many sessions a day it
+seeks is its habit, log-normal. So is a session's length; its median follows c(t)² from day to night.
 
-The numbers are our own. Bonawitz et al. 2019 (arXiv 1902.01046) report of devices of one country that four times
-as many take part at the best hour as at the worst, and that 6 to 10 % of the invited drop out.
+The numbers are our own. Bonawitz et al. 2019 (arXiv 1902.01046) report of devices of one country that four
+times as many take part at the best hour as at the worst, and that 6 to 10 % of the invited drop out.
 """
 
 from collections.abc import Mapping
