@@ -42,8 +42,9 @@ async def measure(
     for policy in policies:
         population = at_begin.copy()
         simulation = Simulation(spec_for(policy, cohort, seed, hours), population, seed, BEGIN_MS)
-        end_ms = BEGIN_MS + round((hours + 1) * HOUR_MS)
-        for until_ms in range(BEGIN_MS + HOUR_MS, end_ms + HOUR_MS, HOUR_MS):
+        until_ms = BEGIN_MS
+        while not simulation.run.status.ended:
+            until_ms += HOUR_MS
             simulation.run_until(until_ms)
             await asyncio.sleep(0)  # an hour is computed in seconds: signals are heard in between
         figures = figures_of(policy, hours, simulation, population, peak_rss_mb())
