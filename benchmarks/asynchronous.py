@@ -4,9 +4,9 @@
     python -m benchmarks.asynchronous                 the table of docs/explanation/asynchronous-runs.md
     python -m benchmarks.asynchronous --seeds 0 --modes asynchronous --cohort-size 8
 
-32 real workers and a real server. Each worker takes between 1 and 10 times as long as the fastest for the same
-local steps, log-uniform, by the seed. A run's time is that from the opening of its first round to the making of
-the first version that has the accuracy, so that no mode is charged for being measured.
+32 real workers and a real server. Each worker takes between 1 and 10 times as long as the fastest for the
+same local steps, log-uniform, by the seed. A run's time is that from the opening of its first round to the
+making of the first version that has the accuracy, so that no mode is charged for being measured.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TARGET = 0.80
 PACE_S = 1.0
 SLOWEST = 10.0
 MOST_VERSIONS = {"quorum-1.0": 60, "quorum-0.8": 80, "asynchronous": 400}
-COHORT_SIZE = 16
+COHORT_SIZE = 8
 _TARGET_METRIC = {"name": "test_accuracy", "at_least": TARGET, "wait_s": 0.001}
 
 

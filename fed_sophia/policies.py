@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fed_sophia.options import duration_s
 from protocol.errors import InvalidUsage
-from protocol.messages import AdaptiveDeadline, Retention, TargetMetric, parse
+from protocol.messages import AdaptiveDeadline, AsynchronousRounds, Retention, TargetMetric, parse
 
 
 def adaptive(text: str | None) -> AdaptiveDeadline | None:
@@ -22,6 +22,25 @@ def adaptive(text: str | None) -> AdaptiveDeadline | None:
         raise InvalidUsage(f"--adaptive-deadline {text!r}: expected K:FLOOR:CEILING, like 4:10s:30m")
     floor_s, ceiling_s = (duration_s(part, "--adaptive-deadline") for part in parts[1:])
     return parse(AdaptiveDeadline, {"spread": float(parts[0]), "floor_s": floor_s, "ceiling_s": ceiling_s})
+
+
+def asynchronous(text: str | None) -> AsynchronousRounds | None:
+    """Read `yes`, or settings by name: `max-staleness=20,staleness-exponent=0.5,concurrency=64`.
+
+    Raises:
+        InvalidUsage, InvalidMessage: it is something else, or out of range.
+    """
+    if text is None:
+        return None
+    fields: dict[str, object] = {}
+    for part in text.split(",") if text != "yes" else ():
+        match = re.fullmatch(r"\s*([a-z-]+)=(\d+(?:\.\d+)?)\s*", part)
+        name = match[1].replace("-", "_") if match else ""
+        if match is None or name not in AsynchronousRounds.model_fields or name in fields:
+            known = ", ".join(each.replace("_", "-") for each in AsynchronousRounds.model_fields)
+            raise InvalidUsage(f"--asynchronous {text!r}: expected yes, or NAME=NUMBER,… of {known}")
+        fields[name] = float(match[2]) if "." in match[2] else int(match[2])
+    return parse(AsynchronousRounds, fields)
 
 
 def target_metric(text: str | None) -> TargetMetric | None:

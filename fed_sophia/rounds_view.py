@@ -151,7 +151,7 @@ def _cells(round_: RoundSummary) -> tuple[str, ...]:
         "" if seconds is None else f"{seconds:.1f}",
         size_text(round_.bytes_up),
         size_text(round_.bytes_down),
-        f"{round_.admitted}/{round_.invited}",
+        f"{round_.admitted}" if round_.staleness else f"{round_.admitted}/{round_.invited}",
         _note(round_),
     )
 
@@ -161,7 +161,14 @@ def _note(round_: RoundSummary) -> str:
     status = "" if round_.status is RoundStatus.COMMITTED else (round_.reason or round_.status.value)
     declined = f"{round_.declined} declined" if round_.declined else ""
     lost = f"{round_.lost} lost" if round_.lost else ""
-    return ", ".join(said for said in (status, declined, lost) if said)
+    stale = f"{mean_staleness(round_):.1f} versions stale" if round_.staleness else ""
+    return ", ".join(said for said in (status, declined, lost, stale) if said)
+
+
+def mean_staleness(round_: RoundSummary) -> float:
+    """Versions, over the updates of a round of an asynchronous run."""
+    total = sum(staleness * count for staleness, count in enumerate(round_.staleness))
+    return total / max(sum(round_.staleness), 1)
 
 
 def _sentence(round_: RoundSummary) -> str:

@@ -145,7 +145,7 @@ class FedSophiaSharedHyperparameters(_ClippedHyperparameters):
     momentum_weight: Annotated[float, Field(gt=0, lt=1)] = 0.92
     """Mean weight of the global direction over the steps of a round, whatever J is."""
     direction_mixing: Decay | None = None
-    """c. None chooses 0.5 when a version is made by some of the workers, 0 when by all."""
+    """c. None chooses 0.5 when a version is made by some of the workers, 0 when by all; more if by few."""
     hessian_decay: Decay = 0.9
     refresh_rounds: Period = 5
     """R_h: every so many versions the workers' fresh Hessian estimates are combined."""

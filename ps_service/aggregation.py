@@ -56,6 +56,7 @@ def aggregate(
     rows: Mapping[str, Sequence[AdmittedUpdate]],
     *,
     partial: bool,
+    share: float = 1.0,
     chunk_elements: int | None = None,
 ) -> dict[str, str]:
     """Give {bundle: digest} of the next version, its tensor messages stored durably.
@@ -63,13 +64,14 @@ def aggregate(
     Args:
         tensors: {bundle: digest} of the version that is followed; absent bundles are zeros.
         rows: {bundle: the updates that bring it, in slot order, at least one}; `delta` is among them.
+        partial, share: as in `StepContext`.
         chunk_elements: coordinates at a time; None fits the number of workers. It changes no bit.
 
     Raises:
         NotFinite: a sum of finite values left the range of float32.
         StorageCorrupt: a message is missing or short.
     """
-    work = _Aggregation(blobs, spec, tensors, rows, partial)
+    work = _Aggregation(blobs, spec, tensors, rows, partial, share)
     chunk_elements = chunk_elements or max(4096, CHUNK_BYTES // 4 // max(map(len, rows.values())))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         return tensors | work.run(chunk_elements)
@@ -144,6 +146,7 @@ class _Aggregation:
         tensors: dict[str, str],
         rows: Mapping[str, Sequence[AdmittedUpdate]],
         partial: bool,
+        share: float,
     ) -> None:
         self.blobs = blobs
         self.spec = spec
@@ -165,6 +168,7 @@ class _Aggregation:
                 hyperparameters.bound(update.header.local_steps, spec.local_steps) for update in deltas
             ),
             partial=partial,
+            share=share,
         )
 
     def run(self, chunk_elements: int) -> dict[str, str]:

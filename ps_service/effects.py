@@ -86,6 +86,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         tensors,
         rows,
         partial=stored.state.partial,
+        share=stored.state.share,
     )
     runner.meters.aggregation_seconds.observe(time.perf_counter() - started)
     await _aggregated(runner, effect, combined)

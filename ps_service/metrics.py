@@ -27,6 +27,12 @@ class Meters:
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=self.registry,
         )
+        self.staleness = Histogram(
+            "fed_sophia_staleness_versions",
+            "Versions made since the one that a counted update of an asynchronous run was made from.",
+            buckets=(0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 1_000),
+            registry=self.registry,
+        )
         self.updates = Counter(
             "fed_sophia_updates",
             "Updates received in full, each counted once.",

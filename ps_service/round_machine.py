@@ -50,9 +50,19 @@ class Round:
     """Workers that have not answered and are not heard of; they may come back."""
     ended_ms: int | None = None
     reason: str | None = None
-    buffered: bool = False
+    concurrency: int | None = None
+    """Of a buffered round: so many workers train at a time."""
     staleness: tuple[int, ...] = ()
     """How many of the updates were 0, 1, 2 … versions stale; empty where none can be."""
+
+    @property
+    def buffered(self) -> bool:
+        return self.concurrency is not None
+
+    @property
+    def share(self) -> float:
+        """What its updates are of those that are being made at the same time; all, unless it is buffered."""
+        return 1.0 if self.concurrency is None else min(1.0, self.admitted / max(self.concurrency, 1))
 
     @property
     def all_answered(self) -> bool:

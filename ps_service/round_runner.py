@@ -244,7 +244,14 @@ class RoundRunner:
         for round_ in transition.ended:
             self.meters.rounds.labels(status=round_.status.value).inc()
             self.meters.round_seconds.observe(((round_.ended_ms or 0) - round_.opened_ms) / 1000)
+            self._observe_staleness(round_)
         self.bell.ring(transition.topics)
+
+    def _observe_staleness(self, round_: round_machine.Round) -> None:
+        if round_.status is RoundStatus.COMMITTED:
+            for staleness, count in enumerate(round_.staleness):
+                for _ in range(count):
+                    self.meters.staleness.observe(staleness)
 
 
 def same_update(held: Receipt, digest: str) -> Receipt:

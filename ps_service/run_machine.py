@@ -140,8 +140,8 @@ class OpenRound:
     """No extension goes beyond this."""
     extensions: int
     partial: bool
-    buffered: bool
-    """Whether updates of an asynchronous run fill it; nobody is invited with its opening then."""
+    concurrency: int | None
+    """In an asynchronous run so many workers train at a time, and nobody is invited with the opening."""
 
 
 @dataclass(frozen=True)
@@ -265,21 +265,21 @@ def _open(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
         deadline_ms = min(deadline_ms, end_ms)
     # a fraction of the few who are left may be fewer than the spec lets make a version
     target = max(spec.cohort_of(len(slots)), spec.quorum)
-    buffered = spec.asynchronous is not None
-    most = math.ceil(target * spec.over_selection - 1e-9)
+    concurrency = None if spec.asynchronous is None else min(spec.concurrency, len(slots))
+    most = 0 if concurrency is not None else math.ceil(target * spec.over_selection - 1e-9)
     return run, (
         OpenRound(
             number=number,
             base_version=run.version,
-            slots=() if buffered else sample(spec.seed, number, slots, most),
+            slots=sample(spec.seed, number, slots, most) if most else (),
             target=target,
             quorum=spec.quorum,
             opened_ms=now_ms,
             deadline_ms=deadline_ms,
             last_deadline_ms=end_ms,
             extensions=spec.max_extensions,
-            partial=buffered or target < len(slots),
-            buffered=buffered,
+            partial=concurrency is not None or target < len(slots),
+            concurrency=concurrency,
         ),
     )
 

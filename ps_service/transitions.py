@@ -147,11 +147,11 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
         extension_ms=opening.deadline_ms - opening.opened_ms,
         extensions_left=opening.extensions,
         last_deadline_ms=opening.last_deadline_ms,
-        buffered=opening.buffered,
+        concurrency=opening.concurrency,
     )
     await run_records.add_round(connection, run_id, round_)
     await _announce_round(transition, run_id, opening.number)
-    if opening.buffered:
+    if round_.buffered:
         await _begin_buffer(transition, run_id, round_)
     else:
         worker_of = await member_records.eligible_slots(connection, run_id)

@@ -23,7 +23,7 @@ from fed_sophia.options import (
     named_values,
 )
 from fed_sophia.output import output_for
-from fed_sophia.policies import adaptive, retention, target_metric
+from fed_sophia.policies import adaptive, asynchronous, retention, target_metric
 from fed_sophia.rounds_view import view_for
 from protocol.messages import RoundSummary, RunStatus, RunSummary
 
@@ -34,6 +34,7 @@ EXAMPLES = """\b
 Examples:
   fed-sophia run create --task digits --cohort-size 2 --rounds 10 --follow
   fed-sophia run create --task ./my_task.py --cohort-size 10 --deadline 30m
+  fed-sophia run create --task digits --cohort-size 10 --min-workers 40 --asynchronous yes
   fed-sophia run create --task digits --cohort-size 8 \\
       --algorithm fed-sophia --set max_round_step=0.02 --encoding delta=bf16
 """
@@ -72,6 +73,15 @@ def create(
         typer.Option(
             metavar="K:FLOOR:CEILING",
             help="Let rounds last the median of those before + K deviations, as in 4:10s:30m.",
+        ),
+    ] = None,
+    asynchronous_rounds: Annotated[
+        str | None,
+        typer.Option(
+            "--asynchronous",
+            metavar="SETTINGS",
+            help="Let no worker wait for others: each cohort of updates that arrives makes a version. "
+            "yes, or as in max-staleness=20,staleness-exponent=0.5,concurrency=64.",
         ),
     ] = None,
     max_extensions: Annotated[
@@ -133,6 +143,7 @@ def create(
             else quorum,
             "deadline_s": duration_s(deadline, "--deadline"),
             "adaptive_deadline": adaptive(adaptive_deadline),
+            "asynchronous": asynchronous(asynchronous_rounds),
             "max_extensions": max_extensions,
             "target_metric": target_metric(target),
             "max_duration_s": None if max_duration is None else duration_s(max_duration, "--max-duration"),

@@ -28,6 +28,12 @@ class StepContext:
     """For each delta, what bounds it after the steps its worker did."""
     partial: bool
     """Whether the round heard only some of the run's workers."""
+    share: float = 1.0
+    """Below 1 in an asynchronous run: what these updates are of all that are being made at the same time.
+
+    A step moves by this share of its combined delta, so that as many updates move the model as far as a round
+    of all of them would.
+    """
 
 
 class ServerStep(Protocol):

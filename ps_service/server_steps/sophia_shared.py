@@ -3,7 +3,7 @@
 
     q_i = (Δ_i + (1−a_i)·θ_i)/R_i                  a_i, R_i: the bound of the steps worker i did;
                                                    θ_i: the version it started from, θ if synchronous
-    θ ← θ + combine(Δ_i)
+    θ ← θ + s·combine(Δ_i)                         s: the share, 1 but in asynchronous runs
     q̄ ← c·q̄ + (1−c)·combine(q_i)                   `direction`, in [−1, 1]
     h ← β2·h + (1−β2)·combine(ĥ_i)                 `hessian`, every R_h versions
 
@@ -21,7 +21,10 @@ from protocol.algorithms import FedSophiaSharedHyperparameters
 from ps_service.server_steps.base import Chunk, StepContext
 
 PARTIAL_MIXING = 0.5
-"""c under partial participation, unless the run says otherwise; measured best of 0 and 0.5."""
+"""c under partial participation, unless the run says otherwise; measured best of 0 and 0.5.
+
+With a share s below a half it is 1−s: q̄ then spans as many updates as it does in a synchronous run.
+"""
 
 
 class SophiaShared:
@@ -45,9 +48,9 @@ class SophiaShared:
         assert isinstance(hyperparameters, FedSophiaSharedHyperparameters)
         mixing = hyperparameters.direction_mixing
         if mixing is None:
-            mixing = PARTIAL_MIXING if context.partial else 0.0
+            mixing = max(1 - context.share, PARTIAL_MIXING if context.partial else 0.0)
         changed: dict[str, Chunk] = {
-            "params": state["params"] + combined["delta"],
+            "params": state["params"] + np.float32(context.share) * combined["delta"],
             "direction": _blend(state["direction"], combined["direction"], mixing),
         }
         if "hessian" in combined:

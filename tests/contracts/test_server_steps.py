@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws that every server step obeys, and a hand-worked case of each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,36 @@ def test_the_shared_step_by_hand_with_weight_decay_and_unequal_steps():
     assert set(changed) == {"params", "direction"}
     assert changed["params"][0] == pytest.approx(0.475, rel=1e-6)
     assert changed["direction"][0] == pytest.approx((0.195 / 0.38 - 0.5) / 2, abs=1e-7)
+
+
+def test_a_share_of_the_step_by_hand():
+    """s = 1/4 of the case above: θ = 0.5 − 0.025/4; c = 1 − 1/4, so q̄ = 0.75·(−0.4) + 0.25·0.006579."""
+    context = replace(shared(partial=True), share=0.25)
+    changed = step_of("sophia_shared", STATE, RECEIVED, context)
+    assert changed["params"][0] == pytest.approx(0.5 - 0.025 / 4, rel=1e-6)
+    assert changed["direction"][0] == pytest.approx(-0.3 + (0.195 / 0.38 - 0.5) / 8, abs=1e-7)
+    average = replace(a_context("average")[1], share=0.25)
+    received = {"delta": np.array([[0.5], [1.5]], dtype=np.float32)}
+    assert step_of("average", {"params": np.array([1], np.float32)}, received, average)["params"][0] == 1.25
+
+
+@pytest.mark.parametrize("server_step", SERVER_STEPS)
+def test_a_share_of_one_changes_no_bit(server_step):
+    algorithm, context = a_context(server_step)
+    state, received = a_case(algorithm, algorithm.combiners)
+    whole = step_of(server_step, state, received, context)
+    assert context.share == 1
+    np.testing.assert_array_equal(
+        whole["params"], state["params"] + sum(received["delta"]) / np.float32(WORKERS)
+    )
+
+
+def test_each_delta_is_normalised_by_its_own_start():
+    """θ_1 = 0.5 and θ_2 = −1: q_1 as above, q_2 = (−0.15 + 0.1·(−1))/0.2 = −1.25, which is clipped to −1."""
+    step, received = SERVER_STEPS["sophia_shared"], {name: rows.copy() for name, rows in RECEIVED.items()}
+    starts = [np.array([0.5], np.float32), np.array([-1], np.float32)]
+    derived = step.derive(received, starts, shared())
+    assert derived["direction"].ravel().tolist() == [pytest.approx(0.195 / 0.38, abs=1e-6), -1]
 
 
 @pytest.mark.parametrize(("c", "partial"), [(0.5, False), (None, True)])

@@ -3,7 +3,7 @@
 
 import pytest
 
-from fed_sophia.policies import adaptive, retention, target_metric
+from fed_sophia.policies import adaptive, asynchronous, retention, target_metric
 from protocol.errors import FedSophiaError
 
 
@@ -18,6 +18,25 @@ def test_an_adaptive_deadline_is_three_numbers():
 def test_anything_else_is_refused(text):
     with pytest.raises(FedSophiaError):
         adaptive(text)
+
+
+def test_asynchronous_rounds_have_settings_by_name():
+    assert asynchronous(None) is None
+    said = asynchronous("yes")
+    assert said is not None
+    assert said.model_dump() == {"max_staleness": 20, "staleness_exponent": 0.5, "concurrency": None}
+    said = asynchronous("max-staleness=7, staleness-exponent=1,concurrency=64")
+    assert said is not None
+    assert said.model_dump() == {"max_staleness": 7, "staleness_exponent": 1.0, "concurrency": 64}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no", "max-staleness", "max-staleness=-1", "age=3", "concurrency=0", "concurrency=1,concurrency=2"],
+)
+def test_other_settings_of_asynchronous_rounds_are_refused(text):
+    with pytest.raises(FedSophiaError):
+        asynchronous(text)
 
 
 def test_a_target_has_a_direction():

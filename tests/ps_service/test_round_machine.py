@@ -18,9 +18,11 @@ from ps_service.round_machine import (
     RoundEffect,
     Tick,
     UpdateAdmitted,
+    UpdatesWaited,
     WorkerDeclined,
     WorkerLost,
     WorkerReturned,
+    WorkersInvited,
     step,
 )
 
@@ -178,6 +180,42 @@ def test_a_round_whose_workers_are_all_lost_is_extended_like_any_other():
     assert (round_.status, round_.deadline_ms) == (RoundStatus.COLLECTING, DEADLINE_MS + 500)
 
 
+# --- buffered rounds ----------------------------------------------------------------------------
+
+
+def a_buffer(*, target=3, quorum=2, **changes) -> Round:
+    return a_round(invited=0, target=target, quorum=quorum, concurrency=8, **changes)
+
+
+def test_a_buffer_waits_for_its_target_whoever_declines_or_is_lost():
+    round_ = after(a_buffer(), WorkersInvited(0, 2), UpdateAdmitted(1, 0), UpdateAdmitted(2, 4))
+    round_ = after(round_, *[WorkerDeclined(3)] * 5, *[WorkerLost(3)] * 5)
+    assert (round_.status, round_.invited) == (RoundStatus.COLLECTING, 2)
+    round_ = after(round_, UpdateAdmitted(4, 0))
+    assert (round_.status, round_.staleness) == (RoundStatus.AGGREGATING, (2, 0, 0, 0, 1))
+
+
+def test_a_buffer_that_its_deadline_finds_with_a_quorum_is_closed_by_it():
+    round_ = after(a_buffer(), UpdateAdmitted(1, 0), UpdateAdmitted(2, 0), Tick(DEADLINE_MS))
+    assert round_.status is RoundStatus.AGGREGATING
+    round_ = after(a_buffer(), UpdateAdmitted(1, 0), Tick(DEADLINE_MS))
+    assert (round_.status, round_.out_of_time) == (RoundStatus.ABANDONED, True)
+    assert round_.reason == "the deadline passed with 1 updates; the quorum is 2"
+
+
+def test_what_waited_for_a_buffer_may_be_more_than_its_target():
+    round_, effects = step(a_buffer(target=2), UpdatesWaited(7, (0, 1, 1, 5)))
+    assert (round_.admitted, round_.staleness) == (4, (1, 2, 0, 0, 0, 1))
+    assert (round_.last_admitted_ms, effects) == (7, (RoundEffect.AGGREGATE,))
+
+
+@pytest.mark.parametrize(("admitted", "share"), [(2, 0.25), (8, 1.0), (12, 1.0)])
+def test_the_share_is_that_of_the_work_in_hand(admitted, share):
+    round_ = after(a_buffer(target=20), UpdatesWaited(1, (0,) * admitted))
+    assert round_.share == share
+    assert a_round().share == 1.0
+
+
 # --- laws ---------------------------------------------------------------------------------------
 
 times = st.integers(0, 2 * DEADLINE_MS)
@@ -189,10 +227,19 @@ events = st.one_of(
 rounds = st.integers(1, 6).flatmap(
     lambda invited: st.integers(1, invited).map(lambda quorum: a_round(invited=invited, quorum=quorum))
 )
+buffers = st.integers(1, 6).flatmap(
+    lambda target: st.integers(1, target).map(lambda quorum: a_buffer(target=target, quorum=quorum))
+)
+events_of_buffers = st.one_of(
+    events,
+    st.builds(UpdateAdmitted, times, st.integers(0, 5)),
+    st.builds(UpdatesWaited, times, st.lists(st.integers(0, 5), max_size=4).map(tuple)),
+    st.builds(WorkersInvited, times, st.integers(1, 4)),
+)
 ORDER = [RoundStatus.COLLECTING, RoundStatus.AGGREGATING, RoundStatus.COMMITTED, RoundStatus.ABANDONED]
 
 
-@given(rounds, st.lists(events, max_size=20))
+@given(st.one_of(rounds, buffers), st.lists(events_of_buffers, max_size=20))
 def test_laws_that_hold_whatever_happens_in_whatever_order(round_, happening):
     ends = aggregates = 0
     for event in happening:

@@ -79,7 +79,7 @@ def test_the_first_round_waits_for_a_whole_cohort():
         last_deadline_ms=None,
         extensions=0,
         partial=False,
-        buffered=False,
+        concurrency=None,
     )
 
 
@@ -328,11 +328,42 @@ def test_training_seeds_fit_their_message_and_differ_between_neighbours(seed, nu
     assert len({here, assignment_seed(seed, number + 1, slot), assignment_seed(seed, number, slot + 1)}) == 3
 
 
+# --- asynchronous runs --------------------------------------------------------------------------
+
+BUFFERED = a_spec(asynchronous={"concurrency": 5}, min_workers=3)
+
+
+def test_the_first_buffer_waits_for_the_workers_awaited_and_invites_nobody_itself():
+    assert step(Run(), WorkersChanged(5, (0, 1)), BUFFERED) == (Run(), ())
+    _, [opening] = step(Run(), WorkersChanged(5, ALL), BUFFERED)
+    assert (opening.slots, opening.target, opening.partial) == ((), 3, True)
+    assert opening.concurrency == 3, "no more can train than there are"
+
+
+def test_later_buffers_go_on_with_one_worker_and_wait_for_none():
+    run = after(OPEN, RoundCommitted(9, (2,), 4), spec=BUFFERED)
+    assert (run.status, run.round_open, run.round) == (RunStatus.RUNNING, True, 2)
+    assert after(OPEN, RoundCommitted(9, (), 4), spec=BUFFERED).status is RunStatus.WAITING
+
+
+def test_no_buffer_waits_for_a_metric():
+    spec = a_spec(asynchronous={}, target_metric={"name": "loss", "at_most": 0.1})
+    run = after(OPEN, RoundCommitted(9, ALL, 4), spec=spec)
+    assert (run.round_open, run.metric_until_ms) == (True, None)
+    assert after(run, MetricsReported(10, ALL, 1, {"loss": 0.0}), spec=spec).status is RunStatus.FINISHED
+
+
 # --- laws ---------------------------------------------------------------------------------------
 
 specs = st.builds(
-    lambda **changes: a_spec(rounds=4, **changes),
+    lambda over_selection, asynchronous, **changes: a_spec(
+        rounds=4,
+        over_selection=1.0 if asynchronous else over_selection,
+        asynchronous={"concurrency": asynchronous} if asynchronous else None,
+        **changes,
+    ),
     over_selection=st.sampled_from([1.0, 1.4]),
+    asynchronous=st.sampled_from([None, None, 1, 4]),
     max_extensions=st.integers(0, 2),
     adaptive_deadline=st.sampled_from([None, {"floor_s": 0.5, "ceiling_s": 2.0}]),
     target_metric=st.sampled_from([None, {"name": "loss", "at_most": 0.1, "wait_s": 0.003}]),
@@ -373,7 +404,11 @@ def test_laws_that_hold_whatever_happens_in_whatever_order_and_however_the_clock
             assert not is_open
             is_open = True
             assert (effect.number, effect.base_version) == (before.round + 1, run.version)
-            assert spec.quorum == effect.quorum <= effect.target <= len(effect.slots)
+            assert spec.quorum == effect.quorum <= effect.target
+            if spec.asynchronous is None:
+                assert effect.target <= len(effect.slots)
+            else:
+                assert 0 < effect.concurrency <= min(spec.concurrency, len(slots))
             assert set(effect.slots) <= set(slots)
             assert effect.opened_ms <= effect.deadline_ms
             assert effect.last_deadline_ms is None or effect.deadline_ms <= effect.last_deadline_ms
