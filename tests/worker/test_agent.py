@@ -125,7 +125,7 @@ async def test_an_update_too_late_for_its_round_is_dropped_and_the_worker_goes_o
     )
 
 
-@pytest.mark.parametrize("code", ["run-ended", "update-conflict", "assignment-declined"])
+@pytest.mark.parametrize("code", ["too-stale", "run-ended", "update-conflict", "assignment-declined"])
 async def test_whatever_else_settled_the_assignment_drops_the_update_too(tmp_path: Path, code: str):
     server = a_server(training(1))
     server.before["upload"] = in_turn(problem(code))

@@ -131,14 +131,14 @@ class Federation:
             self.at_the_end.push_async_exit(self._operators[key])
         return self._operators[key]
 
-    async def begin(self, name: str, algorithm: str) -> str:
+    async def begin(self, name: str, algorithm: str, **policies: object) -> str:
         """Begin a run, as often as it takes; give its id. A run of this name is not begun twice."""
         request = RunRequest(
             task="digits",
             name=name,
             rounds=ROUNDS,
             # what is not kept is deleted while others die
-            policies={"cohort_size": WORKERS, "quorum": WORKERS, "retention": {"last": 2}},
+            policies={"cohort_size": WORKERS, "quorum": WORKERS, "retention": {"last": 2}} | policies,
             algorithm=algorithm,
             local_steps=5,
             seed=3,
@@ -168,11 +168,16 @@ class Federation:
                 return run
             await self._a_moment()
 
-    async def final_tensors(self, run_id: str) -> dict[str, str]:
-        """Wait for the end of a run; give {bundle: digest} of its last version."""
+    async def ended(self, run_id: str) -> RunSummary:
+        """Wait for the end of a run."""
         while not (run := await self.summary(run_id)).status.ended:
             await self._a_moment(ASK_S)
         assert run.status is RunStatus.FINISHED, run.reason
+        return run
+
+    async def final_tensors(self, run_id: str) -> dict[str, str]:
+        """Wait for the end of a run; give {bundle: digest} of its last version."""
+        run = await self.ended(run_id)
         assert (run.round, run.version) == (ROUNDS, ROUNDS), "a round was lost or repeated"
         return dict(run.tensors)
 
