@@ -159,10 +159,13 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
     At first nobody has a slot: all are numbered together once those awaited are there.
     """
     connection, run_id = transition.connection, run.run_id
-    waiting = await member_records.count_members(connection, run_id)
-    if waiting < run.spec.workers_awaited and not await member_records.has_slots(connection, run_id):
-        return
+    if not await member_records.has_slots(connection, run_id):
+        waiting = await member_records.count_members(connection, run_id)
+        if waiting < run.spec.workers_awaited:
+            return
     await member_records.give_slots(connection, run_id)
+    if not run_machine.heeds_workers(run.state):  # to find who may be invited reads every member
+        return
     slots = tuple(await member_records.eligible_slots(connection, run_id))
     await run_event(transition, run, run_machine.WorkersChanged(transition.now_ms, slots))
 

@@ -2,7 +2,7 @@
 """Queries: operator keys, join tokens and workers. Secrets are stored as SHA-256 only."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
@@ -123,6 +123,12 @@ async def worker_by_secret(connection: AsyncConnection, secret_hash: str) -> Sto
 async def worker_by_id(connection: AsyncConnection, worker_id: str) -> StoredWorker | None:
     row = (await connection.execute(select(workers).where(workers.c.worker_id == worker_id))).first()
     return None if row is None else _worker(row)
+
+
+async def workers_by_id(connection: AsyncConnection, worker_ids: Collection[str]) -> dict[str, StoredWorker]:
+    """{worker_id: worker} of those of them that there are."""
+    rows = await connection.execute(select(workers).where(workers.c.worker_id.in_(worker_ids)))
+    return {row.worker_id: _worker(row) for row in rows}
 
 
 async def list_workers(

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries: assignments, declared uploads and received updates."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, Select, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, Receipt, RoundStatus, UpdateHeader
@@ -77,21 +78,31 @@ async def open_assignments_of(
     connection: AsyncConnection, worker_id: str, limit: int | None = None
 ) -> list[StoredAssignment]:
     """Those that are neither settled nor left behind by their rounds, the most urgent first."""
-    query = (
+    query = _open_assignments().where(assignments.c.worker_id == worker_id).limit(limit)
+    return [_assignment(row) for row in await connection.execute(query)]
+
+
+def _open_assignments() -> Select[tuple[object, ...]]:
+    return (
         select(assignments)
         .join(
             rounds,
             (rounds.c.run_id == assignments.c.run_id) & (rounds.c.number == assignments.c.round),
         )
-        .where(
-            assignments.c.worker_id == worker_id,
-            assignments.c.settled.is_(False),
-            rounds.c.status == RoundStatus.COLLECTING,
-        )
+        .where(assignments.c.settled.is_(False), rounds.c.status == RoundStatus.COLLECTING)
         .order_by(rounds.c.deadline_ms, assignments.c.assignment_id)
-        .limit(limit)
     )
-    return [_assignment(row) for row in await connection.execute(query)]
+
+
+async def next_assignments_of(
+    connection: AsyncConnection, worker_ids: Collection[str]
+) -> dict[str, StoredAssignment]:
+    """{worker_id: what `next_assignment_of` gives} of those of these workers who have one."""
+    rows = await connection.execute(_open_assignments().where(assignments.c.worker_id.in_(worker_ids)))
+    following: dict[str, StoredAssignment] = {}
+    for row in rows:
+        following.setdefault(row.worker_id, _assignment(row))
+    return following
 
 
 async def decline(connection: AsyncConnection, assignment_id: str, reason: str) -> None:

@@ -10,9 +10,9 @@ import pytest
 from ps_service.pace import RETURNS_PER_S, Pace
 
 
-def a_pace(waiting=0, seed=0):
+def a_pace(waiting=0, seed=0, max_wait_s=600):
     """A pace by which so many requests wait."""
-    pace = Pace(random.Random(seed).random)
+    pace = Pace(max_wait_s, random.Random(seed).random)
     still_open = contextlib.ExitStack()
     for _ in range(waiting):
         still_open.enter_context(pace.waiting())
