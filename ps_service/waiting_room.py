@@ -32,7 +32,7 @@ class WaitingRoom:
         self._waiting: set[_Waiter] = set()
         self._asked: dict[_Waiter, None] = {}
         """Who is to be looked for, in the order of asking."""
-        self._looked_for: Collection[_Waiter] = ()
+        self._looked_for: set[_Waiter] = set()
         self._looking: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -104,17 +104,23 @@ class WaitingRoom:
         """Look for everybody who has asked, and for who asks meanwhile, until nobody has."""
         try:
             while self._asked:
-                batch = [waiter for waiter, _ in zip(self._asked, range(MOST_AT_ONCE), strict=False)]
-                for waiter in batch:
-                    del self._asked[waiter]
-                self._looked_for = set(batch)
-                await self._answer(batch)
+                self._looked_for = self._next_batch()
+                await self._answer(self._looked_for)
         finally:
-            self._looked_for = ()
+            self._looked_for = set()
             self._looking = None
 
+    def _next_batch(self) -> set["_Waiter"]:
+        """Those who asked first; who was answered since, and has not left yet, needs no look."""
+        batch = [waiter for waiter, _ in zip(self._asked, range(MOST_AT_ONCE), strict=False)]
+        for waiter in batch:
+            del self._asked[waiter]
+        return {waiter for waiter in batch if not waiter.answer.done()}
+
     async def _answer(self, batch: Collection["_Waiter"]) -> None:
-        worker_ids = {waiter.worker_id: None for waiter in batch}
+        worker_ids = {waiter.worker_id for waiter in batch}
+        if not worker_ids:
+            return
         try:
             found = await self._look(worker_ids)
         except Exception as error:  # each of them is told, and says so to its worker
