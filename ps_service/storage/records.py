@@ -9,6 +9,7 @@ only looks runs inside `read()`. Neither is held while waiting for anything outs
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import event, text
@@ -19,6 +20,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from protocol.errors import StorageCorrupt
 from ps_service.storage.not_writable import is_read_only, using_database
+from ps_service.storage.one_visit import connect
 
 
 class Records:
@@ -101,13 +103,20 @@ class Records:
 
 
 def _sqlite_engine(path: Path | None) -> AsyncEngine:
+    connecting = partial(connect, path)
     if path is None:
         # the database lives and dies with its one connection: it must never be used by two at a time
         engine = create_async_engine(
-            "sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0
+            "sqlite+aiosqlite://",
+            async_creator=connecting,
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=1,
+            max_overflow=0,
         )
     else:
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=8, max_overflow=8)
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{path}", async_creator=connecting, pool_size=8, max_overflow=8
+        )
     _own_transactions(engine.sync_engine)
     return engine
 
