@@ -39,7 +39,7 @@ COHORT = 32
 ENROLLED_WITHIN_S = 600.0
 SETTLED_WITHIN_S = 120.0
 DONE_WITHIN_S = 300.0
-LOOK_S = 0.05
+LOOK_S = 0.2
 MOST_BYTES_PER_WORKER = 60_000
 MOST_CPU_AT_REST = 0.03
 MOST_P99_S = 1.0
@@ -133,6 +133,8 @@ async def _measure(plan: Plan, pid: int, client: OperatorClient, output: Output)
         join_s, invited = await _rounds(plan, client, crowd, output)
         all_invited = await _everybody(plan, client, crowd, output)
         failures = (await crowd.totals())["failures"]
+        if failures:
+            output.event("failures", "", {"failures": await crowd.failures()})
     return Figures(
         plan.workers,
         enrol_s,
@@ -220,7 +222,7 @@ def _plan() -> tuple[Plan, bool]:
     parser.add_argument("--workers", type=int, default=5000, help="how many enrol, and wait")
     parser.add_argument("--processes", type=int, default=2, help="that hold the workers")
     parser.add_argument("--rounds", type=int, default=20, help=f"of {COHORT} workers each")
-    parser.add_argument("--rest-s", type=float, default=300.0, help="for how long nothing is to happen")
+    parser.add_argument("--rest-s", type=float, default=600.0, help="for how long nothing is to happen")
     parser.add_argument("--training-s", type=float, default=0.5, help="from an assignment to its update")
     parser.add_argument("--json", action="store_true", help="JSON lines for machines; the last is a summary")
     given = parser.parse_args()

@@ -75,7 +75,7 @@ class Auth:
     async def caller(self, request: Request) -> Caller:
         """Raises: Unauthenticated: neither an operator key nor a worker's credential; WorkerRevoked."""
         secret_hash = hash_secret(bearer(request))
-        async with self._records.read() as connection:
+        async with self._records.glance() as connection:
             worker = await credential_records.worker_by_secret(connection, secret_hash)
             if worker is None:
                 if await credential_records.is_operator_key(connection, secret_hash):

@@ -97,12 +97,12 @@ async def _look_for_assignments(
 
 async def _look_for_runs(connection: AsyncConnection, look: Look, trainers: Iterable[StoredWorker]) -> None:
     tasks = {task for worker in trainers for task in worker.tasks}
-    open_runs = await run_records.open_runs(connection, tuple(sorted(tasks)))
+    open_runs = await run_records.open_run_ids(connection, tasks)
     if not open_runs:
         return
-    run_ids, worker_ids = [run.run_id for run in open_runs], [worker.worker_id for worker in trainers]
-    joined = await member_records.memberships(connection, run_ids, worker_ids)
-    for run in open_runs:
+    worker_ids = [worker.worker_id for worker in trainers]
+    joined = await member_records.memberships(connection, open_runs, worker_ids)
+    for run_id, task in open_runs.items():
         for worker in trainers:
-            if run.spec.task in worker.tasks and (run.run_id, worker.worker_id) not in joined:
-                look.joining[run.run_id].append(worker.worker_id)
+            if task in worker.tasks and (run_id, worker.worker_id) not in joined:
+                look.joining[run_id].append(worker.worker_id)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 RETURNS_PER_S = 200
 """So many idle workers are asked to come back each second after a stop."""
-RETURNS_AT_REST_PER_S = 20
+RETURNS_AT_REST_PER_S = 8
 """About so many idle workers come back each second while there is nothing to do, however many wait."""
 USUAL_WAIT_S = 30.0
 """A few workers may as well come back this often: every return is one more proof that the way is open."""

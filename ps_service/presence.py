@@ -23,7 +23,7 @@ MOST_AT_ONCE = 100
 """Workers found lost in one transaction."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sign:
     """When a worker was heard of, and what its row says of that."""
 
@@ -106,7 +106,10 @@ class Presence:
         return not 0 <= now_ms - written_ms < self._lost_after_ms / 2
 
     def _sign_of(self, worker_id: str, written_ms: int = 0) -> _Sign:
-        return self._signs.setdefault(worker_id, _Sign(0, written_ms))
+        sign = self._signs.get(worker_id)
+        if sign is None:
+            sign = self._signs[worker_id] = _Sign(0, written_ms)
+        return sign
 
     def _was_seen(self, worker_id: str, since_ms: int) -> bool:
         sign = self._signs.get(worker_id)

@@ -3,6 +3,7 @@
 
 import asyncio
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -29,6 +30,10 @@ log = logging.getLogger("fed_sophia.server")
 
 CLOCK_MAY_BE_BEHIND_S = 60.0
 
+GARBAGE_THRESHOLDS = (50_000, 20, 50)
+"""Of the collector of cycles: waiting requests are a million objects, and to go through all of them takes
+half a second, in which nobody is answered. Hardly anything here is a cycle."""
+
 OpensStores = Callable[[Path], Awaitable[Stores]]
 
 
@@ -50,6 +55,7 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     allow_many_connections()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     # the loop uvicorn would choose: uvloop where it is installed
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:

@@ -8,12 +8,13 @@ meanwhile. Who is rung while somebody looks for it has asked again, so that no r
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
 from typing import Any
 
-from ps_service.bell import Bell
+from ps_service.bell import Bell, worker_topic
 from ps_service.looking import Found, Work
 
 MOST_AT_ONCE = 500
@@ -30,8 +31,8 @@ class WaitingRoom:
         self._bell = bell
         self._look = looks
         self._waiting: set[_Waiter] = set()
-        self._asked: dict[_Waiter, None] = {}
-        """Who is to be looked for, in the order of asking."""
+        self._asked: OrderedDict[_Waiter, None] = OrderedDict()
+        """Who is to be looked for: who is called by name, then all others in the order of asking."""
         self._looked_for: set[_Waiter] = set()
         self._looking: asyncio.Task[None] | None = None
         self._closed = False
@@ -51,7 +52,7 @@ class WaitingRoom:
         It is looked for once at least, however short the wait, unless the server is stopping.
 
         Args:
-            topics: what rings when there may be something.
+            topics: what rings when there may be something, beside the worker's own topic.
             gone: ends when there is nobody left to be answered.
 
         Raises:
@@ -63,12 +64,13 @@ class WaitingRoom:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(worker_id, loop.create_future(), self._ask)
         timer = loop.call_later(wait_s, self._time_is_up, waiter)
+        own_topic = worker_topic(worker_id)
         watch = None if gone is None else loop.create_task(gone())
         if watch is not None:
             watch.add_done_callback(lambda _: waiter.conclude(None))
         self._waiting.add(waiter)
         try:
-            with self._bell.ringing(waiter, topics):
+            with self._bell.ringing(waiter, topics), self._bell.ringing(_Called(waiter), [own_topic]):
                 self._ask(waiter)
                 return await waiter.answer
         finally:
@@ -93,10 +95,12 @@ class WaitingRoom:
             with suppress(asyncio.CancelledError):
                 await self._looking
 
-    def _ask(self, waiter: "_Waiter") -> None:
+    def _ask(self, waiter: "_Waiter", *, first: bool = False) -> None:
         if self._closed:
             return
         self._asked[waiter] = None
+        if first:
+            self._asked.move_to_end(waiter, last=False)
         if self._looking is None:
             self._looking = asyncio.create_task(self._look_for_all())
 
@@ -142,9 +146,7 @@ class _Waiter:
 
     __slots__ = ("_ask", "answer", "time_is_up", "worker_id")
 
-    def __init__(
-        self, worker_id: str, answer: asyncio.Future[Work | None], ask: Callable[["_Waiter"], None]
-    ) -> None:
+    def __init__(self, worker_id: str, answer: asyncio.Future[Work | None], ask: Callable[..., None]) -> None:
         self.worker_id = worker_id
         self.answer = answer
         self.time_is_up = False
@@ -154,6 +156,11 @@ class _Waiter:
         if not self.answer.done():
             self._ask(self)
 
+    def call(self) -> None:
+        """It is this one that is meant: the few who are invited do not queue behind a crowd."""
+        if not self.answer.done():
+            self._ask(self, first=True)
+
     def conclude(self, found: Found) -> None:
         if self.answer.done():
             return
@@ -161,3 +168,15 @@ class _Waiter:
             self.answer.set_exception(copy(found))  # one that many raise would grow a trace for each
         else:
             self.answer.set_result(found)
+
+
+class _Called:
+    """A waiter at its own topic."""
+
+    __slots__ = ("_waiter",)
+
+    def __init__(self, waiter: _Waiter) -> None:
+        self._waiter = waiter
+
+    def set(self) -> None:
+        self._waiter.call()

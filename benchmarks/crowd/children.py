@@ -55,6 +55,10 @@ class CrowdProcesses:
             name: sum(int(str(each[name])) for each in said) for name in ("polls", "failures", "assigned")
         }
 
+    async def failures(self) -> list[object]:
+        """What went wrong, and how often, process by process."""
+        return [each["failures"] for each in await self.tell("failures", "failures")]
+
     async def assigned(self) -> list[tuple[str, int, float]]:
         """(run, round, UTC in ms) of every assignment that came."""
         said = await self.tell("assigned", "assigned")

@@ -6,6 +6,7 @@ import json
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -49,7 +50,8 @@ class Crowd:
     assigned: list[tuple[str, int, float]] = field(default_factory=list)
     """(run, round, UTC in ms) of every assignment that came."""
     polls: int = 0
-    failures: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """{what went wrong: how often}."""
     advised: set[str] = field(default_factory=set)
     """Who was told how long to wait."""
     may_train: asyncio.Event = field(default_factory=asyncio.Event)
@@ -75,14 +77,15 @@ class Device:
         status, _, answer = await self._ask("POST", "/v1/workers", body, token=self._crowd.join_token)
         _expect(status, answer, 201)
         self._path = f"/v1/workers/{json.loads(answer)['worker_id']}/assignment"
+        self._hang_up()  # until all have enrolled, the server may well close it
 
     async def work(self) -> None:
         """Wait for assignments and answer them, until cancelled."""
         while True:
             try:
                 await self._turn()
-            except (OSError, asyncio.IncompleteReadError, Refused):
-                self._crowd.failures += 1
+            except (OSError, asyncio.IncompleteReadError, Refused) as error:
+                self._crowd.failures[f"{type(error).__name__}: {error}"[:200]] += 1
                 self._hang_up()
                 await asyncio.sleep(PAUSE_S * (0.5 + random.random()))
 

@@ -34,6 +34,8 @@ class Latencies:
     median_s: float
     p99_s: float
     most_s: float
+    most_of_round_s: tuple[float, ...]
+    """The slowest of each round."""
 
 
 def latencies(
@@ -41,12 +43,16 @@ def latencies(
 ) -> Latencies:
     """Of all assignments of a run that have come."""
     opened_ms = {round_.round: round_.opened_ms for round_ in rounds}
-    took_s = sorted((at_ms - opened_ms[number]) / 1000 for run, number, at_ms in assigned if run == run_id)
+    of_run = [
+        (number, (at_ms - opened_ms[number]) / 1000) for run, number, at_ms in assigned if run == run_id
+    ]
+    took_s = sorted(took for _, took in of_run)
+    slowest = tuple(max(took for number, took in of_run if number == each) for each in sorted(opened_ms))
 
     def quantile(share: float) -> float:
         return took_s[min(len(took_s) - 1, int(share * len(took_s)))]
 
-    return Latencies(len(took_s), quantile(0.5), quantile(0.99), took_s[-1])
+    return Latencies(len(took_s), quantile(0.5), quantile(0.99), took_s[-1], slowest)
 
 
 def table(rows: Mapping[str, str]) -> str:

@@ -56,7 +56,14 @@ async def _answer_commands(crowd: Crowd, count: int) -> None:
                 crowd.may_train.clear()
                 say("holding")
             case "count":
-                say("counted", polls=crowd.polls, failures=crowd.failures, assigned=len(crowd.assigned))
+                say(
+                    "counted",
+                    polls=crowd.polls,
+                    failures=crowd.failures.total(),
+                    assigned=len(crowd.assigned),
+                )
+            case "failures":
+                say("failures", failures=crowd.failures.most_common())
             case "assigned":
                 say("assigned", assigned=crowd.assigned)
 

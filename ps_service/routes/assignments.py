@@ -121,9 +121,8 @@ def router(service: Service) -> APIRouter:
 
 
 def _topics(worker: StoredWorker) -> list[str]:
-    """What rings when there may be something for this worker to do."""
-    topics = [bell.worker_topic(worker.worker_id), *map(bell.task_topic, worker.tasks)]
-    return [*topics, bell.VERSIONS] if worker.role is Role.EVALUATOR else topics
+    """What rings when there may be something to do for workers like this one."""
+    return [bell.VERSIONS] if worker.role is Role.EVALUATOR else [*map(bell.task_topic, worker.tasks)]
 
 
 async def _disconnected(request: Request) -> None:

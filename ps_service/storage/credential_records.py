@@ -11,6 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.messages import JoinTokenRequest, Role, WorkerSummary
 from ps_service.storage.schema import events, join_tokens, operator_keys, workers
 
+# built once: every request asks the one, every wait for an assignment the other
+_WORKER_OF_SECRET = select(workers).where(workers.c.secret_hash == bindparam("given"))
+_WORKERS = select(workers).where(workers.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
+
 
 @dataclass(frozen=True)
 class StoredWorker:
@@ -116,7 +120,7 @@ async def enrolled_again(
 
 
 async def worker_by_secret(connection: AsyncConnection, secret_hash: str) -> StoredWorker | None:
-    row = (await connection.execute(select(workers).where(workers.c.secret_hash == secret_hash))).first()
+    row = (await connection.execute(_WORKER_OF_SECRET, {"given": secret_hash})).first()
     return None if row is None else _worker(row)
 
 
@@ -127,7 +131,7 @@ async def worker_by_id(connection: AsyncConnection, worker_id: str) -> StoredWor
 
 async def workers_by_id(connection: AsyncConnection, worker_ids: Collection[str]) -> dict[str, StoredWorker]:
     """{worker_id: worker} of those of them that there are."""
-    rows = await connection.execute(select(workers).where(workers.c.worker_id.in_(worker_ids)))
+    rows = await connection.execute(_WORKERS, {"worker_ids": list(worker_ids)})
     return {row.worker_id: _worker(row) for row in rows}
 
 

@@ -2,8 +2,9 @@
 """A SQLite connection that visits its thread once a statement.
 
 aiosqlite gives each connection a thread, and each call a visit to it: to make a cursor, to execute, to fetch,
-to close. A visit costs more than most of our statements, so here a statement and all of its rows are one. It
-fits because SQLAlchemy fetches everything at once anyhow.
+to close. A visit costs more than most of our statements, so here a statement and all of its rows are one,
+and a BEGIN, which takes no lock, travels with the first statement after it. It fits because SQLAlchemy
+fetches everything at once anyhow.
 """
 
 import sqlite3
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import aiosqlite
 
+BEGIN = "BEGIN"
 Parameters = Sequence[Any]
 
 
@@ -37,17 +39,32 @@ def connect(path: Path | None) -> "OneVisitConnection":
 class OneVisitConnection(aiosqlite.Connection):
     """aiosqlite's connection with other cursors."""
 
+    _begins = False
+    """Whether a transaction begins with the next statement."""
+
     def cursor(self) -> "OneVisitCursor":  # type: ignore[override]  # entered as the other one is
         return OneVisitCursor(self)
 
+    def begin_with_the_next(self) -> None:
+        self._begins = True
+
+    async def commit(self) -> None:
+        self._begins = False
+        if self.in_transaction:
+            await super().commit()
+
     async def rollback(self) -> None:
+        self._begins = False
         if self.in_transaction:  # a connection is rolled back whenever it goes back to the pool
             await super().rollback()
 
     async def visit(self, statement: "partial[sqlite3.Cursor]") -> Done:
         """Run a statement on the connection's thread."""
+        begins, self._begins = self._begins, False
 
         def run() -> Done:
+            if begins:
+                self._conn.execute(BEGIN)
             cursor = statement()
             rows = cursor.fetchall()
             done = Done(rows, cursor.description, cursor.rowcount, cursor.lastrowid)
@@ -74,6 +91,9 @@ class OneVisitCursor:
         return self
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> Self:
+        if sql == BEGIN:
+            self._connection.begin_with_the_next()
+            return self
         return await self._run(partial(self._connection._conn.execute, sql, parameters))
 
     async def executemany(self, sql: str, parameters: Iterable[Parameters]) -> Self:

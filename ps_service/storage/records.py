@@ -20,7 +20,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from protocol.errors import StorageCorrupt
 from ps_service.storage.not_writable import is_read_only, using_database
-from ps_service.storage.one_visit import connect
+from ps_service.storage.one_visit import BEGIN, connect
 
 
 class Records:
@@ -69,6 +69,17 @@ class Records:
         with using_database(self._directory):
             async with self.engine.connect() as connection, connection.begin():
                 yield connection
+
+    @asynccontextmanager
+    async def glance(self) -> AsyncIterator[AsyncConnection]:
+        """For statements that only look, each by itself: a view of its own for each, and no transaction.
+
+        Raises:
+            StorageNotWritable: SQLite cannot read, for want of a disk that works.
+        """
+        with using_database(self._directory):
+            async with self.engine.connect() as connection:
+                yield await connection.execution_options(no_transaction=True)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -134,5 +145,8 @@ def _own_transactions(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("begin_immediate", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        options = connection.get_execution_options()
+        if options.get("no_transaction", False):
+            return
+        immediate = options.get("begin_immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else BEGIN)

@@ -129,6 +129,17 @@ async def test_a_ring_while_somebody_looks_is_not_missed(room):
     assert room.looks.batches == [["a"], ["a"]]
 
 
+async def test_who_is_called_by_name_need_not_wait_for_a_crowd(room):
+    names = [f"w-{number:04d}" for number in range(2 * MOST_AT_ONCE)]
+    await room.all_wait(*names)
+    room.looks.batches.clear()
+    room.bell.ring(names)
+    room.bell.ring(["worker/w-0999"])
+    await room.looked()
+    assert "w-0999" in room.looks.batches[0]
+    assert [len(batch) for batch in room.looks.batches] == [MOST_AT_ONCE, MOST_AT_ONCE]
+
+
 async def test_who_is_answered_is_not_looked_for_again(room):
     room.looks.found = {"a": SOMETHING}
     assert await room.wait("a") is SOMETHING
@@ -163,7 +174,7 @@ async def test_who_has_hung_up_leaves_at_once_and_others_stay(room):
     assert await gone is None
     assert len(room.room) == 1
     assert not stays.done()
-    assert set(room.bell._listeners) == {"stays"}
+    assert set(room.bell._listeners) == {"stays", "worker/stays"}
 
 
 async def test_a_cancelled_wait_leaves_no_trace_and_its_look_answers_the_others(room):
@@ -174,7 +185,7 @@ async def test_a_cancelled_wait_leaves_no_trace_and_its_look_answers_the_others(
         await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.wait([cancelled])
-    assert set(room.bell._listeners) == {"b"}
+    assert set(room.bell._listeners) == {"b", "worker/b"}
     room.looks.may_end.set()
     assert await other is SOMETHING
 
