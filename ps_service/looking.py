@@ -21,7 +21,7 @@ from ps_service.storage.known import Known
 from ps_service.summaries import assignment_of, next_evaluation
 
 Work = Assignment | EvaluationAssignment
-Found = Work | Exception | None
+Found = Work | FedSophiaError | None
 """What a worker is to do, why it cannot be told, or that there is nothing to do yet."""
 
 
@@ -48,7 +48,7 @@ async def look_for_work(
     joined = {worker_id for of_run in first.joining.values() for worker_id in of_run}
     try:
         await join(runner, first.joining)
-    except Exception as error:  # who need not join is told what there is to do all the same
+    except FedSophiaError as error:  # who need not join is told what there is to do all the same
         return first.found | dict.fromkeys(joined, error)
     # a run that is created from here on rings those who wait
     return first.found | (await _look(runner, heartbeat_s, joined)).found

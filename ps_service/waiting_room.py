@@ -8,14 +8,17 @@ meanwhile. Who is rung while somebody looks for it has asked again, so that no r
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import suppress
-from copy import copy
 from typing import Any
 
+from protocol.errors import FedSophiaError, Internal
 from ps_service.bell import Bell, worker_topic
 from ps_service.looking import Found, Work
+
+log = logging.getLogger("fed_sophia.http")
 
 MOST_AT_ONCE = 500
 """Workers that are looked for in one read: others may have the processor between two."""
@@ -57,7 +60,7 @@ class WaitingRoom:
 
         Raises:
             WorkerRevoked: its credential was taken away meanwhile.
-            Exception: what went wrong with the look.
+            FedSophiaError: what else is wrong with the worker, or went wrong with the look.
         """
         if self._closed:
             return None
@@ -127,8 +130,11 @@ class WaitingRoom:
             return
         try:
             found = await self._look(worker_ids)
-        except Exception as error:  # each of them is told, and says so to its worker
+        except FedSophiaError as error:
             found = dict.fromkeys(worker_ids, error)
+        except Exception:  # said once, and each of them is answered
+            log.exception("looking for the work of %d workers failed", len(worker_ids))
+            found = dict.fromkeys(worker_ids, Internal("the server failed; its log has the reason"))
         for waiter in batch:
             answer = found.get(waiter.worker_id)
             if answer is not None or waiter.time_is_up:
@@ -164,8 +170,8 @@ class _Waiter:
     def conclude(self, found: Found) -> None:
         if self.answer.done():
             return
-        if isinstance(found, Exception):
-            self.answer.set_exception(copy(found))  # one that many raise would grow a trace for each
+        if isinstance(found, FedSophiaError):
+            self.answer.set_exception(type(found)(found.detail))  # shared, its trace would grow with each
         else:
             self.answer.set_result(found)
 

@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from protocol.errors import StorageNotWritable, WorkerRevoked
+from protocol.errors import Internal, StorageNotWritable, WorkerRevoked
 from protocol.messages import EvaluationAssignment
 from ps_service.bell import Bell
 from ps_service.waiting_room import MOST_AT_ONCE, WaitingRoom
@@ -212,6 +212,14 @@ async def test_a_look_that_fails_is_told_to_all_of_it_and_the_next_one_is_made(r
     room.looks.fails_with = None
     room.looks.found = {"a": SOMETHING}
     assert await room.wait("a") is SOMETHING
+
+
+async def test_a_look_that_fails_as_nobody_foresaw_is_said_once_and_tells_callers_nothing(room, caplog):
+    room.looks.fails_with = KeyError("a secret place")
+    results = await asyncio.gather(*(room.wait(name) for name in "abc"), return_exceptions=True)
+    assert [type(result) for result in results] == [Internal] * 3
+    assert not any("secret" in result.detail for result in results)
+    assert [record.getMessage() for record in caplog.records] == ["looking for the work of 3 workers failed"]
 
 
 async def test_one_worker_s_error_is_told_to_it_alone(room):
