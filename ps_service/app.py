@@ -3,6 +3,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -13,8 +14,10 @@ from ps_service.bell import Bell
 from ps_service.clock import Clock
 from ps_service.housekeeping import Housekeeping
 from ps_service.limits import JsonBodyLimit
+from ps_service.looking import look_for_work
 from ps_service.metrics import Meters
 from ps_service.openapi import PROBLEM, DescribedApp
+from ps_service.pace import Pace
 from ps_service.presence import Presence
 from ps_service.round_runner import RoundRunner
 from ps_service.routes import ROUTERS
@@ -23,6 +26,7 @@ from ps_service.service import Service
 from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.uploads import Uploads
+from ps_service.waiting_room import WaitingRoom
 
 
 def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
@@ -32,7 +36,22 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
     presence = Presence(runner, settings.lost_after_s)
     auth, uploads = Auth(stores, clock, presence), Uploads(stores.blobs)
     housekeeping = Housekeeping(runner, uploads)
-    return Service(settings, stores, clock, bell, meters, auth, runner, presence, uploads, housekeeping)
+    room = WaitingRoom(bell, partial(look_for_work, runner, presence.heartbeat_s))
+    pace = Pace(settings.max_wait_s)
+    return Service(
+        settings,
+        stores,
+        clock,
+        bell,
+        meters,
+        auth,
+        runner,
+        presence,
+        uploads,
+        housekeeping,
+        room,
+        pace,
+    )
 
 
 def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
@@ -43,6 +62,7 @@ def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with background(service):
             yield
+        await service.room.close()
         await service.uploads.close()
 
     app = DescribedApp(

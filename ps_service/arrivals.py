@@ -20,13 +20,15 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
     At first nobody has a slot: all are numbered together once those awaited are there.
     """
     connection, run_id = transition.connection, run.run_id
-    waiting = await member_records.count_members(connection, run_id)
-    if waiting < run.spec.workers_awaited and not await member_records.has_slots(connection, run_id):
-        return
+    if not await member_records.has_slots(connection, run_id):
+        waiting = await member_records.count_members(connection, run_id)
+        if waiting < run.spec.workers_awaited:
+            return
     await member_records.give_slots(connection, run_id)
-    slots = tuple(await member_records.eligible_slots(connection, run_id))
-    await run_event(transition, run, run_machine.WorkersChanged(transition.now_ms, slots))
-    await invite_idle(transition, run.run_id)
+    if run_machine.heeds_workers(run.state):  # to find who may be invited reads every member
+        slots = tuple(await member_records.eligible_slots(connection, run_id))
+        await run_event(transition, run, run_machine.WorkersChanged(transition.now_ms, slots))
+    await invite_idle(transition, run_id)
 
 
 async def update_admitted(

@@ -30,7 +30,7 @@ from ps_service.clock import Clock
 from ps_service.presence import Presence
 from ps_service.storage import Stores, credential_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import require_not_revoked, the_worker
+from ps_service.storage.existing import require_not_revoked
 from ps_service.storage.files import sync_directory
 from ps_service.storage.not_writable import writing_files
 
@@ -75,7 +75,7 @@ class Auth:
     async def caller(self, request: Request) -> Caller:
         """Raises: Unauthenticated: neither an operator key nor a worker's credential; WorkerRevoked."""
         secret_hash = hash_secret(bearer(request))
-        async with self._records.read() as connection:
+        async with self._records.glance() as connection:
             worker = await credential_records.worker_by_secret(connection, secret_hash)
             if worker is None:
                 if await credential_records.is_operator_key(connection, secret_hash):
@@ -83,15 +83,6 @@ class Auth:
                 raise Unauthenticated("the credential is not known here")
         await self._presence.seen(require_not_revoked(worker))
         return worker
-
-    async def still_valid(self, worker_id: str) -> StoredWorker:
-        """Look again at a worker who has been waiting.
-
-        Raises:
-            WorkerRevoked: its credential was taken away meanwhile.
-        """
-        async with self._records.read() as connection:
-            return await the_worker(connection, worker_id)
 
     async def enrol(self, request: Request, enrolment: Enrolment) -> tuple[Enrolled, bool]:
         """Enrol a device by its join token; give the answer and whether the worker is new.

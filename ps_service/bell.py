@@ -8,6 +8,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 EFFECTS = "effects"
 DEADLINES = "deadlines"
@@ -28,31 +29,45 @@ def run_topic(run_id: str) -> str:
     return f"run/{run_id}"
 
 
+class Listener(Protocol):
+    """Who can be rung."""
+
+    def set(self) -> object:
+        """Take note of a ring, at once; several before the next look are one."""
+        ...
+
+
 class Bell:
     """Topics and who listens to them, within one process."""
 
     def __init__(self) -> None:
-        self._listeners: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._listeners: defaultdict[str, set[Listener]] = defaultdict(set)
 
     @contextmanager
     def listen(self, topics: Iterable[str]) -> Iterator[asyncio.Event]:
         """An event that is set when one of these topics is rung."""
-        topics = tuple(topics)
         rung = asyncio.Event()
-        for topic in topics:
-            self._listeners[topic].add(rung)
-        try:
+        with self.ringing(rung, topics):
             yield rung
+
+    @contextmanager
+    def ringing(self, listener: Listener, topics: Iterable[str]) -> Iterator[None]:
+        """While this is open, the listener is rung whenever one of these topics is."""
+        topics = tuple(topics)
+        for topic in topics:
+            self._listeners[topic].add(listener)
+        try:
+            yield
         finally:
             for topic in topics:
-                self._listeners[topic].discard(rung)
+                self._listeners[topic].discard(listener)
                 if not self._listeners[topic]:
                     del self._listeners[topic]
 
     def ring(self, topics: Iterable[str]) -> None:
         for topic in topics:
-            for rung in self._listeners.get(topic, ()):
-                rung.set()
+            for listener in self._listeners.get(topic, ()):
+                listener.set()
 
     def ring_all(self) -> None:
         self.ring(list(self._listeners))

@@ -13,6 +13,19 @@ BEARER = Depends(HTTPBearer(auto_error=False, description="Operator key, join to
 """Describes the credential, and checks nothing: `auth` does."""
 
 PROBLEM: dict[str, Any] = {"model": Problem, "description": "A problem: its `code` says which."}
+NOTHING_YET: dict[str, Any] = {
+    "description": "Nothing to do yet: ask again.",
+    "headers": {
+        "Next-Wait": {
+            "description": "Seconds to wait the next time, by `Prefer: wait=`, if the way there bears it.",
+            "schema": {"type": "integer"},
+        },
+        "Retry-After": {
+            "description": "The server stops: seconds after which to come back.",
+            "schema": {"type": "integer"},
+        },
+    },
+}
 BINARY = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 TENSORS_SENT = {"requestBody": {"required": True, "content": BINARY}}
 PART_SENT = {

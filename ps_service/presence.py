@@ -2,14 +2,16 @@
 """Who is there: when each worker was last heard of, and what follows from silence and from a return.
 
 Every authenticated request of a worker is a sign of life, and so is a request that is still open. Signs
-are kept in memory and written down together every few seconds, so that a heartbeat costs no transaction;
-what a crash takes with it is made up for at the next start, because nobody is lost before the server has
-listened for `lost_after_s` without a break.
+are kept in memory, and each is written down once what is written of its worker is older than half of
+`lost_after_s`: so a heartbeat costs no transaction and a worker that waits a row a minute, and whose row is
+older than `lost_after_s` has not been heard of. What a crash takes with it is made up for at the next
+start, because nobody is lost before the server has listened for `lost_after_s` without a break.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ps_service.arrivals import worker_lost, worker_returned
 from ps_service.round_runner import RoundRunner
@@ -21,6 +23,14 @@ MOST_AT_ONCE = 100
 """Workers found lost in one transaction."""
 
 
+@dataclass(slots=True)
+class _Sign:
+    """When a worker was heard of, and what its row says of that."""
+
+    seen_ms: int
+    written_ms: int
+
+
 class Presence:
     """The signs of life of one server's workers."""
 
@@ -30,7 +40,8 @@ class Presence:
         self.look_every_s = lost_after_s / LOOKS_WITHIN_LOST_AFTER
         self.heartbeat_s = min(20.0, lost_after_s / 4)
         """How often a worker at work is to be heard of."""
-        self._seen_ms: dict[str, int] = {}
+        self._signs: dict[str, _Sign] = {}
+        """Of those who are here, and those of whom something is not written down."""
         self._here: Counter[str] = Counter()
         self._found_lost: set[str] = set()
         """By this process, and not welcomed back: a request of theirs may have read its record before."""
@@ -38,13 +49,14 @@ class Presence:
 
     async def seen(self, worker: StoredWorker) -> None:
         """A request of this worker has come; one that was lost is welcomed back."""
-        self._seen_ms[worker.worker_id] = self._runner.clock.now_ms()
+        self._sign_of(worker.worker_id, worker.last_seen_ms).seen_ms = self._runner.clock.now_ms()
         if worker.lost_ms is not None or worker.worker_id in self._found_lost:
             await self._welcome_back(worker.worker_id)
 
     def last_seen_ms(self, worker: StoredWorker) -> int:
         """When it was last heard of, as far as is known here."""
-        return max(worker.last_seen_ms, self._seen_ms.get(worker.worker_id, 0))
+        sign = self._signs.get(worker.worker_id)
+        return worker.last_seen_ms if sign is None else max(worker.last_seen_ms, sign.seen_ms)
 
     @contextmanager
     def here(self, worker_id: str) -> Iterator[None]:
@@ -56,7 +68,7 @@ class Presence:
             self._here[worker_id] -= 1
             if not self._here[worker_id]:
                 del self._here[worker_id]
-            self._seen_ms[worker_id] = self._runner.clock.now_ms()
+            self._sign_of(worker_id).seen_ms = self._runner.clock.now_ms()
 
     async def look(self) -> float:
         """Write down who was seen, find who is lost; give the seconds until the next look."""
@@ -71,15 +83,37 @@ class Presence:
         return self.look_every_s
 
     async def _write_down(self, now_ms: int) -> None:
-        seen, self._seen_ms = self._seen_ms | dict.fromkeys(self._here, now_ms), {}
-        if not seen:
-            return
-        try:
+        """Write down who was seen since what its row says, where that is old."""
+        for worker_id in self._here:
+            self._sign_of(worker_id).seen_ms = now_ms
+        due = {
+            worker_id: sign.seen_ms
+            for worker_id, sign in self._signs.items()
+            if sign.seen_ms != sign.written_ms and self._is_old(sign.written_ms, now_ms)
+        }
+        if due:
             async with self._runner.stores.records.write() as connection:
-                await credential_records.set_seen(connection, seen)
-        except BaseException:
-            self._seen_ms = seen | self._seen_ms
-            raise
+                await credential_records.set_seen(connection, due)
+        for worker_id, written_ms in due.items():
+            self._signs[worker_id].written_ms = written_ms
+        self._signs = {
+            worker_id: sign
+            for worker_id, sign in self._signs.items()
+            if worker_id in self._here or sign.seen_ms != sign.written_ms
+        }
+
+    def _is_old(self, written_ms: int, now_ms: int) -> bool:
+        return not 0 <= now_ms - written_ms < self._lost_after_ms / 2
+
+    def _sign_of(self, worker_id: str, written_ms: int = 0) -> _Sign:
+        sign = self._signs.get(worker_id)
+        if sign is None:
+            sign = self._signs[worker_id] = _Sign(0, written_ms)
+        return sign
+
+    def _was_seen(self, worker_id: str, since_ms: int) -> bool:
+        sign = self._signs.get(worker_id)
+        return worker_id in self._here or (sign is not None and sign.seen_ms > since_ms)
 
     async def _find_lost(self, since_ms: int) -> int:
         """Write down who is lost; give how many were silent, of whom some may have come meanwhile."""
@@ -90,7 +124,7 @@ class Presence:
             self._found_lost.update(silent)  # before it is written down: who comes from now on waits for that
             async with self._runner.transition() as transition:
                 for worker_id in silent:
-                    if worker_id not in self._seen_ms and worker_id not in self._here:
+                    if not self._was_seen(worker_id, since_ms):  # by now it may have been
                         await worker_lost(transition, worker_id)
         return len(silent)
 

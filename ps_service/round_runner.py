@@ -21,7 +21,7 @@ from protocol.errors import (
 from protocol.messages import MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
 from ps_service import round_machine, run_machine
 from ps_service.admission import require_open
-from ps_service.arrivals import found_again, update_admitted, worker_declined, workers_changed
+from ps_service.arrivals import found_again, update_admitted, worker_declined
 from ps_service.bell import Bell, task_topic, worker_topic
 from ps_service.clock import Clock
 from ps_service.metrics import Meters
@@ -35,7 +35,6 @@ from ps_service.storage import (
     update_records,
     version_records,
 )
-from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import (
     missing_blobs,
     staleness_now,
@@ -79,24 +78,6 @@ class RoundRunner:
             transition.topics.add(task_topic(spec.task))
             await announce_run(transition, run.run_id)
             return await run_summary(transition.connection, run)
-
-    async def join_runs(self, worker: StoredWorker) -> None:
-        """Make the worker a member of every open run whose task it serves.
-
-        Raises:
-            WorkerRevoked: its credential was taken away meanwhile.
-        """
-        async with self.stores.records.read() as connection:
-            joined = set(await member_records.runs_of_worker(connection, worker.worker_id))
-            open_runs = await run_records.open_runs(connection, worker.tasks)
-        for run_id in [run.run_id for run in open_runs if run.run_id not in joined]:
-            async with self.transition() as transition:
-                run = await the_run(transition.connection, run_id)
-                await the_worker(transition.connection, worker.worker_id)
-                if run.state.status.ended:
-                    continue
-                await member_records.add_member(transition.connection, run_id, worker.worker_id)
-                await workers_changed(transition, run)
 
     async def revoke(self, worker_id: str) -> None:
         """Take a worker's credential away at once; its open assignments count as declined.

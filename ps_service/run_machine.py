@@ -176,6 +176,11 @@ def step(spec: RunSpec, run: Run, event: RunEvent) -> Step:
             return _go_on(spec, run, slots, event.now_ms)
 
 
+def heeds_workers(run: Run) -> bool:
+    """Whether `WorkersChanged` can change anything now; while a round is open nobody is invited."""
+    return not (run.status.ended or run.round_open)
+
+
 def wake_ms(spec: RunSpec, run: Run) -> int | None:
     """When this run needs a Tick next; None if time alone changes nothing."""
     if run.status.ended or run.round_open:

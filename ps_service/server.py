@@ -3,6 +3,7 @@
 
 import asyncio
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ import uvicorn
 from protocol.errors import InvalidUsage, StorageNotWritable
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
+from ps_service.listening import BACKLOG, allow_many_connections, listen
 from ps_service.service import Service
 from ps_service.settings import Settings
 from ps_service.storage import Stores, credential_records
@@ -27,6 +29,10 @@ from ps_service.storage.records import Records
 log = logging.getLogger("fed_sophia.server")
 
 CLOCK_MAY_BE_BEHIND_S = 60.0
+
+GARBAGE_THRESHOLDS = (50_000, 20, 50)
+"""Of the collector of cycles: waiting requests are a million objects, and to go through all of them takes
+half a second, in which nobody is answered. Hardly anything here is a cycle."""
 
 OpensStores = Callable[[Path], Awaitable[Stores]]
 
@@ -48,6 +54,8 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     os.umask(0o077)  # all that is made is the operator's own, also in a directory that others may enter
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    allow_many_connections()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     # the loop uvicorn would choose: uvloop where it is installed
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -62,7 +70,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
     with writing_files():
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = _lock(directory)
-    listener = _listen(settings)
+    listener = listen(settings)
     stores = await open_(directory)
     try:
         await stores.records.check()
@@ -77,6 +85,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
                 app,
                 log_config=None,
                 access_log=False,
+                backlog=BACKLOG,
                 timeout_graceful_shutdown=max(1, round(settings.drain_s)),
             ),
             service,
@@ -115,19 +124,6 @@ def _lock(directory: Path) -> int:
         os.close(descriptor)
         raise InvalidUsage(f"data directory {directory}: another server is running on it") from None
     return descriptor
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """Raises: InvalidUsage: the address is taken or not this machine's."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
-        raise InvalidUsage(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    return listener
 
 
 class _Server(uvicorn.Server):

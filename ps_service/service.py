@@ -15,6 +15,7 @@ from ps_service.round_runner import RoundRunner
 from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.uploads import Uploads
+from ps_service.waiting_room import WaitingRoom
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Service:
     presence: Presence
     uploads: Uploads
     housekeeping: Housekeeping
-    pace: Pace = field(default_factory=Pace)
+    room: WaitingRoom
+    pace: Pace
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""
 
@@ -39,4 +41,5 @@ class Service:
         """Send waiting requests home, so that they do not hold up a stop."""
         self.stopping.set()
         self.pace.send_home()
+        self.room.send_home()
         self.bell.ring_all()

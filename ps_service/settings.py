@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     """Largest tensor message accepted."""
     max_json_bytes: int = Field(default=4 * 1024**2, ge=1024)
     """Largest JSON body accepted."""
-    max_wait_s: float = Field(default=60.0, ge=0, le=600)
+    max_wait_s: float = Field(default=600.0, ge=0, le=600)
     """Longest time a request for an assignment waits, whatever it prefers."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """A body from which nothing arrives for so long is given up; a refused one is read on for so long."""

@@ -26,7 +26,7 @@ from ps_service.storage import (
     update_records,
     version_records,
 )
-from ps_service.storage.existing import the_round, the_run
+from ps_service.storage.known import Known
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
 
@@ -125,12 +125,10 @@ def bundles_wanted(spec: RunSpec, assignment: StoredAssignment) -> tuple[str, ..
     )
 
 
-async def assignment_of(
-    connection: AsyncConnection, stored: StoredAssignment, heartbeat_s: float
-) -> Assignment:
+async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: float) -> Assignment:
     """Everything a worker is told about its part of a round."""
-    run = await the_run(connection, stored.run_id)
-    round_ = await the_round(connection, stored.run_id, stored.round)
+    run = await known.run(stored.run_id)
+    round_ = await known.round(stored.run_id, stored.round)
     spec = run.spec
     algorithm = algorithm_named(spec.algorithm)
     hyperparameters = algorithm.parse(spec.hyperparameters)
@@ -143,7 +141,7 @@ async def assignment_of(
         slot=stored.slot,
         phase="train",
         task=spec.task,
-        tensors=await version_records.tensors_of(connection, run.run_id, stored.version),
+        tensors=await known.tensors(run.run_id, stored.version),
         bundles=bundles,
         encodings={bundle: spec.encoding_of(bundle) for bundle in bundles},
         optimizer=algorithm.optimizer,

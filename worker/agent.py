@@ -48,6 +48,7 @@ from worker.local_state import LocalState
 from worker.options import WorkerOptions
 from worker.outbox import Entry, Outbox, Pending
 from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
+from worker.poller import Poller
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
 from worker.threads import accompanied, stoppable, to_its_end
@@ -55,7 +56,6 @@ from worker.trainers import Trains, build_trainers
 from worker.update import Trained, pack
 from worker.uploader import Uploader
 
-LONG_POLL_S = 30.0
 SHORT_POLL_S = 1.0
 """Nothing to do, said sooner than this: by someone who does not know how to wait."""
 LOOK_EVERY_S = 3600.0
@@ -90,6 +90,7 @@ class Agent:
         self._client = client
         self._uploader = Uploader(client)
         self._downloader = Downloader(client)
+        self._poller = Poller(client, worker_id, pauses.clock_s)
         self._trainer = trainer
         self._state_dir = state_dir
         self._local_state = LocalState(state_dir / "local_state", fsync)
@@ -140,8 +141,9 @@ class Agent:
         short_polls = 0
         while True:
             asked_s = self._pauses.clock_s()
-            asking = partial(self._client.next_assignment, self._worker_id, LONG_POLL_S)
-            assignment = await self._persistently(asking)  # its pauses grow apart from those of the turn
+            assignment = await self._persistently(
+                self._poller.ask
+            )  # its pauses grow apart from those of the turn
             if assignment is not None:
                 return assignment
             if asked_s - self._looked_s >= LOOK_EVERY_S:

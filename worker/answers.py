@@ -2,6 +2,7 @@
 """What a server's answer says, read from its headers and its bytes: pure decisions."""
 
 import re
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,14 @@ from protocol.messages import ANY_ASSIGNMENT, Assignment, EvaluationAssignment
 from worker.retry import RetryAfter
 
 M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class NothingYet:
+    """There is no assignment yet."""
+
+    next_wait_s: float | None = None
+    """How long the server advises to wait the next time."""
 
 
 def parsed(message: type[M], body: bytes) -> M:
@@ -67,6 +76,12 @@ def wait_asked_for(retry_after: str) -> RetryAfter | None:
     """What a `Retry-After` of whole seconds asks for; None when there is none, or no wait."""
     wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0
     return RetryAfter(wait_s) if wait_s else None
+
+
+def nothing_yet(next_wait: str) -> NothingYet:
+    """What an answer without an assignment says, with a `Next-Wait` of whole seconds; any other is none."""
+    understood = next_wait.isascii() and next_wait.isdigit()
+    return NothingYet(float(next_wait) if understood else None)
 
 
 def _first_of(error: ValidationError) -> str:

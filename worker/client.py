@@ -39,7 +39,9 @@ from protocol.messages import (
     UploadOffer,
 )
 from worker.answers import (
+    NothingYet,
     assignment_in,
+    nothing_yet,
     number_in,
     parsed,
     size_of_range,
@@ -114,20 +116,21 @@ class ServerClient:
 
     async def next_assignment(
         self, worker_id: str, wait_s: float
-    ) -> Assignment | EvaluationAssignment | None:
-        """Wait on the server for something to do; None when nothing came within `wait_s`.
+    ) -> Assignment | EvaluationAssignment | NothingYet:
+        """Wait on the server for something to do, at most `wait_s`.
 
         Raises:
             NotReady: the server sends its workers home and says when to come back.
         """
-        status, body = await self._ask(
-            "GET",
-            f"/v1/workers/{_part(worker_id)}/assignment",
-            (200, 204),
-            headers={"Prefer": f"wait={wait_s:g}"},
-            silence_s=wait_s + LONG_POLL_MARGIN_S,
-        )
-        return None if status == HTTPStatus.NO_CONTENT else assignment_in(body)
+        path, headers = f"/v1/workers/{_part(worker_id)}/assignment", {"Prefer": f"wait={wait_s:g}"}
+        silence_s = wait_s + LONG_POLL_MARGIN_S
+        async with self._answer("GET", path, (200, 204), None, headers, silence_s) as response:
+            if response.status_code != HTTPStatus.NO_CONTENT:
+                return assignment_in(await _small_body(response))
+            after = wait_asked_for(response.headers.get("Retry-After", ""))
+            if after is not None:
+                raise NotReady("the server has nothing to do and is stopping") from after
+            return nothing_yet(response.headers.get("Next-Wait", ""))
 
     async def fetch_tensors(
         self, run_id: str, download: Download, at_most_bytes: int | None = None
@@ -211,12 +214,8 @@ class ServerClient:
         expected: tuple[int, ...],
         content: BaseModel | AsyncIterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
-        silence_s: float = SILENCE_TIMEOUT_S,
     ) -> tuple[int, bytes]:
-        async with self._answer(method, path, expected, content, headers, silence_s) as response:
-            after = wait_asked_for(response.headers.get("Retry-After", ""))
-            if after is not None and response.status_code == HTTPStatus.NO_CONTENT:
-                raise NotReady("the server has nothing to do and is stopping") from after
+        async with self._answer(method, path, expected, content, headers) as response:
             return response.status_code, await _small_body(response)
 
     @asynccontextmanager

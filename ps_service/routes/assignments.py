@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker is asked to do, and its declaration of what it is about to send."""
 
-import asyncio
 import hashlib
 import json
 import re
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -23,16 +23,17 @@ from protocol.messages import (
 from ps_service import bell
 from ps_service.admission import check_declaration, require_open
 from ps_service.auth import Caller, require_same
-from ps_service.openapi import BEARER
+from ps_service.openapi import BEARER, NOTHING_YET
 from ps_service.round_runner import same_update
 from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import staleness_now, the_assignment, the_round, the_run
+from ps_service.storage.known import Known
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.storage.update_records import StoredAssignment
-from ps_service.summaries import assignment_of, bundles_wanted, next_evaluation
+from ps_service.summaries import assignment_of, bundles_wanted
 
 
 def router(service: Service) -> APIRouter:
@@ -44,27 +45,28 @@ def router(service: Service) -> APIRouter:
     @routes.get(
         "/workers/{worker_id}/assignment",
         response_model=Assignment | EvaluationAssignment,
-        responses={204: {"description": "Nothing to do yet: ask again."}},
+        responses={204: NOTHING_YET},
     )
     async def next_assignment(
-        worker: ThisWorker, worker_id: str, prefer: Annotated[str, Header()] = ""
-    ) -> Assignment | EvaluationAssignment | Response:
+        request: Request, worker: ThisWorker, worker_id: str, prefer: Annotated[str, Header()] = ""
+    ) -> Response:
         """Wait for something to do: `Prefer: wait=SECONDS`."""
         require_same(worker, worker_id)
-        wait_s = min(preferred_wait_s(prefer), service.settings.max_wait_s)
-        with service.meters.waiting.track_inprogress(), service.pace.waiting():
-            found = await _wait_for_work(service, worker, service.pace.wait_s(wait_s))
+        wait_s = service.pace.wait_s(min(preferred_wait_s(prefer), service.settings.max_wait_s))
+        gone = partial(_disconnected, request) if wait_s else None
+        here = service.presence.here(worker_id)
+        with service.meters.waiting.track_inprogress(), service.pace.waiting(), here:
+            found = await service.room.wait(worker_id, _topics(worker), wait_s, gone)
         if found is not None:
-            return found
-        come_back_s = service.pace.come_back_s()
-        return Response(status_code=204, headers={"Retry-After": str(come_back_s)} if come_back_s else None)
+            return Response(found.model_dump_json(), media_type="application/json")
+        return Response(status_code=204, headers=service.pace.advice())
 
     @routes.get("/assignments/{assignment_id}")
     async def get_assignment(request: Request, assignment_id: str) -> Assignment:
         caller = await auth.caller(request)
         async with records.read() as connection:
             stored, _, _ = await own_assignment(connection, caller, assignment_id)
-            return await assignment_of(connection, stored, service.presence.heartbeat_s)
+            return await assignment_of(Known(connection), stored, service.presence.heartbeat_s)
 
     @routes.post(
         "/assignments/{assignment_id}/update",
@@ -119,38 +121,15 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _wait_for_work(
-    service: Service, worker: StoredWorker, wait_s: float
-) -> Assignment | EvaluationAssignment | None:
-    """Look, and look again whenever the bell rings, until there is something or the time is up."""
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + wait_s
-    topics = [bell.worker_topic(worker.worker_id), *map(bell.task_topic, worker.tasks)]
-    if worker.role is Role.EVALUATOR:
-        topics.append(bell.VERSIONS)
-    with service.presence.here(worker.worker_id), service.bell.listen(topics) as rung:
-        while True:
-            found = await _look_for_work(service, worker)
-            remaining_s = give_up_at - loop.time()
-            if found is not None or remaining_s <= 0 or service.stopping.is_set():
-                return found
-            if not await bell.wait_for_ring(rung, remaining_s) or service.stopping.is_set():
-                return None
-            worker = await service.auth.still_valid(worker.worker_id)
+def _topics(worker: StoredWorker) -> list[str]:
+    """What rings when there may be something to do for workers like this one."""
+    return [bell.VERSIONS] if worker.role is Role.EVALUATOR else [*map(bell.task_topic, worker.tasks)]
 
 
-async def _look_for_work(service: Service, worker: StoredWorker) -> Assignment | EvaluationAssignment | None:
-    if worker.role is Role.EVALUATOR:
-        async with service.stores.records.read() as connection:
-            return await next_evaluation(
-                connection, worker.worker_id, worker.tasks, service.presence.heartbeat_s
-            )
-    await service.runner.join_runs(worker)
-    async with service.stores.records.read() as connection:
-        stored = await update_records.next_assignment_of(connection, worker.worker_id)
-        if stored is None:
-            return None
-        return await assignment_of(connection, stored, service.presence.heartbeat_s)
+async def _disconnected(request: Request) -> None:
+    """Ends when the connection of a request, whose body is read, is closed."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def own_assignment(

@@ -2,7 +2,7 @@
 """Queries: operator keys, join tokens and workers. Secrets are stored as SHA-256 only."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
@@ -10,6 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import JoinTokenRequest, Role, WorkerSummary
 from ps_service.storage.schema import events, join_tokens, operator_keys, workers
+
+# built once: every request asks the one, every wait for an assignment the other
+_WORKER_OF_SECRET = select(workers).where(workers.c.secret_hash == bindparam("given"))
+_WORKERS = select(workers).where(workers.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,19 @@ async def enrolled_again(
 
 
 async def worker_by_secret(connection: AsyncConnection, secret_hash: str) -> StoredWorker | None:
-    row = (await connection.execute(select(workers).where(workers.c.secret_hash == secret_hash))).first()
+    row = (await connection.execute(_WORKER_OF_SECRET, {"given": secret_hash})).first()
     return None if row is None else _worker(row)
 
 
 async def worker_by_id(connection: AsyncConnection, worker_id: str) -> StoredWorker | None:
     row = (await connection.execute(select(workers).where(workers.c.worker_id == worker_id))).first()
     return None if row is None else _worker(row)
+
+
+async def workers_by_id(connection: AsyncConnection, worker_ids: Collection[str]) -> dict[str, StoredWorker]:
+    """{worker_id: worker} of those of them that there are."""
+    rows = await connection.execute(_WORKERS, {"worker_ids": list(worker_ids)})
+    return {row.worker_id: _worker(row) for row in rows}
 
 
 async def list_workers(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries: the workers that take part in a run, and their slots."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ps_service.storage.schema import assignments, members, workers
@@ -28,10 +28,15 @@ async def is_member(connection: AsyncConnection, run_id: str, worker_id: str) ->
     return (await connection.execute(query)).first() is not None
 
 
-async def add_member(connection: AsyncConnection, run_id: str, worker_id: str) -> None:
-    """Let a worker wait for a slot; nothing if it has come before."""
-    if not await is_member(connection, run_id, worker_id):
-        await connection.execute(insert(members).values(run_id=run_id, worker_id=worker_id, turns=0))
+async def add_members(connection: AsyncConnection, run_id: str, worker_ids: Collection[str]) -> None:
+    """Let workers wait for slots; those who have come before do already."""
+    before = await connection.execute(
+        select(members.c.worker_id).where(members.c.run_id == run_id, members.c.worker_id.in_(worker_ids))
+    )
+    new = sorted(set(worker_ids) - set(before.scalars()))
+    if new:
+        rows = [{"run_id": run_id, "worker_id": worker_id, "slot": None, "turns": 0} for worker_id in new]
+        await connection.execute(insert(members), rows)
 
 
 async def has_slots(connection: AsyncConnection, run_id: str) -> bool:
@@ -54,11 +59,16 @@ async def give_slots(connection: AsyncConnection, run_id: str) -> None:
         .where(members.c.run_id == run_id, members.c.slot.is_(None), _IS_THERE)
         .order_by(workers.c.name, workers.c.worker_id)
     )
-    for slot, worker_id in enumerate(waiting.scalars().all(), start=next_slot):
+    given = [
+        {"worker": worker_id, "given": slot}
+        for slot, worker_id in enumerate(waiting.scalars().all(), start=next_slot)
+    ]
+    if given:
         await connection.execute(
             update(members)
-            .where(members.c.run_id == run_id, members.c.worker_id == worker_id)
-            .values(slot=slot)
+            .where(members.c.run_id == run_id, members.c.worker_id == bindparam("worker"))
+            .values(slot=bindparam("given")),
+            given,
         )
 
 
@@ -114,3 +124,15 @@ async def count_members(connection: AsyncConnection, run_id: str) -> int:
 async def runs_of_worker(connection: AsyncConnection, worker_id: str) -> list[str]:
     rows = await connection.execute(select(members.c.run_id).where(members.c.worker_id == worker_id))
     return list(rows.scalars())
+
+
+async def memberships(
+    connection: AsyncConnection, run_ids: Collection[str], worker_ids: Collection[str]
+) -> set[tuple[str, str]]:
+    """(run, worker) of those of these workers who are members of these runs."""
+    rows = await connection.execute(
+        select(members.c.run_id, members.c.worker_id).where(
+            members.c.run_id.in_(run_ids), members.c.worker_id.in_(worker_ids)
+        )
+    )
+    return {(row.run_id, row.worker_id) for row in rows}

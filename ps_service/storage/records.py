@@ -9,6 +9,7 @@ only looks runs inside `read()`. Neither is held while waiting for anything outs
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import event, text
@@ -19,6 +20,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from protocol.errors import StorageCorrupt
 from ps_service.storage.not_writable import is_read_only, using_database
+from ps_service.storage.one_visit import BEGIN, connect
 
 
 class Records:
@@ -68,6 +70,17 @@ class Records:
                 yield connection
 
     @asynccontextmanager
+    async def glance(self) -> AsyncIterator[AsyncConnection]:
+        """For statements that only look, each by itself: a view of its own for each, and no transaction.
+
+        Raises:
+            StorageNotWritable: SQLite cannot read, for want of a disk that works.
+        """
+        with using_database(self._directory):
+            async with self.engine.connect() as connection:
+                yield await connection.execution_options(no_transaction=True)
+
+    @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that changes something: commits at the end, rolls back on any error.
 
@@ -100,13 +113,20 @@ class Records:
 
 
 def _sqlite_engine(path: Path | None) -> AsyncEngine:
+    connecting = partial(connect, path)
     if path is None:
         # the database lives and dies with its one connection: it must never be used by two at a time
         engine = create_async_engine(
-            "sqlite+aiosqlite://", poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0
+            "sqlite+aiosqlite://",
+            async_creator=connecting,
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=1,
+            max_overflow=0,
         )
     else:
-        engine = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=8, max_overflow=8)
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{path}", async_creator=connecting, pool_size=8, max_overflow=8
+        )
     _own_transactions(engine.sync_engine)
     return engine
 
@@ -124,5 +144,8 @@ def _own_transactions(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("begin_immediate", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        options = connection.get_execution_options()
+        if options.get("no_transaction", False):
+            return
+        immediate = options.get("begin_immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else BEGIN)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries: runs and their rounds."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
 from pydantic import TypeAdapter
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import RoundStatus, RunSpec, RunStatus
@@ -16,6 +17,15 @@ from ps_service.storage.schema import rounds, runs
 MOST_ROWS = 1000
 """No listing is longer than this."""
 
+# built once: every wait for an assignment asks it
+_OPEN_RUN_IDS = (
+    select(runs.c.run_id, runs.c.task)
+    .where(
+        runs.c.status.in_([status for status in RunStatus if not status.ended]),
+        runs.c.task.in_(bindparam("tasks", expanding=True)),
+    )
+    .order_by(runs.c.created_ms, runs.c.run_id)
+)
 _RUN = TypeAdapter(Run)
 _ROUND = TypeAdapter(Round)
 
@@ -91,6 +101,12 @@ async def open_runs(connection: AsyncConnection, tasks: tuple[str, ...] | None =
     if tasks is not None:
         query = query.where(runs.c.task.in_(tasks))
     return [_run(row) for row in await connection.execute(query.order_by(runs.c.created_ms, runs.c.run_id))]
+
+
+async def open_run_ids(connection: AsyncConnection, tasks: Collection[str]) -> dict[str, str]:
+    """{run_id: task} of the runs of these tasks that have not ended, oldest first."""
+    rows = await connection.execute(_OPEN_RUN_IDS, {"tasks": list(tasks)})
+    return {row.run_id: row.task for row in rows}
 
 
 async def all_run_ids(connection: AsyncConnection) -> list[str]:

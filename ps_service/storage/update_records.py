@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries: assignments, declared uploads and received updates."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, Receipt, UpdateHeader
 from ps_service.storage.schema import assignments, rounds, updates, uploads, workers
+
+_OPEN_ASSIGNMENTS = (
+    select(assignments)
+    .join(rounds, (rounds.c.run_id == assignments.c.run_id) & (rounds.c.number == assignments.c.round))
+    .where(assignments.c.settled.is_(False))
+    .order_by(rounds.c.deadline_ms, assignments.c.assignment_id)
+)
+# built once: every wait for an assignment asks it
+_OF_WORKERS = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
 
 
 @dataclass(frozen=True)
@@ -83,17 +93,19 @@ async def open_assignments_of(
     connection: AsyncConnection, worker_id: str, limit: int | None = None
 ) -> list[StoredAssignment]:
     """Those that are not settled, the most urgent first."""
-    query = (
-        select(assignments)
-        .join(
-            rounds,
-            (rounds.c.run_id == assignments.c.run_id) & (rounds.c.number == assignments.c.round),
-        )
-        .where(assignments.c.worker_id == worker_id, assignments.c.settled.is_(False))
-        .order_by(rounds.c.deadline_ms, assignments.c.assignment_id)
-        .limit(limit)
-    )
+    query = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id == worker_id).limit(limit)
     return [_assignment(row) for row in await connection.execute(query)]
+
+
+async def next_assignments_of(
+    connection: AsyncConnection, worker_ids: Collection[str]
+) -> dict[str, StoredAssignment]:
+    """{worker_id: what `next_assignment_of` gives} of those of these workers who have one."""
+    rows = await connection.execute(_OF_WORKERS, {"worker_ids": list(worker_ids)})
+    following: dict[str, StoredAssignment] = {}
+    for row in rows:
+        following.setdefault(row.worker_id, _assignment(row))
+    return following
 
 
 async def decline(connection: AsyncConnection, assignment_id: str, reason: str) -> None:

@@ -4,12 +4,9 @@
 import asyncio
 from dataclasses import replace
 
-import pytest
-
-from protocol.errors import WorkerRevoked
 from protocol.messages import MetricsReport, RunStatus
+from ps_service.joining import join
 from ps_service.storage import (
-    credential_records,
     member_records,
     report_records,
     run_records,
@@ -37,11 +34,8 @@ async def test_a_revoked_worker_is_not_here_and_gets_no_slot(server):
 async def test_a_worker_revoked_while_it_asks_joins_nothing(server):
     run = await server.a_run()
     worker = await server.enrol("a")
-    async with server.stores.records.read() as connection:
-        stored = await credential_records.worker_by_id(connection, worker.worker_id)
     await revoke(server, worker)
-    with pytest.raises(WorkerRevoked):
-        await server.runner.join_runs(stored)
+    await join(server.runner, {run.run_id: [worker.worker_id]})
     async with server.stores.records.read() as connection:
         assert not await member_records.is_member(connection, run.run_id, worker.worker_id)
 
@@ -50,12 +44,10 @@ async def test_a_run_that_ends_while_a_worker_asks_is_not_joined(start_server):
     server = await start_server(on_disk=True, performing=False)
     run = await server.a_run()
     worker = await server.enrol("a")
-    async with server.stores.records.read() as connection:
-        stored = await credential_records.worker_by_id(connection, worker.worker_id)
     async with server.stores.records.write():
         cancelling = asyncio.create_task(server.runner.cancel_run(run.run_id))
         await asyncio.sleep(0)
-        joining = asyncio.create_task(server.runner.join_runs(stored))
+        joining = asyncio.create_task(join(server.runner, {run.run_id: [worker.worker_id]}))
         while len(server.stores.records._writing._waiters) < 2:
             await asyncio.sleep(0)
     await asyncio.gather(cancelling, joining)

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
-from ps_service.pace import RETURNS_PER_S, Pace
+from ps_service.pace import RETURNS_AT_REST_PER_S, RETURNS_PER_S, USUAL_WAIT_S, Pace
 
 
-def a_pace(waiting=0, seed=0):
+def a_pace(waiting=0, seed=0, max_wait_s=600):
     """A pace by which so many requests wait."""
-    pace = Pace(random.Random(seed).random)
+    pace = Pace(max_wait_s, random.Random(seed).random)
     still_open = contextlib.ExitStack()
     for _ in range(waiting):
         still_open.enter_context(pace.waiting())
@@ -84,3 +84,50 @@ async def test_a_wait_that_ends_by_itself_says_nothing_of_coming_back(server):
     answer = await worker.ask(wait_s=0)
     assert answer.status_code == 204
     assert "Retry-After" not in answer.headers
+    assert answer.headers["Next-Wait"] == str(round(USUAL_WAIT_S))
+
+
+# --- how long to wait the next time ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 10 * RETURNS_AT_REST_PER_S])
+def test_a_few_come_back_as_often_as_ever(waiting):
+    pace, _ = a_pace(waiting)
+    assert {pace.next_wait_s() for _ in range(100)} == {USUAL_WAIT_S}
+
+
+@pytest.mark.parametrize("waiting", [500, 1_000, 3_000])
+def test_however_many_wait_about_as_many_return_each_second(waiting):
+    pace, _ = a_pace(waiting)
+    waits_s = [pace.next_wait_s() for _ in range(1000)]
+    returns_per_s = waiting * sum(1 / wait_s for wait_s in waits_s) / len(waits_s)
+    assert 0.8 * RETURNS_AT_REST_PER_S < returns_per_s < 1.3 * RETURNS_AT_REST_PER_S
+
+
+def test_a_crowd_that_came_together_is_spread_over_as_long_as_it_waits():
+    pace, _ = a_pace(waiting=3_000)
+    waits_s = [pace.next_wait_s() for _ in range(3_000)]
+    assert min(waits_s) < 200
+    assert max(waits_s) > 550
+    assert max(waits_s.count(second) for second in range(180, 560)) < 4 * RETURNS_AT_REST_PER_S
+
+
+def test_nobody_is_advised_to_wait_longer_than_the_server_lets_it():
+    for max_wait_s, advised_s in [(600, 600), (45.5, 45), (10, 10), (0.5, 0)]:
+        pace, _ = a_pace(waiting=100_000, max_wait_s=max_wait_s)
+        assert {pace.next_wait_s() for _ in range(100)} == {advised_s}
+
+
+async def test_who_has_waited_in_vain_among_many_is_told_to_wait_longer(server):
+    worker = await server.enrol("worker")
+    with contextlib.ExitStack() as others:
+        for _ in range(1_600):
+            others.enter_context(server.service.pace.waiting())
+        answer = await worker.ask(wait_s=0)
+    assert 100 <= int(answer.headers["Next-Wait"]) <= 300
+
+
+async def test_a_server_that_lets_nobody_wait_for_a_second_advises_nothing(start_server):
+    server = await start_server(max_wait_s=0.5)
+    worker = await server.enrol("worker")
+    assert "Next-Wait" not in (await worker.ask(wait_s=60)).headers

@@ -426,3 +426,19 @@ def test_laws_that_hold_whatever_happens_in_whatever_order_and_however_the_clock
             woken, _ = run_machine.step(spec, run, Tick(wake_at_ms, slots))
             again_ms = wake_ms(spec, woken)
             assert again_ms is None or again_ms > wake_at_ms, "a tick that changes nothing comes for ever"
+
+
+@pytest.mark.parametrize("status", RunStatus)
+@pytest.mark.parametrize("round_open", [False, True])
+@pytest.mark.parametrize("slots", [(), ALL])
+def test_a_run_that_does_not_heed_its_workers_is_not_changed_by_them(status, round_open, slots):
+    run = replace(OPEN, status=status, round_open=round_open)
+    if not run_machine.heeds_workers(run):
+        assert run_machine.step(SPEC, run, WorkersChanged(10**9, slots)) == (run, ())
+
+
+def test_a_run_heeds_its_workers_unless_a_round_is_open_or_it_is_over():
+    assert run_machine.heeds_workers(Run())
+    assert run_machine.heeds_workers(replace(OPEN, round_open=False))
+    assert not run_machine.heeds_workers(OPEN)
+    assert not run_machine.heeds_workers(replace(OPEN, status=RunStatus.FINISHED, round_open=False))

@@ -15,6 +15,9 @@ from ps_service.routes.tensors import _send
 from ps_service.storage import credential_records, schema
 from tests.ps_service.silence import LOST_AFTER_S, heartbeat, lose, pass_time, standings, who_is_lost
 
+HALF_MS = LOST_AFTER_S * 500
+"""What is written of a worker may be so old before it is written anew."""
+
 
 @pytest.fixture
 async def server(start_server):
@@ -164,7 +167,7 @@ async def test_who_was_lost_before_a_restart_is_lost_after_it_until_it_asks(star
 
 async def test_signs_of_life_are_written_down_together_and_a_heartbeat_writes_nothing(server):
     workers = [await server.enrol(f"worker-{number}") for number in range(20)]
-    server.clock.advance(1_000)
+    server.clock.advance(HALF_MS)
     with write_transactions(server) as begun:
         for worker in workers:
             await heartbeat(worker)
@@ -178,9 +181,57 @@ async def test_signs_of_life_are_written_down_together_and_a_heartbeat_writes_no
     assert [(await stored_worker(server, worker)).last_seen_ms for worker in workers] == [seen_ms] * 20
 
 
+async def test_a_worker_that_waits_is_written_down_twice_while_it_could_be_lost_once(server):
+    """5,000 that wait are so many rows in 45 s, and a look in between writes nothing."""
+    worker = await server.enrol("waits")
+    async with asyncio.timeout(20):
+        asking = asyncio.create_task(worker.ask(wait_s=30))
+        await server.someone_listens(f"worker/{worker.worker_id}")
+        written = []
+        for _ in range(4 * LOST_AFTER_S // 5):
+            server.clock.advance(5_000)
+            with write_transactions(server) as begun:
+                await server.service.presence.look()
+            written += begun
+            age_ms = server.clock.now_ms() - (await stored_worker(server, worker)).last_seen_ms
+            assert age_ms < HALF_MS
+        server.service.stop_waiting()
+        await asking
+    assert len(written) == 8  # in 360 s
+    assert await who_is_lost(server) == []
+
+
+async def test_silence_counts_from_the_last_sign_also_where_it_was_not_written_down_at_once(server):
+    worker = await server.enrol("worker")
+    for _ in range(8):
+        server.clock.advance(5_000)
+        await server.service.presence.look()
+    await heartbeat(worker)  # 40 s after it was written of last
+    for _ in range(17):
+        server.clock.advance(5_000)
+        await server.service.presence.look()
+        assert await who_is_lost(server) == []
+    server.clock.advance(5_000)
+    await server.service.presence.look()
+    assert await who_is_lost(server) == [worker.worker_id]
+
+
+async def test_what_a_crash_takes_of_the_signs_of_life_loses_nobody(start_server, server):
+    """It was heard of 40 s after it was written down, and the server dies before it writes that."""
+    worker = await server.enrol("worker")
+    server.clock.advance(40_000)
+    await heartbeat(worker)
+    await server.service.presence.look()
+    server = await start_server(on_disk=True, performing=False, clock=server.clock)
+    await pass_time(server, LOST_AFTER_S - 30)
+    assert await who_is_lost(server) == []
+    await pass_time(server, 30)
+    assert await who_is_lost(server) == [worker.worker_id]
+
+
 async def test_signs_that_could_not_be_written_are_written_with_the_next(server):
     worker, other = await server.enrol("worker"), await server.enrol("other")
-    server.clock.advance(1_000)
+    server.clock.advance(HALF_MS)
     await heartbeat(worker)
     async with server.stores.records.write():
         looking = asyncio.create_task(server.service.presence.look())

@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -24,6 +25,7 @@ from protocol.errors import (
 )
 from protocol.messages import Enrolment, Receipt, UpdateHeader, UploadOffer
 from ps_service.routes.problems import STATUS
+from worker.answers import NothingYet
 from worker.client import ServerClient
 from worker.download import Download
 from worker.retry import LONGEST_RETRY_AFTER_S, RetryAfter, wait_before_retry
@@ -222,7 +224,25 @@ async def test_nothing_to_do_and_a_time_to_come_back_is_an_error_that_says_when(
 async def test_nothing_to_do_and_no_time_that_is_understood_is_nothing_to_do(after: str):
     answer = httpx.Response(204, headers={"Retry-After": after.encode()})
     async with client_of(lambda request: answer) as client:
-        assert await client.next_assignment("w-1", 30) is None
+        assert await client.next_assignment("w-1", 30) == NothingYet()
+
+
+@pytest.mark.parametrize(
+    ("advice", "next_wait_s"),
+    [
+        ("250", 250),
+        ("", None),
+        ("-1", None),
+        ("2.5", None),
+        ("soon", None),
+        ("٧", None),
+        ("9" * 400, math.inf),
+    ],
+)
+async def test_nothing_to_do_may_say_how_long_to_wait_the_next_time(advice: str, next_wait_s: float | None):
+    answer = httpx.Response(204, headers={"Next-Wait": advice.encode()})
+    async with client_of(lambda request: answer) as client:
+        assert await client.next_assignment("w-1", 30) == NothingYet(next_wait_s)
 
 
 async def test_absurd_times_to_come_back_are_understood_as_very_late():
@@ -353,7 +373,7 @@ async def test_enrolment_shows_the_join_token_and_everything_else_the_workers_ow
         enrolled = await client.enrol(
             "join-token", Enrolment(name="mine", secret="s" * 43, tasks=("digits",))
         )
-        assert await client.next_assignment(enrolled.worker_id, 30) is None
+        assert await client.next_assignment(enrolled.worker_id, 30) == NothingYet()
     assert shown == ["Bearer join-token", "Bearer credential"]
 
 

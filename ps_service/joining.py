@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes workers members of runs: a crowd in one transaction, which asks once whether a run can go on."""
+
+from collections.abc import Collection, Mapping
+
+from ps_service.arrivals import workers_changed
+from ps_service.round_runner import RoundRunner
+from ps_service.storage import credential_records, member_records
+from ps_service.storage.existing import the_run
+
+
+async def join(runner: RoundRunner, joining: Mapping[str, Collection[str]]) -> None:
+    """Let workers join runs whose task they serve. Who was revoked and what has ended meanwhile is left out.
+
+    Args: joining: {run_id: ids of the workers that are no members of it yet}.
+    """
+    async with runner.transition() as transition:
+        connection = transition.connection
+        everybody = {worker_id for worker_ids in joining.values() for worker_id in worker_ids}
+        workers = await credential_records.workers_by_id(connection, everybody)
+        allowed = {worker_id for worker_id, worker in workers.items() if worker.revoked_ms is None}
+        for run_id, worker_ids in joining.items():
+            run = await the_run(connection, run_id)
+            new = allowed.intersection(worker_ids)
+            if new and not run.state.status.ended:
+                await member_records.add_members(connection, run_id, new)
+                await workers_changed(transition, run)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many workers that wait at one server: what they cost its database, and what each of them is told."""
+
+import asyncio
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+from sqlalchemy import event
+
+from ps_service import bell
+from tests.ps_service.silence import LOST_AFTER_S, pass_time, who_is_lost
+
+READ, WRITE = "BEGIN", "BEGIN IMMEDIATE"
+
+
+@pytest.fixture
+async def server(start_server):
+    """Nothing happens by itself."""
+    return await start_server(on_disk=True, performing=False)
+
+
+@contextmanager
+def transactions(server):
+    """The transactions that were begun while this is open."""
+    begun = []
+
+    def note(_connection, _cursor, statement, *_):
+        if statement in (READ, WRITE):
+            begun.append(statement)
+
+    engine = server.stores.records.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield begun
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+async def looked(server):
+    """Come back once the room has looked for everybody who asked."""
+    await asyncio.sleep(0)
+    while server.service.room._looking is not None:
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def waiting(server, workers):
+    """The requests of these workers, who all wait and were looked for."""
+    async with asyncio.timeout(60):
+        asking = [asyncio.create_task(worker.ask(wait_s=60)) for worker in workers]
+        while len(server.service.room) < len(workers):
+            await asyncio.sleep(0)
+        await looked(server)
+        try:
+            yield asking
+        finally:
+            server.service.room.send_home()
+            await asyncio.gather(*asking)
+
+
+async def a_crowd(server, count, **enrolment):
+    return [await server.enrol(f"worker-{number:03d}", **enrolment) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 30])
+async def test_looking_for_many_is_one_read_as_for_one(server, count):
+    crowd = await a_crowd(server, count)
+    async with waiting(server, crowd):
+        with transactions(server) as begun:
+            server.service.bell.ring([bell.worker_topic(worker.worker_id) for worker in crowd])
+            await looked(server)
+    assert begun == [READ]
+
+
+@pytest.mark.parametrize("count", [3, 30])
+async def test_a_crowd_joins_a_run_in_one_transaction(server, count):
+    crowd = await a_crowd(server, count)
+    spec = await server.a_spec(cohort_size=count)
+    async with waiting(server, crowd) as asking:
+        with transactions(server) as begun:
+            created = await server.operator.post("/v1/runs", json=spec)
+            answers = await asyncio.gather(*asking)
+    assert begun.count(WRITE) == 2, "one creates the run, one lets all join it"
+    assert begun.count(READ) == 2, "a look before they join, and one after"
+    run_id = created.json()["run_id"]
+    assert [answer.json()["run_id"] for answer in answers] == [run_id] * count
+    assert [answer.json()["slot"] for answer in answers] == list(range(count))
+    assert (await server.show(run_id)).members == count
+
+
+async def test_what_the_room_finds_is_what_asking_for_the_assignment_gives(server):
+    crowd = await a_crowd(server, 3)
+    async with waiting(server, crowd) as asking:
+        await server.a_run(cohort_size=3)
+        answers = [(await each).json() for each in asking]
+    for worker, answer in zip(crowd, answers, strict=True):
+        assert (await worker.http.get(f"/v1/assignments/{answer['assignment_id']}")).json() == answer
+
+
+async def test_who_waits_while_others_are_invited_goes_on_waiting(server):
+    crowd = await a_crowd(server, 10)
+    async with waiting(server, crowd) as asking:
+        run = await server.a_run(cohort_size=4, min_workers=10)
+        await looked(server)
+        while sum(each.done() for each in asking) < 4:
+            await asyncio.sleep(0)
+        await looked(server)
+        assert sum(each.done() for each in asking) == 4
+        assert len(server.service.room) == 6
+    assert (await server.show(run.run_id)).members == 10
+
+
+async def test_a_waiting_worker_that_is_revoked_is_told_so_and_the_others_wait(server):
+    crowd = await a_crowd(server, 3)
+    async with waiting(server, crowd) as asking:
+        assert (await server.operator.delete(f"/v1/workers/{crowd[1].worker_id}")).status_code == 204
+        answer = await asking[1]
+        assert (answer.status_code, answer.json()["code"]) == (403, "worker-revoked")
+        assert not asking[0].done()
+        assert not asking[2].done()
+
+
+async def test_evaluators_and_trainers_wait_in_one_room_and_each_gets_its_own(server):
+    trainers = await a_crowd(server, 2)
+    judges = [await server.enrol(f"judge-{number}", role="evaluator") for number in range(2)]
+    run = await server.a_run(cohort_size=2)
+    assignments = [await asyncio.create_task(worker.ask()) for worker in trainers][1:]
+    assert [answer.status_code for answer in assignments] == [200]
+    async with waiting(server, judges) as asking:
+        for worker in trainers:
+            await worker.send(await worker.assignment())
+        await server.aggregate_now()
+        answers = [(await each).json() for each in asking]
+    assert [(answer["kind"], answer["run_id"], answer["version"]) for answer in answers] == [
+        ("evaluate", run.run_id, 1)
+    ] * 2
+
+
+async def test_who_hangs_up_is_gone_at_once_and_lost_in_time(server):
+    worker, stays = await a_crowd(server, 2)
+    request = (
+        f"GET /v1/workers/{worker.worker_id}/assignment HTTP/1.1\r\nHost: server\r\n"
+        f"Authorization: Bearer {worker.secret}\r\nPrefer: wait=600\r\n\r\n"
+    )
+    async with asyncio.timeout(30), server.on_a_socket() as client, waiting(server, [stays]):
+        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(request.encode())
+        await writer.drain()
+        await server.someone_listens(bell.worker_topic(worker.worker_id))
+        writer.close()
+        await writer.wait_closed()
+        while len(server.service.room) > 1:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        await pass_time(server, LOST_AFTER_S + 30)
+        assert await who_is_lost(server) == [worker.worker_id]
+
+
+async def test_a_crowd_that_waits_holds_no_connection_of_the_database(server):
+    async with waiting(server, await a_crowd(server, 30)):
+        assert server.stores.records.engine.pool.checkedout() == 0
