@@ -9,6 +9,7 @@ from protocol.codec import DEFAULT_LIMITS, MessageHeader, TensorHeader
 from protocol.errors import (
     AssignmentDeclined,
     BundleMismatch,
+    InvalidMessage,
     MalformedTensorMessage,
     MessageTooLarge,
     RoundClosed,
@@ -17,6 +18,7 @@ from protocol.errors import (
     SizeMismatch,
 )
 from protocol.messages import RoundStatus, RunSpec, RunStatus, UpdateHeader
+from ps_service.combiners import COMBINERS
 from ps_service.round_machine import Round
 from ps_service.staleness import require_fresh
 
@@ -41,6 +43,13 @@ def require_open(
         require_fresh(spec, staleness)
     elif round_.status is not RoundStatus.COLLECTING:
         raise RoundClosed(f"round {round_.number} is {round_.status.value}")
+
+
+def check_combiners(spec: RunSpec) -> None:
+    """Raises: InvalidMessage: the spec names a combiner that there is not."""
+    unknown = set(spec.combiners.values()) - set(COMBINERS)
+    if unknown:
+        raise InvalidMessage(f"combiner {min(unknown)!r}: expected one of {', '.join(COMBINERS)}")
 
 
 def check_declaration(

@@ -4,13 +4,12 @@
 import asyncio
 import secrets
 
-from protocol.errors import InvalidMessage, StorageCorrupt, UnknownTensors
+from protocol.errors import StorageCorrupt, UnknownTensors
 from protocol.messages import RunStatus, RunSummary
 from protocol.run_archive import RunArchive
-from ps_service.admission import check_state_message
+from ps_service.admission import check_combiners, check_state_message
 from ps_service.aggregation import StoredMessage
 from ps_service.bell import DEADLINES, HOUSEKEEPING, VERSIONS, task_topic
-from ps_service.combiners import COMBINERS
 from ps_service.round_runner import RoundRunner
 from ps_service.run_machine import REMEMBERED_ROUNDS, Run
 from ps_service.storage import archive_records, run_records
@@ -29,9 +28,7 @@ async def import_run(runner: RoundRunner, archive: RunArchive) -> RunSummary:
         MalformedTensorMessage, ShapeMismatch: a tensor message is none of the spec's model.
         InvalidMessage: the spec names a combiner that there is not.
     """
-    unknown = set(archive.spec.combiners.values()) - set(COMBINERS)
-    if unknown:
-        raise InvalidMessage(f"combiner {min(unknown)!r}: expected one of {', '.join(COMBINERS)}")
+    check_combiners(archive.spec)
     blobs = runner.stores.blobs
     kept = tuple(sorted({*archive.included, archive.version}))
     await _require_stored(blobs, archive, kept)

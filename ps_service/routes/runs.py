@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
-from protocol.errors import Forbidden, InvalidMessage, NotFound, UnknownTensors
+from protocol.errors import Forbidden, NotFound, UnknownTensors
 from protocol.messages import (
     MetricsReport,
     Role,
@@ -17,9 +17,8 @@ from protocol.messages import (
     VersionSummary,
     WorkerInRound,
 )
-from ps_service.admission import check_params_message
+from ps_service.admission import check_combiners, check_params_message
 from ps_service.aggregation import StoredMessage
-from ps_service.combiners import COMBINERS
 from ps_service.openapi import BEARER
 from ps_service.routes.pages import Limit
 from ps_service.service import Service
@@ -45,9 +44,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("", status_code=201, dependencies=[operators])
     async def create(spec: RunSpec) -> RunSummary:
         """Begin a run whose initial `params` were stored before."""
-        unknown = set(spec.combiners.values()) - set(COMBINERS)
-        if unknown:
-            raise InvalidMessage(f"combiner {min(unknown)!r}: expected one of {', '.join(COMBINERS)}")
+        check_combiners(spec)
         if await asyncio.to_thread(service.stores.blobs.size, spec.params_digest) is None:
             raise UnknownTensors(f"params_digest: nothing is stored under {spec.params_digest}")
         params = await asyncio.to_thread(StoredMessage, service.stores.blobs, spec.params_digest)

@@ -62,9 +62,9 @@ async def test_what_cannot_be_a_run_here_is_refused_and_nothing_of_it_is_kept(se
         (with_last(other_bundle), "shape-mismatch", "expected params/weight, got hessian/weight"),
         (with_last(update.declared()["digest"]), "malformed-tensor-message", "expected 'state'"),
         (
-            changed(document, spec=document["spec"] | {"combiners": {"delta": "krum"}}),
+            changed(document, spec=document["spec"] | {"combiners": {"delta": "loudest"}}),
             "invalid-message",
-            "krum",
+            "loudest",
         ),
         (changed(document, schema_version=2), "invalid-message", "schema_version"),
         (changed(document, members=[]), "invalid-message", "members"),

@@ -14,7 +14,7 @@ IMPOSSIBLE = [
     ({"model": [{"name": "weight", "shape": [3, 2]}, {"name": "bias", "shape": [3]}]}, "shape-mismatch"),
     ({"model": [{"name": "bias", "shape": [3]}, {"name": "weight", "shape": [2, 3]}]}, "shape-mismatch"),
     ({"model": [{"name": "weight", "shape": [2, 3]}]}, "shape-mismatch"),
-    ({"combiners": {"delta": "krum"}}, "invalid-message"),
+    ({"combiners": {"delta": "loudest"}}, "invalid-message"),
     ({"combiners": {"control": "mean"}}, "invalid-message"),
     ({"algorithm": "adam"}, "invalid-message"),
     ({"hyperparameters": {"rho": 1}}, "invalid-message"),
