@@ -5,13 +5,15 @@ Each bundle has rows of its own: usually those of the round's updates, but in an
 that workers send now and then is combined of what several rounds brought.
 
 For a given admitted set the result is the same, bit for bit, whatever the order of arrival, the chunk size
-or the machine's threads: rows are read in slot order and nothing is summed across coordinates. Memory is
-O(chunk · workers), never O(model · workers). Everything here blocks: it runs in a thread.
+or the machine's threads: rows are read in slot order, and what is summed across coordinates
+(`combining.py`) is summed exactly. Memory is O(chunk · workers), never O(model · workers). Everything here
+blocks: it runs in a thread.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial as bound_to
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +31,15 @@ from protocol.codec import (
 from protocol.encodings import encoding_named
 from protocol.messages import RunSpec, TensorSpec, UpdateHeader, Weighting
 from ps_service.combiners import COMBINERS
+from ps_service.combining import chunks, decided_weights
 from ps_service.server_steps import SERVER_STEPS, StepContext
 from ps_service.staleness import weight
 from ps_service.storage.blobs import BlobStore, Staged
 
 Chunk = npt.NDArray[np.float32]
 CHUNK_BYTES = 8 * 1024 * 1024
-"""Rows of all workers together, in one bundle."""
+"""Rows of all workers together, in one bundle.
+"""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,9 @@ class _Aggregation:
         }
         self.rows = {bundle: [messages[update.digest] for update in rows[bundle]] for bundle in rows}
         self.weights = {bundle: _weights(spec, rows[bundle]) for bundle in rows}
+        self.combiners = {
+            bundle: COMBINERS[spec.combiners.get(bundle, self.algorithm.combiners[bundle])] for bundle in rows
+        }
         self.state = {bundle: StoredMessage(blobs, digest) for bundle, digest in tensors.items()}
         deltas = rows["delta"]
         self.starts = {params: StoredMessage(blobs, params) for params in {each.params for each in deltas}}
@@ -172,11 +179,12 @@ class _Aggregation:
         )
 
     def run(self, chunk_elements: int) -> dict[str, str]:
+        weights = self._decide(chunk_elements)
         writers: dict[str, StateWriter] = {}
         try:
             for index, tensor in enumerate(self.spec.model):
-                for start, stop in _chunks(tensor.num_elements, chunk_elements):
-                    for bundle, values in self._step(tensor.name, start, stop).items():
+                for start, stop in chunks(tensor.num_elements, chunk_elements):
+                    for bundle, values in self._step(weights, tensor.name, start, stop).items():
                         if bundle not in writers:
                             writers[bundle] = StateWriter(self.blobs, bundle, self.spec.model)
                         if start == 0:
@@ -188,7 +196,20 @@ class _Aggregation:
             for writer in writers.values():
                 writer.discard()
 
-    def _step(self, name: str, start: int, stop: int) -> dict[str, Chunk]:
+    def _decide(self, chunk_elements: int) -> dict[str, Chunk]:
+        """{sent bundle: what each of its rows counts for}, the same at every coordinate."""
+        return {
+            bundle: decided_weights(
+                combiner,
+                self.weights[bundle],
+                self.spec.model,
+                bound_to(self._received, bundle),
+                chunk_elements,
+            )
+            for bundle, combiner in self.combiners.items()
+        }
+
+    def _step(self, weights: Mapping[str, Chunk], name: str, start: int, stop: int) -> dict[str, Chunk]:
         """The changed state bundles of these coordinates."""
         server_step = SERVER_STEPS[self.algorithm.server_step]
         state = {
@@ -199,9 +220,9 @@ class _Aggregation:
         derived = server_step.derive(received, self._starts(name, start, stop), self.context)
         combined = {}
         for bundle, rows in (received | dict(derived)).items():
+            # what is derived shares its combiner and what was decided: all of it is of the same workers
             sent = self.algorithm.derived.get(bundle, bundle)
-            combiner = COMBINERS[self.spec.combiners.get(sent, self.algorithm.combiners[sent])]
-            combined[bundle] = combiner(rows, self.weights[sent])
+            combined[bundle] = self.combiners[sent].combine(rows, weights[sent])
         return dict(server_step.apply(state, combined, self.context))
 
     def _state(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
@@ -223,12 +244,6 @@ class _Aggregation:
             values[digest] = np.empty(stop - start, dtype=np.float32)
             params.read("params", name, start, values[digest])
         return [values[digest] for digest in self.start_of_each]
-
-
-def _chunks(num_elements: int, chunk_elements: int) -> Iterator[tuple[int, int]]:
-    """Ranges that cover a tensor; an empty tensor has one empty range."""
-    for start in range(0, max(num_elements, 1), chunk_elements):
-        yield start, min(start + chunk_elements, num_elements)
 
 
 def _weights(spec: RunSpec, updates: Sequence[AdmittedUpdate]) -> Chunk:

@@ -15,6 +15,7 @@ from protocol.errors import every_error
 from protocol.messages import RunSpec
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
+from ps_service.combiners import COMBINERS
 from ps_service.metrics import Meters
 from ps_service.routes.problems import STATUS
 from ps_service.settings import Settings
@@ -123,6 +124,11 @@ def test_every_hyperparameter_combiner_and_server_step_of_an_algorithm_is_told(n
         assert (text == "none") if value is None else (float(text) == pytest.approx(value, rel=1e-4)), field
     assert documented == algorithm.combiners
     assert f"Server step `{algorithm.server_step}`" in section
+
+
+def test_every_combiner_is_told_before_the_algorithms_and_no_other() -> None:
+    before, _, _ = (REFERENCE / "algorithms.md").read_text(encoding="utf-8").partition("\n## ")
+    assert set(re.findall(r"^\| `([^`]+)` \|", before, flags=re.MULTILINE)) == set(COMBINERS)
 
 
 def test_every_metric_has_its_heading_and_no_other() -> None:

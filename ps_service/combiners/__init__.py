@@ -1,34 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Menu: many workers' values → one. To add one, copy `mean.py` and add a line to `COMBINERS`.
 
-Duties of a combiner: rows come in slot order; coordinates are independent of each other; sums are
-element-wise multiply-adds, row after row, into a float32 accumulator. No BLAS, einsum or sum over an
-axis: their order of addition changes with the width of a chunk, and with it the bits of the result.
+One that has to see whole updates before it can weigh them, as `norm_bounded.py`, names what is measured of
+them and leaves the combining to the mean; the duties of both are told in `base.py`.
 """
 
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
-
+from ps_service.combiners.base import Combiner, Weighing
+from ps_service.combiners.geometric_median import geometric_median
+from ps_service.combiners.krum import krum
 from ps_service.combiners.mean import mean
+from ps_service.combiners.measures import inner_products, squared_lengths
+from ps_service.combiners.median import median
+from ps_service.combiners.multi_krum import multi_krum
+from ps_service.combiners.norm_bounded import norm_bounded
 from ps_service.combiners.trimmed_mean import trimmed_mean
 
-Rows = npt.NDArray[np.float32]
-"""Shape (K, n): one row a worker, in slot order."""
-Values = npt.NDArray[np.float32]
-"""Shape (n,)."""
-
-
-class Combiner(Protocol):
-    """A function from rows and weights to values."""
-
-    def __call__(self, rows: Rows, weights: Values) -> Values:
-        """Combine `rows`, shape (K, n), with `weights`, shape (K,) and sum 1; `rows` may be overwritten."""
-        ...
-
+__all__ = ["COMBINERS", "Combiner", "Weighing"]
 
 COMBINERS: dict[str, Combiner] = {
-    "mean": mean,
-    "trimmed_mean": trimmed_mean,
+    "mean": Combiner(mean),
+    "trimmed_mean": Combiner(trimmed_mean),
+    "median": Combiner(median),
+    "krum": Combiner(mean, Weighing(inner_products, krum)),
+    "multi_krum": Combiner(mean, Weighing(inner_products, multi_krum)),
+    "geometric_median": Combiner(mean, Weighing(inner_products, geometric_median)),
+    "norm_bounded": Combiner(mean, Weighing(squared_lengths, norm_bounded)),
 }

@@ -6,10 +6,11 @@ the run's choice; the paper's n_k/n is `weighting = "num_examples"`.
 """
 
 import numpy as np
-import numpy.typing as npt
+
+from ps_service.combiners.base import Rows, Values
 
 
-def mean(rows: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def mean(rows: Rows, weights: Values) -> Values:
     """The weighted mean of the rows, shape (n,)."""
     total = np.zeros(rows.shape[1], dtype=np.float32)
     term = np.empty_like(total)

@@ -7,7 +7,8 @@ not used: a worker that claims many examples must not weigh more in what protect
 """
 
 import numpy as np
-import numpy.typing as npt
+
+from ps_service.combiners.base import Rows, Values
 
 TRIM = 0.1
 
@@ -17,7 +18,7 @@ def trimmed(num_rows: int) -> int:
     return max(int(num_rows * TRIM), 1) if num_rows >= 3 else 0
 
 
-def trimmed_mean(rows: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def trimmed_mean(rows: Rows, weights: Values) -> Values:
     """The trimmed mean of the rows, shape (n,); `weights` are ignored. Sorts `rows` in place."""
     drop = trimmed(len(rows))
     rows.sort(axis=0)

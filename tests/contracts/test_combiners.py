@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws that every combiner obeys."""
+"""Laws that every combiner obeys, and those that all which protect from wild workers obey."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from protocol.messages import TensorSpec
 from ps_service.combiners import COMBINERS
 from ps_service.combiners.trimmed_mean import trimmed
+from ps_service.combining import decided_weights
 
 EVERY_COMBINER = pytest.mark.parametrize("name", COMBINERS)
 COORDINATES = 97
+ADDS_IN_ANOTHER_ORDER = {"trimmed_mean"}
+"""If all signs are turned round: the kept values are added from the other end."""
+STANDS_AGAINST_FEWER_THAN_HALF = pytest.mark.parametrize(
+    "name", ["median", "krum", "multi_krum", "geometric_median"]
+)
+HEEDS_WEIGHTS = {"mean", "norm_bounded"}
 
 
 def rows_of(num_workers, seed=0):
@@ -19,9 +29,20 @@ def uniform(num_workers):
     return np.full(num_workers, 1 / num_workers, dtype=np.float32)
 
 
+def decided(name, rows, weights=None, chunk_elements=COORDINATES):
+    """What each row counts for."""
+    return decided_weights(
+        COMBINERS[name],
+        uniform(len(rows)) if weights is None else weights,
+        [TensorSpec(name="w", shape=rows.shape[1:])],
+        lambda _, start, stop: rows[:, start:stop],
+        chunk_elements,
+    )
+
+
 def combine(name, rows, weights=None):
-    """`rows` may be overwritten by a combiner: give it a copy."""
-    return COMBINERS[name](rows.copy(), uniform(len(rows)) if weights is None else weights)
+    """All there is to combining; `rows` may be overwritten by a combiner: it gets a copy."""
+    return COMBINERS[name].combine(rows.copy(), decided(name, rows, weights))
 
 
 @EVERY_COMBINER
@@ -49,9 +70,10 @@ def test_permuting_workers_changes_nothing_beyond_float_rounding(name, num_worke
     )
 
 
-def test_the_trimmed_mean_sorts_and_so_forgets_the_order_of_workers_to_the_bit():
+@pytest.mark.parametrize("name", ["trimmed_mean", "median"])
+def test_whoever_sorts_forgets_the_order_of_workers_to_the_bit(name):
     rows = rows_of(33)
-    np.testing.assert_array_equal(combine("trimmed_mean", rows[::-1]), combine("trimmed_mean", rows))
+    assert combine(name, rows[::-1]).tobytes() == combine(name, rows).tobytes()
 
 
 @EVERY_COMBINER
@@ -61,26 +83,101 @@ def test_scaling_every_row_scales_the_result(name, factor):
     rows = rows_of(12)
     scaled = combine(name, rows * np.float32(factor))
     expected = combine(name, rows) * np.float32(factor)
-    if factor < 0 and name == "trimmed_mean":  # turned round, the kept values are added from the other end
+    if factor < 0 and name in ADDS_IN_ANOTHER_ORDER:
         np.testing.assert_allclose(scaled, expected, rtol=0, atol=1e-6)
+    elif factor == 0:
+        np.testing.assert_array_equal(scaled, 0)
     else:
         np.testing.assert_array_equal(scaled, expected)
+
+
+@pytest.mark.parametrize("name", sorted(set(COMBINERS) - {"norm_bounded"}))
+@pytest.mark.parametrize("num_workers", [2, 3, 8, 13])
+def test_shifting_every_row_shifts_the_result(name, num_workers):
+    """But where lengths count: those are from zero."""
+    rows, shift = rows_of(num_workers), rows_of(1, seed=5)[0]
+    np.testing.assert_allclose(combine(name, rows + shift), combine(name, rows) + shift, rtol=0, atol=1e-5)
 
 
 @EVERY_COMBINER
 @pytest.mark.parametrize("num_workers", range(1, 41))
 def test_every_split_of_the_coordinates_gives_the_same_bits(name, num_workers):
     rows = rows_of(num_workers, seed=num_workers)
+    weights = decided(name, rows)
     whole = combine(name, rows).tobytes()
     for width in (1, 2, 3, 7, 8, 16, 31, 64, COORDINATES):
-        chunks = [combine(name, rows[:, at : at + width]) for at in range(0, COORDINATES, width)]
+        assert decided(name, rows, chunk_elements=width).tobytes() == weights.tobytes(), width
+        chunks = [
+            COMBINERS[name].combine(rows[:, at : at + width].copy(), weights)
+            for at in range(0, COORDINATES, width)
+        ]
         assert np.concatenate(chunks).tobytes() == whole, width
 
 
 @EVERY_COMBINER
-def test_no_coordinates_combine_to_none(name):
-    result = combine(name, np.empty((3, 0), dtype=np.float32))
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+def test_no_coordinates_combine_to_none(name, num_workers):
+    result = combine(name, np.empty((num_workers, 0), dtype=np.float32))
     assert (result.shape, result.dtype) == ((0,), np.float32)
+
+
+@EVERY_COMBINER
+def test_deciding_leaves_the_rows_as_they_are(name):
+    rows = rows_of(7)
+    before = rows.copy()
+    decided(name, rows)
+    np.testing.assert_array_equal(rows, before)
+
+
+@EVERY_COMBINER
+def test_only_those_that_say_so_heed_weights(name):
+    rows = rows_of(9)
+    weights = np.random.default_rng(1).dirichlet(np.ones(9)).astype(np.float32)
+    changed = combine(name, rows, weights).tobytes() != combine(name, rows).tobytes()
+    assert changed == (name in HEEDS_WEIGHTS)
+
+
+@EVERY_COMBINER
+@settings(deadline=None, derandomize=True)
+@given(num_workers=st.integers(1, 12), seed=st.integers(0, 2**32 - 1), exponent=st.integers(-20, 20))
+def test_the_result_lies_between_the_least_and_the_greatest_value_or_nearer_to_zero(
+    name, num_workers, seed, exponent
+):
+    rows = rows_of(num_workers, seed) * np.float32(2.0**exponent)
+    result = combine(name, rows)
+    slack = np.abs(rows).max() * 1e-6
+    assert (result <= np.maximum(rows.max(axis=0), 0) + slack).all()
+    assert (result >= np.minimum(rows.min(axis=0), 0) - slack).all()
+
+
+@STANDS_AGAINST_FEWER_THAN_HALF
+@settings(deadline=None, derandomize=True)
+@given(
+    num_workers=st.integers(3, 16),
+    seed=st.integers(0, 2**32 - 1),
+    exponent=st.integers(-6, 30),
+    alike=st.booleans(),
+)
+def test_fewer_than_half_wild_workers_move_the_result_no_farther_than_the_others_lie_apart(
+    name, num_workers, seed, exponent, alike
+):
+    """Times a factor of the number of workers; wild workers may conspire, and lie at any distance."""
+    num_wild = (num_workers - 1) // 2
+    rows = rows_of(num_workers, seed)
+    honest = rows[num_wild:]
+    rows[:num_wild] = (rows[0] if alike else rows[:num_wild]) * np.float32(10.0**exponent)
+    center = honest.mean(axis=0)
+    apart = np.linalg.norm(honest - center, axis=1).max()
+    assert np.linalg.norm(combine(name, rows) - center) <= 2 * num_workers * apart
+
+
+@pytest.mark.parametrize("name", ["krum", "multi_krum"])
+@pytest.mark.parametrize("num_workers", range(3, 17))
+def test_far_rows_that_are_fewer_than_half_count_for_nothing(name, num_workers):
+    num_wild = (num_workers - 1) // 2
+    rows = rows_of(num_workers)
+    rows[:num_wild] = 1e6
+    assert (decided(name, rows)[:num_wild] == 0).all()
 
 
 def test_the_mean_weighs_by_its_weights():
