@@ -10,8 +10,10 @@ neither a chunk's width nor a number of threads nor a BLAS can change it, in wha
 begin where a tensor begins, hold 4096 coordinates but for the tensor's last, and are added one after
 another.
 
-Rounding moves a value by at most 2^-20 of the largest one of its row in its block. Each row has a scale of
-its own: a wild row is seen as exactly as the others, and makes nobody else's distances coarser.
+Rounding moves a value by at most 2^-20 of the largest one of its row in its block, so a row by at most
+√4096·2^-20 = 2^-14 of its length, and by some millionths where no single value outweighs a block. Each row
+has a scale of its own: a wild row is seen as exactly as the others, and makes nobody else's distances
+coarser.
 
 Source: none; ours. Splitting values so that a BLAS sums them without rounding is known from accurate matrix
 products. Rows are finite: admission sees to it.
