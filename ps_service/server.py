@@ -32,7 +32,7 @@ CLOCK_MAY_BE_BEHIND_S = 60.0
 
 GARBAGE_THRESHOLDS = (20_000, 10, 1000)
 """Of the collector of cycles: waiting requests are a million objects, and to go through all of them takes
-half a second and more, in which nobody is answered. Hardly anything here is a cycle."""
+over half a second, in which nobody is answered. Hardly anything here is a cycle."""
 
 OpensStores = Callable[[Path], Awaitable[Stores]]
 
