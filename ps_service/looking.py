@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looks for the work of many workers at once: one read for all who ask, whatever their number.
 
-Who is not yet a member of a run whose task it serves joins it first, all of them in one transaction.
+Mostly there is none: one statement finds that out, and only the others are looked at any closer. Who is not
+yet a member of a run whose task it serves joins it first, all of them in one transaction.
 """
 
 from collections import defaultdict
@@ -18,6 +19,7 @@ from ps_service.storage import credential_records, member_records, run_records, 
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import require_not_revoked
 from ps_service.storage.known import Known
+from ps_service.storage.work_records import may_have_work
 from ps_service.summaries import assignment_of, next_evaluation
 
 Work = Assignment | EvaluationAssignment
@@ -42,7 +44,11 @@ async def look_for_work(
     Raises:
         StorageNotWritable, SQLAlchemyError: nobody can be told anything.
     """
-    first = await _look(runner, heartbeat_s, worker_ids)
+    async with runner.stores.records.glance() as connection:
+        perhaps = await may_have_work(connection, worker_ids)
+    if not perhaps:
+        return {}
+    first = await _look(runner, heartbeat_s, perhaps)
     if not first.joining:
         return first.found
     joined = {worker_id for of_run in first.joining.values() for worker_id in of_run}
