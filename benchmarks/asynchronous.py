@@ -33,7 +33,7 @@ from protocol.messages import RoundStatus, RoundSummary
 
 TARGET = 0.80
 PACE_S = 2.0
-"""Of the fastest worker: 2 to 20 s, so that what the machine itself takes for 32 of them is small beside it."""
+"""Of the fastest worker: what the machine itself takes for 32 of them is small beside it."""
 SLOWEST = 10.0
 MOST_VERSIONS = {"quorum-1.0": 60, "quorum-0.8": 80, "asynchronous": 400}
 COHORT_SIZE = 8
