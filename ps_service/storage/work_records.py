@@ -8,8 +8,8 @@ from collections.abc import Collection
 from sqlalchemy import BindParameter, bindparam, literal, null, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.messages import Role, RoundStatus, RunStatus
-from ps_service.storage.schema import assignments, members, rounds, runs, workers
+from protocol.messages import Role, RunStatus
+from ps_service.storage.schema import assignments, members, runs, workers
 
 _WORKER, _INVITED, _RUN, _MEMBER = "worker", "invited", "run", "member"
 _THESE: BindParameter[str] = bindparam("worker_ids", expanding=True)
@@ -18,12 +18,8 @@ _TOGETHER = union_all(
     select(literal(_WORKER).label("kind"), workers.c.worker_id.label("a"), workers.c.tasks.label("b")).where(
         workers.c.worker_id.in_(_THESE), workers.c.role == Role.TRAINER, workers.c.revoked_ms.is_(None)
     ),
-    select(literal(_INVITED), assignments.c.worker_id, null())
-    .join(rounds, (rounds.c.run_id == assignments.c.run_id) & (rounds.c.number == assignments.c.round))
-    .where(
-        assignments.c.worker_id.in_(_THESE),
-        assignments.c.settled.is_(False),
-        rounds.c.status == RoundStatus.COLLECTING,
+    select(literal(_INVITED), assignments.c.worker_id, null()).where(
+        assignments.c.worker_id.in_(_THESE), assignments.c.settled.is_(False)
     ),
     select(literal(_RUN), runs.c.run_id, runs.c.task).where(_OPEN),
     select(literal(_MEMBER), members.c.worker_id, runs.c.task)
