@@ -7,10 +7,16 @@ These functions change rows only, within one write transaction, like those of `t
 from protocol.messages import RoundStatus, UpdateHeader
 from ps_service import round_machine, run_machine
 from ps_service.round_machine import RoundEvent
-from ps_service.storage import credential_records, member_records, run_records, update_records
+from ps_service.storage import (
+    assignment_records,
+    credential_records,
+    member_records,
+    run_records,
+    update_records,
+)
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.existing import staleness_now, the_round, the_run
 from ps_service.storage.run_records import StoredRun
-from ps_service.storage.update_records import StoredAssignment
 from ps_service.transitions import Transition, invite_idle, round_event, run_event
 
 
@@ -61,7 +67,7 @@ async def worker_declined(transition: Transition, assignment: StoredAssignment, 
     run = await the_run(transition.connection, assignment.run_id)
     number = assignment.round if run.spec.asynchronous is None else run.state.round
     stored = await the_round(transition.connection, run.run_id, number)
-    await update_records.decline(transition.connection, assignment.assignment_id, reason)
+    await assignment_records.decline(transition.connection, assignment.assignment_id, reason)
     await round_event(transition, run, stored, round_machine.WorkerDeclined(transition.now_ms))
     await invite_idle(transition, run.run_id)
 
@@ -70,8 +76,8 @@ async def worker_lost(transition: Transition, worker_id: str) -> None:
     """Nothing is heard of a worker any more: it is not invited, and its rounds need not wait for it."""
     connection, now_ms = transition.connection, transition.now_ms
     await credential_records.set_lost(connection, worker_id, now_ms)
-    for assignment in await update_records.open_assignments_of(connection, worker_id):
-        await update_records.set_assignment_lost(connection, assignment.assignment_id, now_ms)
+    for assignment in await assignment_records.open_assignments_of(connection, worker_id):
+        await assignment_records.set_assignment_lost(connection, assignment.assignment_id, now_ms)
         await _round_event_of(transition, assignment, round_machine.WorkerLost(now_ms))
         await invite_idle(transition, assignment.run_id)
 
@@ -80,7 +86,7 @@ async def worker_returned(transition: Transition, worker_id: str) -> None:
     """A lost worker is there again: rounds that still collect wait for it, and it may be invited."""
     connection = transition.connection
     await credential_records.set_lost(connection, worker_id, None)
-    for assignment in await update_records.open_assignments_of(connection, worker_id):
+    for assignment in await assignment_records.open_assignments_of(connection, worker_id):
         await found_again(transition, assignment)
     for run_id in await member_records.runs_of_worker(connection, worker_id):
         run = await the_run(connection, run_id)
@@ -92,7 +98,7 @@ async def found_again(transition: Transition, assignment: StoredAssignment) -> N
     """The worker of this assignment is heard of: a round that went on without it waits for it again."""
     if assignment.lost_ms is None or assignment.settled:
         return
-    await update_records.set_assignment_lost(transition.connection, assignment.assignment_id, None)
+    await assignment_records.set_assignment_lost(transition.connection, assignment.assignment_id, None)
     await _round_event_of(transition, assignment, round_machine.WorkerReturned(transition.now_ms))
 
 

@@ -15,7 +15,12 @@ from protocol.errors import FedSophiaError, NotFound
 from protocol.messages import Assignment, EvaluationAssignment, Role
 from ps_service.joining import join
 from ps_service.round_runner import RoundRunner
-from ps_service.storage import credential_records, member_records, run_records, update_records
+from ps_service.storage import (
+    assignment_records,
+    credential_records,
+    member_records,
+    run_records,
+)
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import require_not_revoked
 from ps_service.storage.known import Known
@@ -94,7 +99,7 @@ async def _look_for_assignments(
 ) -> None:
     known = Known(connection)
     worker_ids = [worker.worker_id for worker in trainers]
-    for worker_id, stored in (await update_records.next_assignments_of(connection, worker_ids)).items():
+    for worker_id, stored in (await assignment_records.next_assignments_of(connection, worker_ids)).items():
         try:
             look.found[worker_id] = await assignment_of(known, stored, heartbeat_s)
         except FedSophiaError as error:

@@ -11,13 +11,13 @@ versions grow by one for each committed round; nothing happens after the end, an
 the last round says why; sampling depends on the run's seed, the round's number and the eligible slots alone.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from protocol.messages import RunSpec, RunStatus
 from ps_service.round_length import round_length_ms
+from ps_service.sampling import sample
 
 REMEMBERED_ROUNDS = 20
 """Committed rounds whose lengths an adaptive deadline looks at."""
@@ -293,18 +293,3 @@ def _end_ms(spec: RunSpec, run: Run) -> int | None:
     if spec.max_duration_s is None or run.started_ms is None:
         return None
     return run.started_ms + round(spec.max_duration_s * 1000)
-
-
-def sample(seed: int, round_number: int, slots: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Choose `size` slots by the seed; the same whatever order `slots` come in. Ascending."""
-
-    def rank(slot: int) -> bytes:
-        return hashlib.sha256(f"cohort/{seed}/{round_number}/{slot}".encode()).digest()
-
-    return tuple(sorted(sorted(slots, key=rank)[:size]))
-
-
-def assignment_seed(seed: int, turn: int, slot: int) -> int:
-    """The seed of one worker's local training in its turn (of a synchronous run: the round), below 2^63."""
-    digest = hashlib.sha256(f"train/{seed}/{turn}/{slot}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

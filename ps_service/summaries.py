@@ -17,7 +17,7 @@ from protocol.messages import (
     RunSummary,
     UpdateHeader,
 )
-from ps_service.run_machine import assignment_seed
+from ps_service.sampling import assignment_seed
 from ps_service.storage import (
     archive_records,
     member_records,
@@ -26,9 +26,9 @@ from ps_service.storage import (
     update_records,
     version_records,
 )
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.known import Known
 from ps_service.storage.run_records import StoredRound, StoredRun
-from ps_service.storage.update_records import StoredAssignment
 
 EVALUATIONS_BEHIND = 100
 """So many versions of a run, the newest, are offered before older ones."""

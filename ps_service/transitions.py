@@ -20,15 +20,16 @@ from ps_service.round_machine import Round, RoundEffect, RoundEvent
 from ps_service.run_machine import CancelRound, OpenRound, Run, RunEvent
 from ps_service.staleness import oldest_fresh_version
 from ps_service.storage import (
+    assignment_records,
     effect_records,
     member_records,
     report_records,
     run_records,
     update_records,
 )
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
-from ps_service.storage.update_records import StoredAssignment
 from ps_service.summaries import mean_of_reports, round_summaries, run_summary
 
 
@@ -57,7 +58,7 @@ async def round_event(
         match effect:
             case RoundEffect.AGGREGATE:
                 if not round_.buffered:
-                    await update_records.settle_round(transition.connection, run.run_id, round_.number)
+                    await assignment_records.settle_round(transition.connection, run.run_id, round_.number)
                 await effect_records.add_effect(
                     transition.connection, effect.value, run.run_id, round_.number
                 )
@@ -75,10 +76,10 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
     committed = round_.status is RoundStatus.COMMITTED
     version = round_.base_version + 1 if committed else None
     if not round_.buffered:
-        await update_records.settle_round(connection, run_id, round_.number)
+        await assignment_records.settle_round(connection, run_id, round_.number)
     elif version is not None:
         oldest = oldest_fresh_version(run.spec, version)
-        await update_records.settle_older_than(connection, run_id, oldest)
+        await assignment_records.settle_older_than(connection, run_id, oldest)
     await update_records.conclude_updates(
         connection,
         run_id,
@@ -127,7 +128,7 @@ async def _run_ended(transition: Transition, run_id: str, state: Run) -> None:
     """Nothing is awaited any more, and what waited for a round that will not come is told so."""
     transition.untidy.add(run_id)
     transition.topics.add(HOUSEKEEPING)
-    await update_records.settle_older_than(transition.connection, run_id, None)
+    await assignment_records.settle_older_than(transition.connection, run_id, None)
     why = f"the run is {state.status.value}"
     await update_records.conclude_updates(transition.connection, run_id, None, version=None, reason=why)
 
@@ -175,7 +176,7 @@ async def _assign(
         )
         for slot, worker_id, turn in invited
     ]
-    await update_records.add_assignments(transition.connection, rows)
+    await assignment_records.add_assignments(transition.connection, rows)
     transition.topics |= {worker_topic(worker_id) for _, worker_id, _ in invited}
 
 
@@ -199,7 +200,7 @@ async def invite_idle(transition: Transition, run_id: str) -> None:
     if run.spec.asynchronous is None or run.state.status is not RunStatus.RUNNING:
         return
     stored = await the_round(connection, run_id, run.state.round)
-    places = run.spec.concurrency - await update_records.count_in_hand(connection, run_id)
+    places = run.spec.concurrency - await assignment_records.count_in_hand(connection, run_id)
     if stored.state.status is not RoundStatus.COLLECTING or places <= 0:
         return
     idle = await member_records.idle_members(connection, run_id, places)

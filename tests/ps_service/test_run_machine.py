@@ -22,10 +22,9 @@ from ps_service.run_machine import (
     RunResumed,
     Tick,
     WorkersChanged,
-    assignment_seed,
-    sample,
     wake_ms,
 )
+from ps_service.sampling import assignment_seed, sample
 
 ALL = (0, 1, 2)
 OPEN = Run(status=RunStatus.RUNNING, round=1, round_open=True, started_ms=0)
