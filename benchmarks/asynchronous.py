@@ -81,7 +81,7 @@ def policies_of(mode: str, cohort_size: int, exponent: float) -> dict[str, objec
         kept = round(0.8 * WORKERS)
         return common | {"cohort_size": kept, "quorum": kept, "over_selection": WORKERS / kept}
     asynchronous = {"staleness_exponent": exponent, "concurrency": WORKERS, "max_staleness": 50}
-    return common | {"cohort_size": cohort_size, "quorum": 1, "asynchronous": asynchronous}
+    return common | {"cohort_size": cohort_size, "quorum": cohort_size // 2, "asynchronous": asynchronous}
 
 
 def speeds(seed: int) -> Disturbances:

@@ -10,6 +10,7 @@ O(chunk · workers), never O(model · workers). Everything here blocks: it runs 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,7 @@ class AdmittedUpdate:
     header: UpdateHeader
     params: str
     """Digest of the parameters it was made from."""
+    slot: int
     staleness: int = 0
 
 
@@ -232,8 +234,12 @@ def _chunks(num_elements: int, chunk_elements: int) -> Iterator[tuple[int, int]]
 
 
 def _weights(spec: RunSpec, updates: Sequence[AdmittedUpdate]) -> Chunk:
-    """One weight an update, in slot order; they sum to 1 (to float32 rounding)."""
-    shares = np.array([weight(spec, update.staleness) for update in updates])
+    """One weight an update, in slot order; they sum to 1 (to float32 rounding).
+
+    A worker that sent several has as much say as one that sent one.
+    """
+    of_slot = Counter(update.slot for update in updates)
+    shares = np.array([weight(spec, update.staleness) / of_slot[update.slot] for update in updates])
     if spec.weighting is Weighting.NUM_EXAMPLES:
         shares *= np.array([update.header.num_examples for update in updates], dtype=np.float64)
     weights: Chunk = (shares / shares.sum()).astype(np.float32)

@@ -38,7 +38,7 @@ class Look:
 
     found: dict[str, Found] = field(default_factory=dict)
     joining: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """{run_id: workers that serve its task and are no members yet}."""
+    """{run_id: workers that serve its task and are no members yet, or are, and ask for something new}."""
 
 
 async def look_for_work(
@@ -115,5 +115,7 @@ async def _look_for_runs(connection: AsyncConnection, look: Look, trainers: Iter
     joined = await member_records.memberships(connection, open_runs, worker_ids)
     for run_id, task in open_runs.items():
         for worker in trainers:
-            if task in worker.tasks and (run_id, worker.worker_id) not in joined:
+            is_free = joined.get((run_id, worker.worker_id))
+            at_work = is_free is False and worker.worker_id in look.found
+            if task in worker.tasks and not is_free and not at_work:
                 look.joining[run_id].append(worker.worker_id)

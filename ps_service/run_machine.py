@@ -252,10 +252,8 @@ def _go_on(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step
         return run, ()
     if run.metric_until_ms is not None and now_ms < run.metric_until_ms:
         return run, ()
-    # a first round waits for all the workers that were asked for; later ones go on with a quorum, which
-    # in an asynchronous run may be the updates of one worker
-    enough = spec.quorum if spec.asynchronous is None else 1
-    if len(slots) < (spec.workers_awaited if run.round == 0 else enough):
+    # a first round waits for all the workers that were asked for; later ones go on with a quorum
+    if len(slots) < (spec.workers_awaited if run.round == 0 else spec.quorum):
         return replace(run, status=RunStatus.WAITING, metric_until_ms=None), ()
     return _open(spec, replace(run, metric_until_ms=None), slots, now_ms)
 

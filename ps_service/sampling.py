@@ -13,7 +13,13 @@ def sample(seed: int, round_number: int, slots: tuple[int, ...], size: int) -> t
     return tuple(sorted(sorted(slots, key=rank)[:size]))
 
 
-def assignment_seed(seed: int, turn: int, slot: int) -> int:
-    """The seed of one worker's local training in its turn (of a synchronous run: the round), below 2^63."""
-    digest = hashlib.sha256(f"train/{seed}/{turn}/{slot}".encode()).digest()
+def assignment_seed(seed: int, turn: int, slot: int, version: int | None = None) -> int:
+    """The seed of one worker's local training, below 2^63.
+
+    Args:
+        turn: the round; in an asynchronous run the worker's own count, which an imported run begins anew.
+        version: from which it trains, in an asynchronous run.
+    """
+    where = f"{turn}/{slot}" if version is None else f"{turn}/{slot}/{version}"
+    digest = hashlib.sha256(f"train/{seed}/{where}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

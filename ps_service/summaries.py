@@ -132,6 +132,8 @@ async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: flo
     spec = run.spec
     algorithm = algorithm_named(spec.algorithm)
     hyperparameters = algorithm.parse(spec.hyperparameters)
+    if spec.asynchronous is not None:
+        hyperparameters = hyperparameters.in_asynchronous_run()
     bundles = bundles_wanted(spec, stored)
     return Assignment(
         assignment_id=stored.assignment_id,
@@ -148,7 +150,9 @@ async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: flo
         settings=hyperparameters.optimizer_settings(spec.local_steps),
         local_steps=spec.local_steps,
         batch_size=spec.batch_size,
-        seed=assignment_seed(spec.seed, stored.turn, stored.slot),
+        seed=assignment_seed(
+            spec.seed, stored.turn, stored.slot, None if spec.asynchronous is None else stored.version
+        ),
         deadline_ms=round_.state.deadline_ms,
         heartbeat_s=heartbeat_s,
     )

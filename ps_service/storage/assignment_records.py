@@ -116,6 +116,17 @@ async def settle_older_than(connection: AsyncConnection, run_id: str, version: i
     await connection.execute(update(assignments).where(older).values(settled=True))
 
 
+async def set_all_lost(connection: AsyncConnection, run_id: str, lost_ms: int) -> None:
+    """None of a run's open assignments holds a place any longer; their updates may still come."""
+    await connection.execute(
+        update(assignments)
+        .where(
+            assignments.c.run_id == run_id, assignments.c.settled.is_(False), assignments.c.lost_ms.is_(None)
+        )
+        .values(lost_ms=lost_ms)
+    )
+
+
 async def count_in_hand(connection: AsyncConnection, run_id: str) -> int:
     """How many of a run's assignments their workers are at, as far as is known."""
     query = select(func.count()).where(

@@ -25,6 +25,7 @@ class StoredUpdate:
     """A received update."""
 
     assignment_id: str
+    slot: int
     version: int
     """From which it was made."""
     digest: str
@@ -128,6 +129,14 @@ async def updates_of_round(connection: AsyncConnection, run_id: str, number: int
     return await _updates(connection, of_round)
 
 
+async def has_update_of(connection: AsyncConnection, run_id: str, number: int, slot: int) -> bool:
+    """Whether a round has an update of this slot."""
+    query = select(updates.c.slot).where(
+        updates.c.run_id == run_id, updates.c.round == number, updates.c.slot == slot
+    )
+    return (await connection.execute(query.limit(1))).first() is not None
+
+
 async def updates_in_versions(
     connection: AsyncConnection, run_id: str, first: int, last: int
 ) -> list[StoredUpdate]:
@@ -145,7 +154,11 @@ async def _updates(connection: AsyncConnection, wanted: ColumnElement[bool]) -> 
     )
     return [
         StoredUpdate(
-            row.assignment_id, row.made_from, row.digest, UpdateHeader.model_validate_json(row.header)
+            row.assignment_id,
+            row.slot,
+            row.made_from,
+            row.digest,
+            UpdateHeader.model_validate_json(row.header),
         )
         for row in await connection.execute(query)
     ]

@@ -24,12 +24,12 @@ _TOGETHER = union_all(
     select(literal(_RUN), runs.c.run_id, runs.c.task).where(_OPEN),
     select(literal(_MEMBER), members.c.worker_id, runs.c.task)
     .join(runs, runs.c.run_id == members.c.run_id)
-    .where(members.c.worker_id.in_(_THESE), _OPEN),
+    .where(members.c.worker_id.in_(_THESE), members.c.free_since_ms.is_not(None), _OPEN),
 )
 
 
 async def may_have_work(connection: AsyncConnection, worker_ids: Collection[str]) -> set[str]:
-    """All but the trainers who are not invited and have joined every open run of their tasks."""
+    """All but the trainers who are not invited, have joined every open run of their tasks, and are free."""
     rows: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in await connection.execute(_TOGETHER, {"worker_ids": list(worker_ids)}):
         rows[row.kind].append((row.a, row.b))
