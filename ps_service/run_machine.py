@@ -177,7 +177,7 @@ def step(spec: RunSpec, run: Run, event: RunEvent) -> Step:
 
 
 def heeds_workers(run: Run) -> bool:
-    """Whether `WorkersChanged` can change anything now; while a round is open nobody is invited."""
+    """Whether `WorkersChanged` can change anything now; while a round is open it opens no other."""
     return not (run.status.ended or run.round_open)
 
 
