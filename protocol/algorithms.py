@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,8 @@ from protocol.errors import InvalidMessage, UnknownAlgorithm
 
 MIN_REFRESH_BATCH = 8
 """Examples that a Hessian estimate is taken over, at least: that of a single one reveals its gradient."""
+
+MOMENTUM_WEIGHT, ASYNCHRONOUS_MOMENTUM_WEIGHT = 0.92, 0.8
 
 Rate = Annotated[float, Field(ge=1e-20, le=1e9)]
 """A positive number; η = R/(J·ρ) stays a normal float32 number for up to 1e6 steps."""
@@ -34,6 +36,10 @@ class Hyperparameters(BaseModel, ABC):
     @abstractmethod
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         """The numbers the worker's optimizer needs for a round of `local_steps` steps."""
+
+    def in_asynchronous_run(self) -> Self:
+        """The same, with what is left to the algorithm chosen for an asynchronous run."""
+        return self
 
     @abstractmethod
     def periods(self) -> Mapping[str, int]:
@@ -142,8 +148,12 @@ class FedSophiaSharedHyperparameters(_ClippedHyperparameters):
 
     max_round_step: Rate = 0.04
     clip_bound: Rate = 10 / 3
-    momentum_weight: Annotated[float, Field(gt=0, lt=1)] = 0.92
-    """Mean weight of the global direction over the steps of a round, whatever J is."""
+    momentum_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Mean weight of the global direction over the steps of a round, whatever J is.
+
+    None chooses 0.92, and 0.8 in an asynchronous run, which has momentum of its own: stale updates go on
+    where the model went some versions ago (Mitliagkas et al. 2016, arXiv 1605.09774).
+    """
     direction_mixing: Decay | None = None
     """c. None chooses 0.5 when a version is made by some of the workers, 0 when by all; more if by few."""
     hessian_decay: Decay = 0.9
@@ -151,9 +161,15 @@ class FedSophiaSharedHyperparameters(_ClippedHyperparameters):
     """R_h: every so many versions the workers' fresh Hessian estimates are combined."""
 
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
+        weight = MOMENTUM_WEIGHT if self.momentum_weight is None else self.momentum_weight
         return super().optimizer_settings(local_steps) | {
-            "momentum_decay": momentum_decay_for(self.momentum_weight, local_steps)
+            "momentum_decay": momentum_decay_for(weight, local_steps)
         }
+
+    def in_asynchronous_run(self) -> Self:
+        if self.momentum_weight is not None:
+            return self
+        return self.model_copy(update={"momentum_weight": ASYNCHRONOUS_MOMENTUM_WEIGHT})
 
     def periods(self) -> Mapping[str, int]:
         return {"delta": 1, "hessian": self.refresh_rounds}

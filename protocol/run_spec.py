@@ -81,7 +81,8 @@ class AdaptiveDeadline(Said):
 
 
 class AsynchronousRounds(Said):
-    """Workers train without waiting for each other; every `cohort_size` updates that arrive make a version.
+    """Workers train without waiting for each other; every `cohort_size` updates that arrive make a version,
+    if they are of `quorum` different workers.
 
     An update is made from the version that was the newest when its worker began: its *staleness* is how many
     versions have been made since. Source: FedBuff, Nguyen et al. 2022 (arXiv 2106.06639).
@@ -166,7 +167,8 @@ class RunSpec(Said):
     over_selection: Annotated[Finite, Field(ge=1, le=10)] = 1.0
     """Workers invited for each update that is to be collected: the first to answer are kept."""
     quorum: Workers
-    """Fewest updates that make a version once the deadline has passed."""
+    """Fewest updates that make a version once the deadline has passed; in an asynchronous run, fewest workers
+    whose updates make one."""
     deadline_s: Seconds = 600.0
     adaptive_deadline: AdaptiveDeadline | None = None
     max_extensions: Annotated[Int, Field(ge=0, le=1_000)] = 0
@@ -201,12 +203,20 @@ class RunSpec(Said):
             raise ValueError("expected one of cohort_size and cohort_fraction")
         if self.cohort_fraction is not None and self.min_workers is None:
             raise ValueError("min_workers: needed beside cohort_fraction")
-        if self.asynchronous is not None and (self.cohort_size is None or self.over_selection != 1):
-            raise ValueError("asynchronous: needs cohort_size, and no over_selection")
+        if self.asynchronous is not None:
+            self._check_asynchronous()
         cohort = self.cohort_of(self.workers_awaited)
         if self.quorum > cohort:
             name = "cohort_size" if self.cohort_size is not None else "the smallest cohort,"
             raise ValueError(f"quorum {self.quorum} is larger than {name} {cohort}")
+
+    def _check_asynchronous(self) -> None:
+        if self.cohort_size is None:
+            raise ValueError("asynchronous: needs cohort_size")
+        if self.over_selection != 1:
+            raise ValueError("asynchronous: over_selection has no meaning there")
+        if self.adaptive_deadline is not None:  # a round may be full the moment it is opened
+            raise ValueError("asynchronous: adaptive_deadline has no meaning there")
 
     def _check_bundles(self, algorithm: Algorithm) -> None:
         if "hessian" in algorithm.combiners and self.batch_size < MIN_REFRESH_BATCH:

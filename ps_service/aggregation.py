@@ -11,6 +11,7 @@ blocks: it runs in a thread.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial as bound_to
@@ -38,8 +39,7 @@ from ps_service.storage.blobs import BlobStore, Staged
 
 Chunk = npt.NDArray[np.float32]
 CHUNK_BYTES = 8 * 1024 * 1024
-"""Rows of all workers together, in one bundle.
-"""
+"""Rows of all workers together, in one bundle."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class AdmittedUpdate:
     header: UpdateHeader
     params: str
     """Digest of the parameters it was made from."""
+    slot: int
     staleness: int = 0
 
 
@@ -247,8 +248,12 @@ class _Aggregation:
 
 
 def _weights(spec: RunSpec, updates: Sequence[AdmittedUpdate]) -> Chunk:
-    """One weight an update, in slot order; they sum to 1 (to float32 rounding)."""
-    shares = np.array([weight(spec, update.staleness) for update in updates])
+    """One weight an update, in slot order; they sum to 1 (to float32 rounding).
+
+    A worker that sent several has as much say as one that sent one.
+    """
+    of_slot = Counter(update.slot for update in updates)
+    shares = np.array([weight(spec, update.staleness) / of_slot[update.slot] for update in updates])
     if spec.weighting is Weighting.NUM_EXAMPLES:
         shares *= np.array([update.header.num_examples for update in updates], dtype=np.float64)
     weights: Chunk = (shares / shares.sum()).astype(np.float32)

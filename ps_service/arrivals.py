@@ -7,11 +7,17 @@ These functions change rows only, within one write transaction, like those of `t
 from protocol.messages import RoundStatus, UpdateHeader
 from ps_service import round_machine, run_machine
 from ps_service.round_machine import RoundEvent
-from ps_service.storage import credential_records, member_records, run_records, update_records
+from ps_service.storage import (
+    assignment_records,
+    credential_records,
+    member_records,
+    run_records,
+    update_records,
+)
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.existing import staleness_now, the_round, the_run
 from ps_service.storage.run_records import StoredRun
-from ps_service.storage.update_records import StoredAssignment
-from ps_service.transitions import Transition, invite_idle, round_event, run_event
+from ps_service.transitions import Transition, invite_free, round_event, run_event
 
 
 async def workers_changed(transition: Transition, run: StoredRun) -> None:
@@ -28,7 +34,7 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
     if run_machine.heeds_workers(run.state):  # to find who may be invited reads every member
         slots = tuple(await member_records.eligible_slots(connection, run_id))
         await run_event(transition, run, run_machine.WorkersChanged(transition.now_ms, slots))
-    await invite_idle(transition, run_id)
+    await invite_free(transition, run_id)
 
 
 async def update_admitted(
@@ -37,21 +43,23 @@ async def update_admitted(
     """Record an update, and let its round know.
 
     In an asynchronous run that is the open round. While that one is being combined, it is the next.
-
     """
-    connection, now_ms = transition.connection, transition.now_ms
-    if run.spec.asynchronous is None:
-        number, staleness = assignment.round, None
-    else:
-        number, staleness = run.state.round, await staleness_now(connection, run, assignment)
-    stored = await the_round(connection, run.run_id, number)
-    if stored.state.status is RoundStatus.COLLECTING:
-        await update_records.add_update(connection, assignment, number, header, now_ms)
-        await run_records.add_round_traffic(connection, run.run_id, number, bytes_up=header.size_bytes)
-        await round_event(transition, run, stored, round_machine.UpdateAdmitted(now_ms, staleness))
-        await invite_idle(transition, run.run_id)
-    else:
+    connection, run_id, now_ms = transition.connection, run.run_id, transition.now_ms
+    number, event = assignment.round, round_machine.UpdateAdmitted(now_ms)
+    if run.spec.asynchronous is not None:
+        number = run.state.round
+        staleness = await staleness_now(connection, run, assignment)
+        again = await update_records.has_update_of(connection, run_id, number, assignment.slot)
+        event = round_machine.UpdateAdmitted(now_ms, staleness, again)
+        await member_records.set_free(connection, run_id, [assignment.worker_id], now_ms)
+    stored = await the_round(connection, run_id, number)
+    if stored.state.status is not RoundStatus.COLLECTING:
         await update_records.add_update(connection, assignment, number + 1, header, now_ms)
+        return
+    await update_records.add_update(connection, assignment, number, header, now_ms)
+    await run_records.add_round_traffic(connection, run_id, number, bytes_up=header.size_bytes)
+    await round_event(transition, run, stored, event)
+    await invite_free(transition, run_id)
 
 
 async def worker_declined(transition: Transition, assignment: StoredAssignment, reason: str) -> None:
@@ -61,26 +69,34 @@ async def worker_declined(transition: Transition, assignment: StoredAssignment, 
     run = await the_run(transition.connection, assignment.run_id)
     number = assignment.round if run.spec.asynchronous is None else run.state.round
     stored = await the_round(transition.connection, run.run_id, number)
-    await update_records.decline(transition.connection, assignment.assignment_id, reason)
+    await assignment_records.decline(transition.connection, assignment.assignment_id, reason)
+    await member_records.set_free(
+        transition.connection, run.run_id, [assignment.worker_id], transition.now_ms
+    )
     await round_event(transition, run, stored, round_machine.WorkerDeclined(transition.now_ms))
-    await invite_idle(transition, run.run_id)
+    await invite_free(transition, run.run_id)
 
 
-async def worker_lost(transition: Transition, worker_id: str) -> None:
-    """Nothing is heard of a worker any more: it is not invited, and its rounds need not wait for it."""
+async def worker_lost(transition: Transition, worker_id: str) -> set[str]:
+    """Nothing is heard of a worker any more: it is not invited, and its rounds need not wait for it.
+
+    Returns:
+        The runs in which it leaves a place. Others may be invited once all who are silent are known.
+    """
     connection, now_ms = transition.connection, transition.now_ms
     await credential_records.set_lost(connection, worker_id, now_ms)
-    for assignment in await update_records.open_assignments_of(connection, worker_id):
-        await update_records.set_assignment_lost(connection, assignment.assignment_id, now_ms)
+    left = await assignment_records.open_assignments_of(connection, worker_id)
+    for assignment in left:
+        await assignment_records.set_assignment_lost(connection, assignment.assignment_id, now_ms)
         await _round_event_of(transition, assignment, round_machine.WorkerLost(now_ms))
-        await invite_idle(transition, assignment.run_id)
+    return {assignment.run_id for assignment in left}
 
 
 async def worker_returned(transition: Transition, worker_id: str) -> None:
     """A lost worker is there again: rounds that still collect wait for it, and it may be invited."""
     connection = transition.connection
     await credential_records.set_lost(connection, worker_id, None)
-    for assignment in await update_records.open_assignments_of(connection, worker_id):
+    for assignment in await assignment_records.open_assignments_of(connection, worker_id):
         await found_again(transition, assignment)
     for run_id in await member_records.runs_of_worker(connection, worker_id):
         run = await the_run(connection, run_id)
@@ -92,7 +108,7 @@ async def found_again(transition: Transition, assignment: StoredAssignment) -> N
     """The worker of this assignment is heard of: a round that went on without it waits for it again."""
     if assignment.lost_ms is None or assignment.settled:
         return
-    await update_records.set_assignment_lost(transition.connection, assignment.assignment_id, None)
+    await assignment_records.set_assignment_lost(transition.connection, assignment.assignment_id, None)
     await _round_event_of(transition, assignment, round_machine.WorkerReturned(transition.now_ms))
 
 

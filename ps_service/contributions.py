@@ -3,8 +3,8 @@
 
 Deltas are those of the round. A bundle that is combined only every so many versions (`hessian`) comes, in a
 synchronous run, with all the updates of the round that is to combine it. In an asynchronous run each worker
-sends it in a turn of its own: what arrived since the last time is combined together, once, and a few
-estimates that could not be trimmed wait for nothing: they are left out.
+sends it in a turn of its own: what arrived since the last time is combined together, once, and of each worker
+its newest, so that the fast have no more say. A few that could not be trimmed are left out.
 """
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,22 +12,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.algorithms import algorithm_named
 from protocol.messages import RunSpec
 from ps_service.aggregation import AdmittedUpdate
+from ps_service.round_machine import Round
 from ps_service.storage import update_records, version_records
 from ps_service.storage.run_records import StoredRun
 
 FEWEST_OF_A_BUNDLE = 3
-"""So many are combined at least where updates bring a bundle now and then: a trimmed mean needs three."""
+"""Where updates bring a bundle now and then, of so many workers at least: a trimmed mean needs three rows."""
 
 
 async def contributions(
-    connection: AsyncConnection, run: StoredRun, number: int, base_version: int
+    connection: AsyncConnection, run: StoredRun, round_: Round
 ) -> dict[str, list[AdmittedUpdate]]:
-    """{bundle: the updates whose tensors round `number` combines, in the order in which they are summed}."""
-    updates = await update_records.updates_of_round(connection, run.run_id, number)
+    """{bundle: the updates whose tensors this round combines, in the order in which they are summed}."""
+    base_version = round_.base_version
+    updates = await update_records.updates_of_round(connection, run.run_id, round_.number)
     bringing = {"delta": updates}
     for bundle, first in windows(run.spec, base_version).items():
         earlier = await update_records.updates_in_versions(connection, run.run_id, first, base_version)
-        bringing[bundle] = [each for each in [*earlier, *updates] if bundle in each.header.bundles]
+        newest = {each.slot: each for each in [*earlier, *updates] if bundle in each.header.bundles}
+        if len(newest) >= fewest(round_):
+            bringing[bundle] = [newest[slot] for slot in sorted(newest)]
     versions = {update.version for of_bundle in bringing.values() for update in of_bundle}
     tensors = {
         version: await version_records.tensors_of(connection, run.run_id, version) for version in versions
@@ -35,12 +39,15 @@ async def contributions(
     return {
         bundle: [
             AdmittedUpdate(
-                each.digest, each.header, tensors[each.version]["params"], base_version - each.version
+                digest=each.digest,
+                header=each.header,
+                params=tensors[each.version]["params"],
+                slot=each.slot,
+                staleness=base_version - each.version,
             )
             for each in of_bundle
         ]
         for bundle, of_bundle in bringing.items()
-        if bundle == "delta" or len(of_bundle) >= fewest(run.spec)
     }
 
 
@@ -66,9 +73,9 @@ def windows(spec: RunSpec, base_version: int) -> dict[str, int]:
     }
 
 
-def fewest(spec: RunSpec) -> int:
-    """How many updates must bring a bundle for it to be combined."""
-    return 1 if spec.asynchronous is None else min(spec.quorum, FEWEST_OF_A_BUNDLE)
+def fewest(round_: Round) -> int:
+    """How many workers must bring a bundle for it to be combined."""
+    return 1 if round_.concurrency is None else min(round_.concurrency, FEWEST_OF_A_BUNDLE)
 
 
 def _periods(spec: RunSpec) -> dict[str, int]:

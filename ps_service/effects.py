@@ -76,7 +76,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
             await effect_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
         return
     async with runner.stores.records.read() as connection:
-        rows = await contributions(connection, run, effect.round, stored.state.base_version)
+        rows = await contributions(connection, run, stored.state)
         tensors = await version_records.tensors_of(connection, effect.run_id, stored.state.base_version)
     started = time.perf_counter()
     combined = await asyncio.to_thread(

@@ -91,6 +91,8 @@ class Housekeeping:
             now_ms = self._runner.clock.now_ms()
             retention = run.spec.retention
             last_ended = run.state.round - 1 if run.state.round_open else run.state.round
+            if run.state.status.ended:  # what waited for a round of an asynchronous run that did not come
+                last_ended += 1
             present = await version_records.versions_with_tensors(connection, run_id)
             numbers = [version.version for version in present]
             metrics = await _metrics(connection, run_id, numbers) if retention.best is not None else {}

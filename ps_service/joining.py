@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes workers members of runs: a crowd in one transaction, which asks once whether a run can go on."""
+"""Makes workers members of runs: a crowd in one transaction, which asks once whether a run can go on.
+
+Who is a member and asks has nothing in hand: what it was given last is settled, maybe without its knowledge.
+"""
 
 from collections.abc import Collection, Mapping
 
@@ -12,7 +15,7 @@ from ps_service.storage.existing import the_run
 async def join(runner: RoundRunner, joining: Mapping[str, Collection[str]]) -> None:
     """Let workers join runs whose task they serve. Who was revoked and what has ended meanwhile is left out.
 
-    Args: joining: {run_id: ids of the workers that are no members of it yet}.
+    Args: joining: {run_id: ids of the workers that are no members of it yet, or not known to be free}.
     """
     async with runner.transition() as transition:
         connection = transition.connection
@@ -23,5 +26,6 @@ async def join(runner: RoundRunner, joining: Mapping[str, Collection[str]]) -> N
             run = await the_run(connection, run_id)
             new = allowed.intersection(worker_ids)
             if new and not run.state.status.ended:
-                await member_records.add_members(connection, run_id, new)
+                await member_records.add_members(connection, run_id, new, transition.now_ms)
+                await member_records.set_free(connection, run_id, new, transition.now_ms)
                 await workers_changed(transition, run)

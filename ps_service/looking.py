@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looks for the work of many workers at once: one read for all who ask, whatever their number.
 
-Who is not yet a member of a run whose task it serves joins it first, all of them in one transaction.
+Mostly there is none: one statement finds that out, and only the others are looked at any closer. Who is not
+yet a member of a run whose task it serves joins it first, all of them in one transaction.
 """
 
 from collections import defaultdict
@@ -14,10 +15,16 @@ from protocol.errors import FedSophiaError, NotFound
 from protocol.messages import Assignment, EvaluationAssignment, Role
 from ps_service.joining import join
 from ps_service.round_runner import RoundRunner
-from ps_service.storage import credential_records, member_records, run_records, update_records
+from ps_service.storage import (
+    assignment_records,
+    credential_records,
+    member_records,
+    run_records,
+)
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import require_not_revoked
 from ps_service.storage.known import Known
+from ps_service.storage.work_records import may_have_work
 from ps_service.summaries import assignment_of, next_evaluation
 
 Work = Assignment | EvaluationAssignment
@@ -31,7 +38,7 @@ class Look:
 
     found: dict[str, Found] = field(default_factory=dict)
     joining: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """{run_id: workers that serve its task and are no members yet}."""
+    """{run_id: workers that serve its task and are no members yet, or are, and ask for something new}."""
 
 
 async def look_for_work(
@@ -42,7 +49,11 @@ async def look_for_work(
     Raises:
         StorageNotWritable, SQLAlchemyError: nobody can be told anything.
     """
-    first = await _look(runner, heartbeat_s, worker_ids)
+    async with runner.stores.records.glance() as connection:
+        perhaps = await may_have_work(connection, worker_ids)
+    if not perhaps:
+        return {}
+    first = await _look(runner, heartbeat_s, perhaps)
     if not first.joining:
         return first.found
     joined = {worker_id for of_run in first.joining.values() for worker_id in of_run}
@@ -88,7 +99,7 @@ async def _look_for_assignments(
 ) -> None:
     known = Known(connection)
     worker_ids = [worker.worker_id for worker in trainers]
-    for worker_id, stored in (await update_records.next_assignments_of(connection, worker_ids)).items():
+    for worker_id, stored in (await assignment_records.next_assignments_of(connection, worker_ids)).items():
         try:
             look.found[worker_id] = await assignment_of(known, stored, heartbeat_s)
         except FedSophiaError as error:
@@ -104,5 +115,7 @@ async def _look_for_runs(connection: AsyncConnection, look: Look, trainers: Iter
     joined = await member_records.memberships(connection, open_runs, worker_ids)
     for run_id, task in open_runs.items():
         for worker in trainers:
-            if task in worker.tasks and (run_id, worker.worker_id) not in joined:
+            is_free = joined.get((run_id, worker.worker_id))
+            at_work = is_free is False and worker.worker_id in look.found
+            if task in worker.tasks and not is_free and not at_work:
                 look.joining[run_id].append(worker.worker_id)

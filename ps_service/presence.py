@@ -17,6 +17,7 @@ from ps_service.arrivals import worker_lost, worker_returned
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import credential_records
 from ps_service.storage.credential_records import StoredWorker
+from ps_service.transitions import invite_free
 
 LOOKS_WITHIN_LOST_AFTER = 18
 MOST_AT_ONCE = 100
@@ -45,6 +46,8 @@ class Presence:
         self._here: Counter[str] = Counter()
         self._found_lost: set[str] = set()
         """By this process, and not welcomed back: a request of theirs may have read its record before."""
+        self._left: set[str] = set()
+        """Asynchronous runs in which lost workers left places."""
         self._listening_since_ms = self._looked_ms = runner.clock.now_ms()
 
     async def seen(self, worker: StoredWorker) -> None:
@@ -125,8 +128,18 @@ class Presence:
             async with self._runner.transition() as transition:
                 for worker_id in silent:
                     if not self._was_seen(worker_id, since_ms):  # by now it may have been
-                        await worker_lost(transition, worker_id)
+                        self._left |= await worker_lost(transition, worker_id)
+        if len(silent) < MOST_AT_ONCE:
+            await self._fill_places()
         return len(silent)
+
+    async def _fill_places(self) -> None:
+        """Now that all who are silent are known: an invitation before would only go to the next of them."""
+        if self._left:
+            async with self._runner.transition() as transition:
+                for run_id in self._left:
+                    await invite_free(transition, run_id)
+            self._left.clear()
 
     async def _welcome_back(self, worker_id: str) -> None:
         async with self._runner.transition() as transition:

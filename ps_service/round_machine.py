@@ -31,7 +31,7 @@ class Round:
     target: int
     """So many updates close the round at once."""
     quorum: int
-    """So many close it when nothing more is to come."""
+    """So many close it when nothing more is to come; in a buffered round, updates of so many workers."""
     opened_ms: int
     deadline_ms: int
     now_ms: int
@@ -54,6 +54,8 @@ class Round:
     """Of a buffered round: so many workers train at a time."""
     staleness: tuple[int, ...] = ()
     """How many of the updates were 0, 1, 2 … versions stale; empty where none can be."""
+    workers: int = 0
+    """From which the updates of a buffered round come."""
 
     @property
     def buffered(self) -> bool:
@@ -61,8 +63,13 @@ class Round:
 
     @property
     def share(self) -> float:
-        """What its updates are of those that are being made at the same time; all, unless it is buffered."""
-        return 1.0 if self.concurrency is None else min(1.0, self.admitted / max(self.concurrency, 1))
+        """What its workers are of those that train at the same time; all, unless it is buffered."""
+        return 1.0 if self.concurrency is None else min(1.0, self.workers / max(self.concurrency, 1))
+
+    @property
+    def has_quorum(self) -> bool:
+        """Of updates, or, where one worker may send many, of workers."""
+        return (self.workers if self.buffered else self.admitted) >= self.quorum
 
     @property
     def all_answered(self) -> bool:
@@ -82,7 +89,7 @@ class Round:
         """Whether the deadline ended it while answers that could have made a quorum were awaited."""
         return (
             self.status is RoundStatus.ABANDONED
-            and self.admitted < self.quorum
+            and not self.has_quorum
             and not self.all_answered
             and self.now_ms >= self.deadline_ms
         )
@@ -95,6 +102,8 @@ class UpdateAdmitted:
     now_ms: int
     staleness: int | None = None
     """In a buffered round: versions made since its own."""
+    again: bool = False
+    """Whether the round has another update of the same worker."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ class UpdatesWaited:
     now_ms: int
     staleness: tuple[int, ...]
     """Of each."""
+    workers: int
+    """From which they come."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +225,10 @@ def step(round_: Round, event: RoundEvent) -> Step:
             return _abandon(round_, f"aggregation failed: {reason}")
         case _ if round_.status is not RoundStatus.COLLECTING:
             return round_, ()
-        case UpdateAdmitted(staleness=staleness):
-            round_ = _admit(round_, staleness)
-        case UpdatesWaited(staleness=each):
-            round_ = reduce(_admit, each, round_)
+        case UpdateAdmitted(staleness=staleness, again=again):
+            round_ = replace(_admit(round_, staleness), workers=round_.workers + (not again))
+        case UpdatesWaited(staleness=each, workers=workers):
+            round_ = replace(reduce(_admit, each, round_), workers=round_.workers + workers)
         case WorkersInvited(count=count):
             round_ = replace(round_, invited=round_.invited + count)
         case WorkerDeclined():
@@ -226,7 +237,7 @@ def step(round_: Round, event: RoundEvent) -> Step:
             round_ = replace(round_, lost=round_.lost + 1)
         case WorkerReturned():
             round_ = replace(round_, lost=round_.lost - 1)
-        case CloseNow() if round_.admitted >= round_.quorum:
+        case CloseNow() if round_.has_quorum:
             return _aggregate(round_)
         case _:
             pass
@@ -244,21 +255,21 @@ def _admit(round_: Round, staleness: int | None) -> Round:
 
 def _decide(round_: Round) -> Step:
     """What becomes of a collecting round with these counts at this time."""
-    if round_.admitted >= round_.target:
+    if round_.admitted >= round_.target and round_.has_quorum:
         return _aggregate(round_)
     if round_.all_answered or round_.now_ms >= round_.deadline_ms:
-        if round_.admitted >= round_.quorum:
+        if round_.has_quorum:
             return _aggregate(round_)
         if round_.extensions_left and not round_.beyond_hope and not round_.at_last_deadline:
             return _extend(round_)
         cause = "all workers answered" if round_.all_answered else "the deadline passed"
-        among = "" if round_.buffered else f" of {round_.invited}"
-        return _abandon(
-            round_, f"{cause} with {round_.admitted} updates; the quorum is {round_.quorum}{among}"
-        )
+        updates, among = f"{round_.admitted} updates", f" of {round_.invited}"
+        if round_.buffered:
+            updates, among = f"{updates} of {round_.workers} workers", ""
+        return _abandon(round_, f"{cause} with {updates}; the quorum is {round_.quorum}{among}")
     if round_.buffered:
         return round_, ()
-    if round_.admitted + round_.declined + round_.lost >= round_.invited and round_.admitted >= round_.quorum:
+    if round_.admitted + round_.declined + round_.lost >= round_.invited and round_.has_quorum:
         return _aggregate(round_)  # whoever has not answered is lost: nothing more is to be waited for
     if round_.beyond_hope:
         return _abandon(

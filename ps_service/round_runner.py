@@ -28,6 +28,7 @@ from ps_service.metrics import Meters
 from ps_service.run_machine import Run
 from ps_service.storage import (
     Stores,
+    assignment_records,
     credential_records,
     member_records,
     report_records,
@@ -35,6 +36,7 @@ from ps_service.storage import (
     update_records,
     version_records,
 )
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.existing import (
     missing_blobs,
     staleness_now,
@@ -44,7 +46,7 @@ from ps_service.storage.existing import (
     the_worker,
 )
 from ps_service.storage.run_records import StoredRun
-from ps_service.storage.update_records import StoredAssignment, StoredUpload
+from ps_service.storage.update_records import StoredUpload
 from ps_service.summaries import round_summaries, run_summary
 from ps_service.transitions import Transition, announce_run, metrics_reported, round_event, run_event
 
@@ -90,7 +92,7 @@ class RoundRunner:
                 raise NotFound(f"there is no worker {worker_id}")
             await credential_records.revoke(transition.connection, worker_id, transition.now_ms)
             transition.topics.add(worker_topic(worker_id))
-            for assignment in await update_records.open_assignments_of(transition.connection, worker_id):
+            for assignment in await assignment_records.open_assignments_of(transition.connection, worker_id):
                 await self._decline(transition, assignment, "the worker was revoked")
 
     async def admit(self, upload: StoredUpload) -> Receipt:

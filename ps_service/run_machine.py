@@ -11,13 +11,13 @@ versions grow by one for each committed round; nothing happens after the end, an
 the last round says why; sampling depends on the run's seed, the round's number and the eligible slots alone.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from protocol.messages import RunSpec, RunStatus
 from ps_service.round_length import round_length_ms
+from ps_service.sampling import sample
 
 REMEMBERED_ROUNDS = 20
 """Committed rounds whose lengths an adaptive deadline looks at."""
@@ -177,7 +177,7 @@ def step(spec: RunSpec, run: Run, event: RunEvent) -> Step:
 
 
 def heeds_workers(run: Run) -> bool:
-    """Whether `WorkersChanged` can change anything now; while a round is open nobody is invited."""
+    """Whether `WorkersChanged` can change anything now; while a round is open it opens no other."""
     return not (run.status.ended or run.round_open)
 
 
@@ -252,10 +252,8 @@ def _go_on(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step
         return run, ()
     if run.metric_until_ms is not None and now_ms < run.metric_until_ms:
         return run, ()
-    # a first round waits for all the workers that were asked for; later ones go on with a quorum, which
-    # in an asynchronous run may be the updates of one worker
-    enough = spec.quorum if spec.asynchronous is None else 1
-    if len(slots) < (spec.workers_awaited if run.round == 0 else enough):
+    # a first round waits for all the workers that were asked for; later ones go on with a quorum
+    if len(slots) < (spec.workers_awaited if run.round == 0 else spec.quorum):
         return replace(run, status=RunStatus.WAITING, metric_until_ms=None), ()
     return _open(spec, replace(run, metric_until_ms=None), slots, now_ms)
 
@@ -293,18 +291,3 @@ def _end_ms(spec: RunSpec, run: Run) -> int | None:
     if spec.max_duration_s is None or run.started_ms is None:
         return None
     return run.started_ms + round(spec.max_duration_s * 1000)
-
-
-def sample(seed: int, round_number: int, slots: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Choose `size` slots by the seed; the same whatever order `slots` come in. Ascending."""
-
-    def rank(slot: int) -> bytes:
-        return hashlib.sha256(f"cohort/{seed}/{round_number}/{slot}".encode()).digest()
-
-    return tuple(sorted(sorted(slots, key=rank)[:size]))
-
-
-def assignment_seed(seed: int, turn: int, slot: int) -> int:
-    """The seed of one worker's local training in its turn (of a synchronous run: the round), below 2^63."""
-    digest = hashlib.sha256(f"train/{seed}/{turn}/{slot}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

@@ -30,9 +30,9 @@ log = logging.getLogger("fed_sophia.server")
 
 CLOCK_MAY_BE_BEHIND_S = 60.0
 
-GARBAGE_THRESHOLDS = (50_000, 20, 50)
+GARBAGE_THRESHOLDS = (20_000, 10, 1000)
 """Of the collector of cycles: waiting requests are a million objects, and to go through all of them takes
-half a second, in which nobody is answered. Hardly anything here is a cycle."""
+over half a second, in which nobody is answered. Hardly anything here is a cycle."""
 
 OpensStores = Callable[[Path], Awaitable[Stores]]
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How old an update of an asynchronous run may be, and what it weighs. PURE.
 
-    staleness s_i = v − v_i           v: the version its round builds on; v_i: the version it was made from
-    weight    w_i ∝ (1 + s_i)^−a      relative to the others of its round
+    staleness s_i = v − v_i               v: the version its round builds on; v_i: that it was made from
+    weight    w_i ∝ (1 + s_i)^−a / n_i    relative to the others of its round; n_i: its worker's updates in it
 
 Source: FedBuff, Nguyen et al. 2022 (arXiv 2106.06639), which takes a = 1/2. Differs: our weights sum to 1, so
-that a round of stale updates moves the model as far as one of fresh ones; there the whole step shrinks.
+that a round of stale updates moves the model as far as one of fresh ones (there the whole step shrinks),
+and a worker that sends several in a round has one say in it.
 """
 
 from protocol.errors import TooStale
@@ -27,7 +28,7 @@ def oldest_fresh_version(spec: RunSpec, version: int) -> int | None:
 
 
 def weight(spec: RunSpec, staleness: int) -> float:
-    """What an update weighs, relative to a fresh one."""
+    """What an update weighs by its age, relative to a fresh one."""
     return (
         1.0 if spec.asynchronous is None else float((1 + staleness) ** -spec.asynchronous.staleness_exponent)
     )

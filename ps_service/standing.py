@@ -19,7 +19,7 @@ from protocol.errors import (
     UploadOffsetMismatch,
 )
 from protocol.messages import Outcome, Standing, WorkerInRound
-from ps_service.storage import update_records
+from ps_service.storage import assignment_records, update_records
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.records import Records
 from ps_service.storage.update_records import Invited
@@ -48,7 +48,9 @@ async def noting_refusals(records: Records, worker: StoredWorker, assignment_id:
         if of_update and not isinstance(error, NOT_OF_THE_UPDATE):
             try:
                 async with records.write() as connection:
-                    await update_records.note_refusal(connection, assignment_id, worker.worker_id, error.code)
+                    await assignment_records.note_refusal(
+                        connection, assignment_id, worker.worker_id, error.code
+                    )
             except Exception:
                 log.exception("the refusal of %s was not noted", assignment_id)
         raise

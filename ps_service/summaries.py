@@ -17,7 +17,7 @@ from protocol.messages import (
     RunSummary,
     UpdateHeader,
 )
-from ps_service.run_machine import assignment_seed
+from ps_service.sampling import assignment_seed
 from ps_service.storage import (
     archive_records,
     member_records,
@@ -26,9 +26,9 @@ from ps_service.storage import (
     update_records,
     version_records,
 )
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.known import Known
 from ps_service.storage.run_records import StoredRound, StoredRun
-from ps_service.storage.update_records import StoredAssignment
 
 EVALUATIONS_BEHIND = 100
 """So many versions of a run, the newest, are offered before older ones."""
@@ -132,6 +132,8 @@ async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: flo
     spec = run.spec
     algorithm = algorithm_named(spec.algorithm)
     hyperparameters = algorithm.parse(spec.hyperparameters)
+    if spec.asynchronous is not None:
+        hyperparameters = hyperparameters.in_asynchronous_run()
     bundles = bundles_wanted(spec, stored)
     return Assignment(
         assignment_id=stored.assignment_id,
@@ -148,7 +150,9 @@ async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: flo
         settings=hyperparameters.optimizer_settings(spec.local_steps),
         local_steps=spec.local_steps,
         batch_size=spec.batch_size,
-        seed=assignment_seed(spec.seed, stored.turn, stored.slot),
+        seed=assignment_seed(
+            spec.seed, stored.turn, stored.slot, None if spec.asynchronous is None else stored.version
+        ),
         deadline_ms=round_.state.deadline_ms,
         heartbeat_s=heartbeat_s,
     )

@@ -20,15 +20,16 @@ from ps_service.round_machine import Round, RoundEffect, RoundEvent
 from ps_service.run_machine import CancelRound, OpenRound, Run, RunEvent
 from ps_service.staleness import oldest_fresh_version
 from ps_service.storage import (
+    assignment_records,
     effect_records,
     member_records,
     report_records,
     run_records,
     update_records,
 )
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRound, StoredRun
-from ps_service.storage.update_records import StoredAssignment
 from ps_service.summaries import mean_of_reports, round_summaries, run_summary
 
 
@@ -56,8 +57,7 @@ async def round_event(
     for effect in effects:
         match effect:
             case RoundEffect.AGGREGATE:
-                if not round_.buffered:
-                    await update_records.settle_round(transition.connection, run.run_id, round_.number)
+                await _settle(transition, run, round_)
                 await effect_records.add_effect(
                     transition.connection, effect.value, run.run_id, round_.number
                 )
@@ -75,10 +75,9 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
     committed = round_.status is RoundStatus.COMMITTED
     version = round_.base_version + 1 if committed else None
     if not round_.buffered:
-        await update_records.settle_round(connection, run_id, round_.number)
-    elif version is not None:
-        oldest = oldest_fresh_version(run.spec, version)
-        await update_records.settle_older_than(connection, run_id, oldest)
+        await assignment_records.settle_round(connection, run_id, round_.number)
+    elif round_.out_of_time:  # whoever was asked before it, or in it, holds up no further round
+        await assignment_records.set_all_lost(connection, run_id, transition.now_ms)
     await update_records.conclude_updates(
         connection,
         run_id,
@@ -119,7 +118,7 @@ async def run_event(transition: Transition, run: StoredRun, event: RunEvent) -> 
         if state.status.ended:
             await _run_ended(transition, run.run_id, state)
         if state.status is RunStatus.RUNNING:
-            await invite_idle(transition, run.run_id)
+            await invite_free(transition, run.run_id)
         await announce_run(transition, run.run_id)
 
 
@@ -127,7 +126,7 @@ async def _run_ended(transition: Transition, run_id: str, state: Run) -> None:
     """Nothing is awaited any more, and what waited for a round that will not come is told so."""
     transition.untidy.add(run_id)
     transition.topics.add(HOUSEKEEPING)
-    await update_records.settle_older_than(transition.connection, run_id, None)
+    await assignment_records.settle_older_than(transition.connection, run_id, None)
     why = f"the run is {state.status.value}"
     await update_records.conclude_updates(transition.connection, run_id, None, version=None, reason=why)
 
@@ -175,7 +174,7 @@ async def _assign(
         )
         for slot, worker_id, turn in invited
     ]
-    await update_records.add_assignments(transition.connection, rows)
+    await assignment_records.add_assignments(transition.connection, rows)
     transition.topics |= {worker_topic(worker_id) for _, worker_id, _ in invited}
 
 
@@ -188,27 +187,43 @@ async def _begin_buffer(transition: Transition, run_id: str, round_: Round) -> N
         await run_records.add_round_traffic(connection, run_id, number, bytes_up=size_bytes)
         run, stored = await the_run(connection, run_id), await the_round(connection, run_id, number)
         staleness = tuple(round_.base_version - update.version for update in waiting)
-        await round_event(transition, run, stored, round_machine.UpdatesWaited(transition.now_ms, staleness))
-    await invite_idle(transition, run_id)
+        workers = len({update.slot for update in waiting})
+        event = round_machine.UpdatesWaited(transition.now_ms, staleness, workers)
+        await round_event(transition, run, stored, event)
+    await invite_free(transition, run_id)
 
 
-async def invite_idle(transition: Transition, run_id: str) -> None:
-    """In an asynchronous run whose round collects, give those something to do who have nothing."""
+async def invite_free(transition: Transition, run_id: str) -> None:
+    """In an asynchronous run whose round collects, give those something to do who have nothing.
+
+    Nobody gets more from one round than would fill it, nor again what it has declined.
+    """
     connection = transition.connection
     run = await the_run(connection, run_id)
     if run.spec.asynchronous is None or run.state.status is not RunStatus.RUNNING:
         return
     stored = await the_round(connection, run_id, run.state.round)
-    places = run.spec.concurrency - await update_records.count_in_hand(connection, run_id)
-    if stored.state.status is not RoundStatus.COLLECTING or places <= 0:
+    round_ = stored.state
+    places = run.spec.concurrency - await assignment_records.count_in_hand(connection, run_id)
+    if round_.status is not RoundStatus.COLLECTING or places <= 0:
         return
-    idle = await member_records.idle_members(connection, run_id, places)
-    if idle:
-        await member_records.take_turns(connection, run_id, [each.worker_id for each in idle])
-        invited = [(each.slot, each.worker_id, each.turns + 1) for each in idle]
-        await _assign(transition, run_id, stored.state, invited)
-        event = round_machine.WorkersInvited(transition.now_ms, len(idle))
+    free = await member_records.free_members(connection, run_id, round_.number, places, round_.target)
+    if free:
+        await member_records.take_turns(connection, run_id, [each.worker_id for each in free])
+        invited = [(each.slot, each.worker_id, each.turns + 1) for each in free]
+        await _assign(transition, run_id, round_, invited)
+        event = round_machine.WorkersInvited(transition.now_ms, len(free))
         await round_event(transition, run, stored, event)
+
+
+async def _settle(transition: Transition, run: StoredRun, round_: Round) -> None:
+    """A round is being combined: nobody is asked any more for what would come too late for the next."""
+    connection = transition.connection
+    if round_.buffered:
+        oldest = oldest_fresh_version(run.spec, round_.base_version + 1)
+        await assignment_records.settle_older_than(connection, run.run_id, oldest)
+    else:
+        await assignment_records.settle_round(connection, run.run_id, round_.number)
 
 
 async def _cancel_round(transition: Transition, run_id: str, number: int) -> None:

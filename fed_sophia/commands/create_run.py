@@ -63,8 +63,9 @@ def create(
         int | None,
         typer.Option(
             min=1,
-            help="Fewest updates that make a version once the deadline has passed.",
-            show_default="80 % of the cohort",
+            help="Fewest updates that make a version once the deadline has passed; "
+            "in an asynchronous run, fewest workers.",
+            show_default="80 % of the cohort; half of an asynchronous one",
         ),
     ] = None,
     deadline: Annotated[str, typer.Option(help="Longest time a round collects: 90s, 10m, 24h.")] = "10m",
@@ -138,9 +139,9 @@ def create(
             "cohort_fraction": cohort_fraction,
             "min_workers": min_workers,
             "over_selection": over_selection,
-            "quorum": _default_quorum(cohort_size, cohort_fraction, min_workers)
-            if quorum is None
-            else quorum,
+            "quorum": quorum
+            if quorum is not None
+            else _default_quorum(cohort_size, cohort_fraction, min_workers, asynchronous_rounds is not None),
             "deadline_s": duration_s(deadline, "--deadline"),
             "adaptive_deadline": adaptive(adaptive_deadline),
             "asynchronous": asynchronous(asynchronous_rounds),
@@ -180,7 +181,9 @@ def metrics_wait_s(rounds: Sequence[RoundSummary]) -> float:
     return _METRICS_WAIT_S if measured or len(rounds) < _UNMEASURED_AFTER else 0.0
 
 
-def _default_quorum(size: int | None, fraction: float | None, min_workers: int | None) -> int:
-    """80 % of the smallest cohort; nonsense is left for the spec to refuse."""
+def _default_quorum(
+    size: int | None, fraction: float | None, min_workers: int | None, is_asynchronous: bool
+) -> int:
+    """80 % of the smallest cohort, half of an asynchronous one; nonsense is left for the spec to refuse."""
     cohort = size if size is not None else (fraction or 0.0) * (min_workers or 0)
-    return max(1, math.ceil(0.8 * cohort - 1e-9))
+    return max(1, int(cohort / 2) if is_asynchronous else math.ceil(0.8 * cohort - 1e-9))

@@ -28,11 +28,11 @@ from ps_service.round_runner import same_update
 from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import staleness_now, the_assignment, the_round, the_run
 from ps_service.storage.known import Known
 from ps_service.storage.run_records import StoredRound, StoredRun
-from ps_service.storage.update_records import StoredAssignment
 from ps_service.summaries import assignment_of, bundles_wanted
 
 

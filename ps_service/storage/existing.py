@@ -8,11 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.errors import NotFound, WorkerRevoked
 from protocol.messages import RoundStatus
-from ps_service.storage import credential_records, run_records, update_records
+from ps_service.storage import assignment_records, credential_records, run_records
+from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.blobs import BlobStore
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.run_records import StoredRound, StoredRun
-from ps_service.storage.update_records import StoredAssignment
 
 
 async def the_run(connection: AsyncConnection, run_id: str) -> StoredRun:
@@ -47,7 +47,7 @@ async def staleness_now(connection: AsyncConnection, run: StoredRun, assignment:
 
 async def the_assignment(connection: AsyncConnection, assignment_id: str) -> StoredAssignment:
     """Raises: NotFound."""
-    assignment = await update_records.load_assignment(connection, assignment_id)
+    assignment = await assignment_records.load_assignment(connection, assignment_id)
     if assignment is None:
         raise NotFound(f"there is no assignment {assignment_id}")
     return assignment

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries: the workers that take part in a run, and their slots."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, func, insert, select, update
@@ -11,7 +11,7 @@ from ps_service.storage.schema import assignments, members, workers
 
 
 @dataclass(frozen=True)
-class Idle:
+class Free:
     """A member that may be given something to do."""
 
     slot: int
@@ -28,15 +28,17 @@ async def is_member(connection: AsyncConnection, run_id: str, worker_id: str) ->
     return (await connection.execute(query)).first() is not None
 
 
-async def add_members(connection: AsyncConnection, run_id: str, worker_ids: Collection[str]) -> None:
+async def add_members(
+    connection: AsyncConnection, run_id: str, worker_ids: Collection[str], now_ms: int
+) -> None:
     """Let workers wait for slots; those who have come before do already."""
     before = await connection.execute(
         select(members.c.worker_id).where(members.c.run_id == run_id, members.c.worker_id.in_(worker_ids))
     )
     new = sorted(set(worker_ids) - set(before.scalars()))
     if new:
-        rows = [{"run_id": run_id, "worker_id": worker_id, "slot": None, "turns": 0} for worker_id in new]
-        await connection.execute(insert(members), rows)
+        row = {"run_id": run_id, "slot": None, "turns": 0, "free_since_ms": now_ms}
+        await connection.execute(insert(members), [row | {"worker_id": worker_id} for worker_id in new])
 
 
 async def has_slots(connection: AsyncConnection, run_id: str) -> bool:
@@ -83,30 +85,46 @@ async def eligible_slots(connection: AsyncConnection, run_id: str) -> dict[int, 
     return {row.slot: row.worker_id for row in rows}
 
 
-async def idle_members(connection: AsyncConnection, run_id: str, most: int) -> list[Idle]:
-    """Members that are there and have no open assignment of the run: those with the fewest turns first."""
-    open_assignment = select(assignments.c.assignment_id).where(
-        assignments.c.run_id == run_id,
-        assignments.c.worker_id == members.c.worker_id,
-        assignments.c.settled.is_(False),
-    )
+async def free_members(
+    connection: AsyncConnection, run_id: str, number: int, most: int, most_of_each: int
+) -> list[Free]:
+    """Members that are there and have nothing to do in this run, the longest free first.
+
+    But for those who have declined in round `number`, or were given `most_of_each` assignments in it.
+    """
+    given = (assignments.c.run_id == run_id) & (assignments.c.round == number)
+    given &= assignments.c.slot == members.c.slot
+    declined = select(assignments.c.slot).where(given, assignments.c.declined_reason.is_not(None))
     rows = await connection.execute(
         select(members.c.slot, members.c.worker_id, members.c.turns)
         .join(workers, workers.c.worker_id == members.c.worker_id)
-        .where(members.c.run_id == run_id, members.c.slot.is_not(None), _IS_THERE)
-        .where(~open_assignment.exists())
-        .order_by(members.c.turns, members.c.slot)
+        .where(members.c.run_id == run_id, members.c.free_since_ms.is_not(None))
+        .where(members.c.slot.is_not(None), _IS_THERE, ~declined.exists())
+        .where(select(func.count()).where(given).scalar_subquery() < most_of_each)
+        .order_by(members.c.free_since_ms, members.c.slot)
         .limit(most)
     )
-    return [Idle(row.slot, row.worker_id, row.turns) for row in rows]
+    return [Free(row.slot, row.worker_id, row.turns) for row in rows]
 
 
-async def take_turns(connection: AsyncConnection, run_id: str, worker_ids: Sequence[str]) -> None:
-    """Each of these members has one more turn."""
+async def take_turns(connection: AsyncConnection, run_id: str, worker_ids: Collection[str]) -> None:
+    """Each of these members has one more turn, and something to do."""
     await connection.execute(
         update(members)
         .where(members.c.run_id == run_id, members.c.worker_id.in_(worker_ids))
-        .values(turns=members.c.turns + 1)
+        .values(turns=members.c.turns + 1, free_since_ms=None)
+    )
+
+
+async def set_free(
+    connection: AsyncConnection, run_id: str, worker_ids: Collection[str], now_ms: int
+) -> None:
+    """These members have done what they had to do, or ask for something new. Who was free stays so."""
+    await connection.execute(
+        update(members)
+        .where(members.c.run_id == run_id, members.c.worker_id.in_(worker_ids))
+        .where(members.c.free_since_ms.is_(None))
+        .values(free_since_ms=now_ms)
     )
 
 
@@ -128,11 +146,11 @@ async def runs_of_worker(connection: AsyncConnection, worker_id: str) -> list[st
 
 async def memberships(
     connection: AsyncConnection, run_ids: Collection[str], worker_ids: Collection[str]
-) -> set[tuple[str, str]]:
-    """(run, worker) of those of these workers who are members of these runs."""
+) -> dict[tuple[str, str], bool]:
+    """{(run, worker): whether it is free} of those of these workers who are members of these runs."""
     rows = await connection.execute(
-        select(members.c.run_id, members.c.worker_id).where(
+        select(members.c.run_id, members.c.worker_id, members.c.free_since_ms).where(
             members.c.run_id.in_(run_ids), members.c.worker_id.in_(worker_ids)
         )
     )
-    return {(row.run_id, row.worker_id) for row in rows}
+    return {(row.run_id, row.worker_id): row.free_since_ms is not None for row in rows}

@@ -76,8 +76,9 @@ members = Table(
     Column("worker_id", ForeignKey("workers.worker_id"), primary_key=True),
     Column("slot", Integer),
     Column("turns", Integer, nullable=False),
+    Column("free_since_ms", BigInteger),
     UniqueConstraint("run_id", "slot"),
-    Index(None, "run_id", "turns", "slot"),
+    Index(None, "run_id", "free_since_ms", "slot"),
 )
 
 rounds = Table(
@@ -156,6 +157,8 @@ updates = Table(
     Column("reason", Text),
     Column("collected_ms", BigInteger),
     Index(None, "run_id", "round", "slot"),
+    Index(None, "run_id", "outcome"),
+    Index(None, "run_id", "version"),
 )
 
 effects = Table(

@@ -1,45 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries: assignments, declared uploads and received updates."""
+"""Queries: declared uploads and received updates."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, Receipt, UpdateHeader
-from ps_service.storage.schema import assignments, rounds, updates, uploads, workers
-
-_OPEN_ASSIGNMENTS = (
-    select(assignments)
-    .join(rounds, (rounds.c.run_id == assignments.c.run_id) & (rounds.c.number == assignments.c.round))
-    .where(assignments.c.settled.is_(False))
-    .order_by(rounds.c.deadline_ms, assignments.c.assignment_id)
-)
-# built once: every wait for an assignment asks it
-_OF_WORKERS = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
-
-
-@dataclass(frozen=True)
-class StoredAssignment:
-    """What ties a worker to a round; the rest of an assignment follows from run, version, slot and turn."""
-
-    assignment_id: str
-    run_id: str
-    round: int
-    """In which it was given; in an asynchronous run it outlasts it."""
-    version: int
-    """From which the update is made."""
-    worker_id: str
-    slot: int
-    turn: int
-    """Number of the slot's assignments in an asynchronous run, this one included; otherwise the round's."""
-    declined_reason: str | None = None
-    refused_code: str | None = None
-    """Of the last update sent for it that was not taken."""
-    lost_ms: int | None = None
-    """Since when its worker is not heard of."""
-    settled: bool = False
+from ps_service.storage.assignment_records import StoredAssignment, assignment_in
+from ps_service.storage.schema import assignments, updates, uploads, workers
 
 
 @dataclass(frozen=True)
@@ -56,6 +25,7 @@ class StoredUpdate:
     """A received update."""
 
     assignment_id: str
+    slot: int
     version: int
     """From which it was made."""
     digest: str
@@ -69,121 +39,6 @@ class Invited:
     assignment: StoredAssignment
     name: str
     receipt: Receipt | None
-
-
-# --- assignments -------------------------------------------------------------------------------
-
-
-async def add_assignments(connection: AsyncConnection, rows: list[StoredAssignment]) -> None:
-    await connection.execute(insert(assignments), [vars(row) for row in rows])
-
-
-async def load_assignment(connection: AsyncConnection, assignment_id: str) -> StoredAssignment | None:
-    query = select(assignments).where(assignments.c.assignment_id == assignment_id)
-    row = (await connection.execute(query)).first()
-    return None if row is None else _assignment(row)
-
-
-async def next_assignment_of(connection: AsyncConnection, worker_id: str) -> StoredAssignment | None:
-    """The worker's most urgent assignment that is not settled."""
-    return next(iter(await open_assignments_of(connection, worker_id, limit=1)), None)
-
-
-async def open_assignments_of(
-    connection: AsyncConnection, worker_id: str, limit: int | None = None
-) -> list[StoredAssignment]:
-    """Those that are not settled, the most urgent first."""
-    query = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id == worker_id).limit(limit)
-    return [_assignment(row) for row in await connection.execute(query)]
-
-
-async def next_assignments_of(
-    connection: AsyncConnection, worker_ids: Collection[str]
-) -> dict[str, StoredAssignment]:
-    """{worker_id: what `next_assignment_of` gives} of those of these workers who have one."""
-    rows = await connection.execute(_OF_WORKERS, {"worker_ids": list(worker_ids)})
-    following: dict[str, StoredAssignment] = {}
-    for row in rows:
-        following.setdefault(row.worker_id, _assignment(row))
-    return following
-
-
-async def decline(connection: AsyncConnection, assignment_id: str, reason: str) -> None:
-    await connection.execute(
-        update(assignments)
-        .where(assignments.c.assignment_id == assignment_id)
-        .values(declined_reason=reason, settled=True)
-    )
-
-
-async def set_assignment_lost(connection: AsyncConnection, assignment_id: str, lost_ms: int | None) -> None:
-    """Its worker is no longer heard of; None: it is there again."""
-    await connection.execute(
-        update(assignments).where(assignments.c.assignment_id == assignment_id).values(lost_ms=lost_ms)
-    )
-
-
-async def note_refusal(connection: AsyncConnection, assignment_id: str, worker_id: str, code: str) -> None:
-    """This worker has sent an update that was not taken; nothing if the assignment is not its own."""
-    await connection.execute(
-        update(assignments)
-        .where(assignments.c.assignment_id == assignment_id, assignments.c.worker_id == worker_id)
-        .values(refused_code=code)
-    )
-
-
-async def settle_round(connection: AsyncConnection, run_id: str, number: int) -> None:
-    """Nobody is asked for this round's updates any more."""
-    await connection.execute(
-        update(assignments)
-        .where(assignments.c.run_id == run_id, assignments.c.round == number)
-        .values(settled=True)
-    )
-
-
-async def settle_older_than(connection: AsyncConnection, run_id: str, version: int | None) -> None:
-    """Nobody is asked any more for updates made from versions before this one; None: for any of the run's."""
-    older = (assignments.c.run_id == run_id) & assignments.c.settled.is_(False)
-    if version is not None:
-        older &= assignments.c.version < version
-    await connection.execute(update(assignments).where(older).values(settled=True))
-
-
-async def count_in_hand(connection: AsyncConnection, run_id: str) -> int:
-    """How many of a run's assignments their workers are at, as far as is known."""
-    query = select(func.count()).where(
-        assignments.c.run_id == run_id, assignments.c.settled.is_(False), assignments.c.lost_ms.is_(None)
-    )
-    return (await connection.execute(query)).scalar_one()
-
-
-async def versions_in_use(connection: AsyncConnection, run_id: str) -> set[int]:
-    """The versions from which updates are being made, or have been and are not yet concluded."""
-    in_hand = select(assignments.c.version).where(
-        assignments.c.run_id == run_id, assignments.c.settled.is_(False)
-    )
-    pending = (
-        select(assignments.c.version)
-        .join(updates, updates.c.assignment_id == assignments.c.assignment_id)
-        .where(updates.c.run_id == run_id, updates.c.outcome == Outcome.PENDING.value)
-    )
-    return set((await connection.execute(in_hand.union(pending))).scalars())
-
-
-def _assignment(row: Row[tuple[object, ...]]) -> StoredAssignment:
-    return StoredAssignment(
-        row.assignment_id,
-        row.run_id,
-        row.round,
-        row.version,
-        row.worker_id,
-        row.slot,
-        row.turn,
-        row.declined_reason,
-        row.refused_code,
-        row.lost_ms,
-        row.settled,
-    )
 
 
 # --- uploads -----------------------------------------------------------------------------------
@@ -274,6 +129,14 @@ async def updates_of_round(connection: AsyncConnection, run_id: str, number: int
     return await _updates(connection, of_round)
 
 
+async def has_update_of(connection: AsyncConnection, run_id: str, number: int, slot: int) -> bool:
+    """Whether a round has an update of this slot."""
+    query = select(updates.c.slot).where(
+        updates.c.run_id == run_id, updates.c.round == number, updates.c.slot == slot
+    )
+    return (await connection.execute(query.limit(1))).first() is not None
+
+
 async def updates_in_versions(
     connection: AsyncConnection, run_id: str, first: int, last: int
 ) -> list[StoredUpdate]:
@@ -291,7 +154,11 @@ async def _updates(connection: AsyncConnection, wanted: ColumnElement[bool]) -> 
     )
     return [
         StoredUpdate(
-            row.assignment_id, row.made_from, row.digest, UpdateHeader.model_validate_json(row.header)
+            row.assignment_id,
+            row.slot,
+            row.made_from,
+            row.digest,
+            UpdateHeader.model_validate_json(row.header),
         )
         for row in await connection.execute(query)
     ]
@@ -344,4 +211,17 @@ async def invited_to(
         select(updates).where(updates.c.assignment_id.in_([row.assignment_id for row in rows]))
     )
     receipts = {row.assignment_id: _receipt(row) for row in received}
-    return [Invited(_assignment(row), row.name, receipts.get(row.assignment_id)) for row in rows]
+    return [Invited(assignment_in(row), row.name, receipts.get(row.assignment_id)) for row in rows]
+
+
+async def versions_in_use(connection: AsyncConnection, run_id: str) -> set[int]:
+    """The versions from which updates are being made, or have been and are not yet concluded."""
+    in_hand = select(assignments.c.version).where(
+        assignments.c.run_id == run_id, assignments.c.settled.is_(False)
+    )
+    pending = (
+        select(assignments.c.version)
+        .join(updates, updates.c.assignment_id == assignments.c.assignment_id)
+        .where(updates.c.run_id == run_id, updates.c.outcome == Outcome.PENDING.value)
+    )
+    return set((await connection.execute(in_hand.union(pending))).scalars())

@@ -81,8 +81,8 @@ def test_an_unknown_hyperparameter_is_refused_by_name(row: Algorithm) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, "much", None, [0.1]])
 def test_no_hyperparameter_takes_nonsense(row: Algorithm, value: object) -> None:
     for name in row.hyperparameters.model_fields:
-        if name == "direction_mixing" and value is None:
-            continue
+        if value is None and row.hyperparameters.model_fields[name].default is None:
+            continue  # which leaves the choice to the algorithm
         with pytest.raises(InvalidMessage, match=name):
             row.parse({name: value})
 
@@ -151,3 +151,14 @@ def test_the_momentum_of_the_default_run_is_what_was_measured() -> None:
 @pytest.mark.parametrize("weight", [5e-324, 1 - 2**-53])
 def test_momentum_is_defined_at_the_edges(weight: float) -> None:
     assert 0 <= momentum_decay_for(weight, 10) < 1
+
+
+def test_an_asynchronous_run_has_less_momentum_unless_it_is_said_how_much():
+    row = ALGORITHMS["fed-sophia-shared"]
+    decays = [
+        hyperparameters.optimizer_settings(10)["momentum_decay"]
+        for hyperparameters in (row.parse({}), row.parse({}).in_asynchronous_run())
+    ]
+    assert decays == [momentum_decay_for(0.92, 10), momentum_decay_for(0.8, 10)]
+    said = row.parse({"momentum_weight": 0.5})
+    assert said.in_asynchronous_run() == said

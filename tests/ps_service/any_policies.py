@@ -45,7 +45,9 @@ def policies(draw, workers: int) -> dict:
         "quorum": draw(st.integers(1, cohort)),
         "rounds": draw(st.integers(1, 4)),
         "deadline_s": draw(st.sampled_from([5, 20, 60])),
-        "adaptive_deadline": draw(st.sampled_from([None, None, {"floor_s": 2.0, "ceiling_s": 30.0}])),
+        "adaptive_deadline": draw(st.sampled_from([None, None, {"floor_s": 2.0, "ceiling_s": 30.0}]))
+        if asynchronous is None
+        else None,
         "max_extensions": draw(st.integers(0, 2)),
         "max_abandoned_rounds": draw(st.integers(1, 3)),
         "max_duration_s": draw(st.sampled_from([None, None, 40, 200])),

@@ -61,6 +61,7 @@ def counts_are_what_is_there(ledger: Ledger, key: RoundKey) -> None:
         stale = Counter(round_.base_version - version for version in versions)
         assert {s: count for s, count in enumerate(round_.staleness) if count} == stale
         assert max(stale, default=0) <= ledger.specs[key[0]].asynchronous.max_staleness
+        assert round_.workers == len({row["slot"] for row in updates})
         assert len({(row["slot"], row["turn"]) for row in invited}) == len(invited)
     else:
         assert (round_.declined, round_.lost) == (len(declined), len(lost))
@@ -90,13 +91,13 @@ def a_round_says_why_it_made_nothing(round_: Round) -> None:
     assert is_a_sentence(round_.reason) if abandoned else round_.reason is None
     assert (round_.ended_ms is not None) == round_.status.ended
     if round_.status in (RoundStatus.AGGREGATING, RoundStatus.COMMITTED):
-        assert round_.admitted >= round_.quorum
+        assert round_.has_quorum
 
 
 def a_version_is_made_of_no_fewer_than_the_spec_says(ledger: Ledger, key: RoundKey) -> None:
     round_ = ledger.rounds[key]
     if round_.status is RoundStatus.COMMITTED:
-        assert round_.admitted >= ledger.specs[key[0]].quorum
+        assert (round_.workers if round_.buffered else round_.admitted) >= ledger.specs[key[0]].quorum
 
 
 def an_end_says_why(ledger: Ledger, run_id: str) -> None:
@@ -125,7 +126,7 @@ def nobody_collects_who_need_not(round_: Round) -> None:
     """No round waits for what cannot change its fate."""
     answered = round_.admitted + round_.declined
     assert round_.now_ms < round_.deadline_ms
-    assert round_.admitted < round_.target
+    assert round_.admitted < round_.target or not round_.has_quorum
     if round_.buffered:
         return
     assert answered < round_.invited
@@ -135,14 +136,14 @@ def nobody_collects_who_need_not(round_: Round) -> None:
 
 def a_round_knows_who_is_lost(ledger: Ledger, key: RoundKey) -> None:
     for row in ledger.invited_to(key):
-        if not row["settled"]:
+        if not row["settled"] and not ledger.rounds[key].buffered:
             worker = ledger.workers[row["worker_id"]]
             assert (row["lost_ms"] is None) == (worker["lost_ms"] is None)
             assert worker["revoked_ms"] is None, "an answer is waited for that cannot come"
 
 
 def whoever_can_train_does(ledger: Ledger, run_id: str) -> None:
-    """In an asynchronous run nobody is idle while there is a place and a round collects."""
+    """In an asynchronous run nobody who may be asked is idle while there is a place and a round collects."""
     run, spec = ledger.runs[run_id], ledger.specs[run_id]
     in_hand = [row for row in ledger.rows["assignments"] if row["run_id"] == run_id and not row["settled"]]
     at_work = [row["worker_id"] for row in in_hand]
@@ -150,15 +151,23 @@ def whoever_can_train_does(ledger: Ledger, run_id: str) -> None:
     if spec.asynchronous is None or run.status is not RunStatus.RUNNING:
         return
     if ledger.rounds[run_id, run.round].status is RoundStatus.COLLECTING:
-        there = {
+        given = Counter(row["slot"] for row in ledger.invited_to((run_id, run.round)))
+        declined = {
+            row["slot"]
+            for row in ledger.invited_to((run_id, run.round))
+            if row["declined_reason"] is not None
+        }
+        idle = {
             row["worker_id"]
             for row in ledger.rows["members"]
-            if row["run_id"] == run_id and row["slot"] is not None
+            if row["run_id"] == run_id and row["slot"] is not None and row["free_since_ms"] is not None
             if ledger.workers[row["worker_id"]]["lost_ms"] is None
             if ledger.workers[row["worker_id"]]["revoked_ms"] is None
+            if row["slot"] not in declined and given[row["slot"]] < spec.cohort_size
         }
         heard_of = [row for row in in_hand if row["lost_ms"] is None]
-        assert there <= set(at_work) or len(heard_of) >= spec.concurrency
+        assert not idle or len(heard_of) >= spec.concurrency
+        assert not idle & set(at_work), "free, and at work"
 
 
 def what_waits_for_a_round_is_pending(ledger: Ledger) -> None:

@@ -79,7 +79,7 @@ class Case:
             num_examples=EXAMPLES[index % len(EXAMPLES)],
             local_steps=STEPS[index % len(STEPS)],
         )
-        return AdmittedUpdate(header.digest, header, self.tensors["params"])
+        return AdmittedUpdate(header.digest, header, self.tensors["params"], index)
 
     @property
     def rows(self):
@@ -184,7 +184,8 @@ from ps_service.aggregation import AdmittedUpdate, aggregate
 from ps_service.storage.files import FileBlobs
 case = json.load(sys.stdin)
 headers = [UpdateHeader.model_validate(header) for header in case["headers"]]
-updates = [AdmittedUpdate(header.digest, header, case["tensors"]["params"]) for header in headers]
+params = case["tensors"]["params"]
+updates = [AdmittedUpdate(header.digest, header, params, slot) for slot, header in enumerate(headers)]
 rows = {bundle: updates for bundle in headers[0].bundles}
 spec = RunSpec.model_validate(case["spec"])
 print(json.dumps(aggregate(FileBlobs(Path(case["path"])), spec, case["tensors"], rows, partial=False)))

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import event
 
 from ps_service import bell
+from ps_service.looking import look_for_work
 from tests.ps_service.silence import LOST_AFTER_S, pass_time, who_is_lost
 
 READ, WRITE = "BEGIN", "BEGIN IMMEDIATE"
@@ -20,13 +21,12 @@ async def server(start_server):
 
 
 @contextmanager
-def transactions(server):
-    """The transactions that were begun while this is open."""
+def statements(server):
+    """The first word of each statement that is executed while this is open; of BEGIN IMMEDIATE, both."""
     begun = []
 
     def note(_connection, _cursor, statement, *_):
-        if statement in (READ, WRITE):
-            begun.append(statement)
+        begun.append(WRITE if statement == WRITE else statement.split()[0])
 
     engine = server.stores.records.engine.sync_engine
     event.listen(engine, "before_cursor_execute", note)
@@ -63,13 +63,29 @@ async def a_crowd(server, count, **enrolment):
 
 
 @pytest.mark.parametrize("count", [1, 30])
-async def test_looking_for_many_is_one_read_as_for_one(server, count):
+@pytest.mark.parametrize("open_runs", [0, 3])
+async def test_looking_for_many_in_vain_is_one_statement_as_for_one(server, count, open_runs):
     crowd = await a_crowd(server, count)
+    for _ in range(open_runs):
+        await server.a_run(cohort_size=1000)
     async with waiting(server, crowd):
-        with transactions(server) as begun:
+        with statements(server) as begun:
             server.service.bell.ring([bell.worker_topic(worker.worker_id) for worker in crowd])
             await looked(server)
-    assert begun == [READ]
+    assert begun == ["SELECT"]
+
+
+@pytest.mark.parametrize("count", [1, 30])
+async def test_finding_the_work_of_many_is_one_read_as_for_one(server, count):
+    crowd = await a_crowd(server, count)
+    run = await server.a_run(cohort_size=count)
+    for worker in crowd:
+        await worker.ask()
+    with statements(server) as begun:
+        found = await look_for_work(server.runner, 20.0, [worker.worker_id for worker in crowd])
+    assert {work.run_id for work in found.values()} == {run.run_id}
+    assert len(found) == count
+    assert (begun.count(READ), begun.count("SELECT")) == (1, 8)
 
 
 @pytest.mark.parametrize("count", [3, 30])
@@ -77,7 +93,7 @@ async def test_a_crowd_joins_a_run_in_one_transaction(server, count):
     crowd = await a_crowd(server, count)
     spec = await server.a_spec(cohort_size=count)
     async with waiting(server, crowd) as asking:
-        with transactions(server) as begun:
+        with statements(server) as begun:
             created = await server.operator.post("/v1/runs", json=spec)
             answers = await asyncio.gather(*asking)
     assert begun.count(WRITE) == 2, "one creates the run, one lets all join it"
@@ -159,3 +175,38 @@ async def test_who_hangs_up_is_gone_at_once_and_lost_in_time(server):
 async def test_a_crowd_that_waits_holds_no_connection_of_the_database(server):
     async with waiting(server, await a_crowd(server, 30)):
         assert server.stores.records.engine.pool.checkedout() == 0
+
+
+# --- for whom there may be something -----------------------------------------------------------
+
+
+async def members(server, run):
+    return (await server.show(run.run_id)).members
+
+
+async def test_a_worker_that_comes_to_serve_another_task_joins_its_runs(server):
+    run = await server.a_run(cohort_size=2)
+    worker = await server.enrol("worker", tasks=("other",))
+    assert (await worker.ask()).status_code == 204
+    assert await members(server, run) == 0
+    await worker.http.post(f"/v1/workers/{worker.worker_id}/heartbeat", json={"tasks": ["other", "digits"]})
+    assert (await worker.ask()).status_code == 204
+    assert await members(server, run) == 1
+
+
+async def test_who_has_joined_one_run_joins_the_next_also_when_the_first_has_ended(server):
+    first = await server.a_run(cohort_size=2)
+    worker = await server.enrol("worker")
+    await worker.ask()
+    assert (await server.operator.post(f"/v1/runs/{first.run_id}/cancel")).status_code == 200
+    second = await server.a_run(cohort_size=2)
+    third = await server.a_run(cohort_size=2)
+    await worker.ask()
+    assert [await members(server, run) for run in (first, second, third)] == [1, 1, 1]
+
+
+async def test_who_serves_two_tasks_joins_the_runs_of_both(server):
+    worker = await server.enrol("worker", tasks=("digits", "other"))
+    runs = [await server.a_run(cohort_size=2, task=task) for task in ("digits", "other", "third")]
+    await worker.ask()
+    assert [await members(server, run) for run in runs] == [1, 1, 0]

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, inspect, text
 
 from protocol.messages import Outcome, RoundStatus, RunSpec
 from ps_service.storage import (
+    assignment_records,
     credential_records,
     member_records,
     migrations,
@@ -150,7 +151,7 @@ async def test_what_an_earlier_version_did_not_know_it_says_nothing_of(first_dat
         first, second = await update_records.invited_to(connection, "run-1", 1, -1, 10)
         assert (first.receipt.outcome, first.receipt.version) == (Outcome.COUNTED, 1)
         assert (second.assignment.declined_reason, second.assignment.refused_code) == ("on battery", None)
-        [to_do] = await update_records.open_assignments_of(connection, "w-2")
+        [to_do] = await assignment_records.open_assignments_of(connection, "w-2")
         assert (to_do.assignment_id, to_do.lost_ms) == ("a-4", None)
         versions = await version_records.list_versions(connection, "run-1")
         assert [(version.version, version.collected) for version in versions] == [(0, False), (1, False)]

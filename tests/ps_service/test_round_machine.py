@@ -198,20 +198,26 @@ def test_a_buffer_waits_for_its_target_whoever_declines_or_is_lost():
 def test_a_buffer_that_its_deadline_finds_with_a_quorum_is_closed_by_it():
     round_ = after(a_buffer(), UpdateAdmitted(1, 0), UpdateAdmitted(2, 0), Tick(DEADLINE_MS))
     assert round_.status is RoundStatus.AGGREGATING
-    round_ = after(a_buffer(), UpdateAdmitted(1, 0), Tick(DEADLINE_MS))
+    round_ = after(a_buffer(), UpdateAdmitted(1, 0), UpdateAdmitted(2, 0, again=True), Tick(DEADLINE_MS))
     assert (round_.status, round_.out_of_time) == (RoundStatus.ABANDONED, True)
-    assert round_.reason == "the deadline passed with 1 updates; the quorum is 2"
+    assert round_.reason == "the deadline passed with 2 updates of 1 workers; the quorum is 2"
+
+
+def test_a_buffer_is_filled_by_no_fewer_workers_than_the_quorum():
+    round_ = after(a_buffer(), UpdateAdmitted(1, 0), *[UpdateAdmitted(2, 0, again=True)] * 7)
+    assert (round_.status, round_.admitted, round_.workers) == (RoundStatus.COLLECTING, 8, 1)
+    assert after(round_, UpdateAdmitted(3, 0)).status is RoundStatus.AGGREGATING
 
 
 def test_what_waited_for_a_buffer_may_be_more_than_its_target():
-    round_, effects = step(a_buffer(target=2), UpdatesWaited(7, (0, 1, 1, 5)))
+    round_, effects = step(a_buffer(target=2), UpdatesWaited(7, (0, 1, 1, 5), 2))
     assert (round_.admitted, round_.staleness) == (4, (1, 2, 0, 0, 0, 1))
     assert (round_.last_admitted_ms, effects) == (7, (RoundEffect.AGGREGATE,))
 
 
-@pytest.mark.parametrize(("admitted", "share"), [(2, 0.25), (8, 1.0), (12, 1.0)])
-def test_the_share_is_that_of_the_work_in_hand(admitted, share):
-    round_ = after(a_buffer(target=20), UpdatesWaited(1, (0,) * admitted))
+@pytest.mark.parametrize(("workers", "share"), [(1, 0.125), (2, 0.25), (8, 1.0), (12, 1.0)])
+def test_the_share_is_that_of_the_workers_who_train(workers, share):
+    round_ = after(a_buffer(target=20), UpdatesWaited(1, (0,) * 12, workers))
     assert round_.share == share
     assert a_round().share == 1.0
 
@@ -232,8 +238,10 @@ buffers = st.integers(1, 6).flatmap(
 )
 events_of_buffers = st.one_of(
     events,
-    st.builds(UpdateAdmitted, times, st.integers(0, 5)),
-    st.builds(UpdatesWaited, times, st.lists(st.integers(0, 5), max_size=4).map(tuple)),
+    st.builds(UpdateAdmitted, times, st.integers(0, 5), st.booleans()),
+    st.lists(st.integers(0, 5), max_size=4).flatmap(
+        lambda each: st.builds(UpdatesWaited, times, st.just(tuple(each)), st.integers(0, len(each)))
+    ),
     st.builds(WorkersInvited, times, st.integers(1, 4)),
 )
 ORDER = [RoundStatus.COLLECTING, RoundStatus.AGGREGATING, RoundStatus.COMMITTED, RoundStatus.ABANDONED]
@@ -254,7 +262,7 @@ def test_laws_that_hold_whatever_happens_in_whatever_order(round_, happening):
         if isinstance(event, Tick) and event.now_ms >= round_.deadline_ms:
             assert round_.status is not RoundStatus.COLLECTING  # nobody collects past the deadline
         if round_.status in (RoundStatus.AGGREGATING, RoundStatus.COMMITTED):
-            assert round_.admitted >= round_.quorum
+            assert round_.has_quorum
     assert (round_.reason is not None) == (round_.status is RoundStatus.ABANDONED)
     assert (round_.ended_ms is not None) == round_.status.ended
     assert ends == round_.status.ended

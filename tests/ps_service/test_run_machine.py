@@ -22,10 +22,9 @@ from ps_service.run_machine import (
     RunResumed,
     Tick,
     WorkersChanged,
-    assignment_seed,
-    sample,
     wake_ms,
 )
+from ps_service.sampling import assignment_seed, sample
 
 ALL = (0, 1, 2)
 OPEN = Run(status=RunStatus.RUNNING, round=1, round_open=True, started_ms=0)
@@ -340,10 +339,10 @@ def test_the_first_buffer_waits_for_the_workers_awaited_and_invites_nobody_itsel
     assert opening.concurrency == 3, "no more can train than there are"
 
 
-def test_later_buffers_go_on_with_one_worker_and_wait_for_none():
-    run = after(OPEN, RoundCommitted(9, (2,), 4), spec=BUFFERED)
+def test_later_buffers_go_on_with_as_many_workers_as_a_version_needs():
+    run = after(OPEN, RoundCommitted(9, (1, 2), 4), spec=BUFFERED)
     assert (run.status, run.round_open, run.round) == (RunStatus.RUNNING, True, 2)
-    assert after(OPEN, RoundCommitted(9, (), 4), spec=BUFFERED).status is RunStatus.WAITING
+    assert after(OPEN, RoundCommitted(9, (2,), 4), spec=BUFFERED).status is RunStatus.WAITING
 
 
 def test_no_buffer_waits_for_a_metric():
@@ -356,8 +355,9 @@ def test_no_buffer_waits_for_a_metric():
 # --- laws ---------------------------------------------------------------------------------------
 
 specs = st.builds(
-    lambda over_selection, asynchronous, **changes: a_spec(
+    lambda over_selection, asynchronous, adaptive_deadline, **changes: a_spec(
         rounds=4,
+        adaptive_deadline=None if asynchronous else adaptive_deadline,
         over_selection=1.0 if asynchronous else over_selection,
         asynchronous={"concurrency": asynchronous} if asynchronous else None,
         **changes,

@@ -38,6 +38,7 @@ def upgrade(connection: Connection) -> None:
         raise UnsupportedVersion(
             f"the database was made by a newer version of fed-sophia: its schema is {current}, ours {HEAD}"
         )
+    config.attributes["check"] = lambda: _require_references(connection)
     with _tables_may_be_made_anew(connection):
         command.upgrade(config, "head")
 
@@ -48,10 +49,14 @@ def _tables_may_be_made_anew(connection: Connection) -> Iterator[None]:
     connection.commit()
     _foreign_keys(connection, "OFF")
     yield
-    if connection.execute(text("PRAGMA foreign_key_check")).first() is not None:
-        raise StorageCorrupt("after the migration a row refers to one that there is not")
     connection.commit()
     _foreign_keys(connection, "ON")
+
+
+def _require_references(connection: Connection) -> None:
+    """Look before a migration is committed. Raises: StorageCorrupt: a row refers to one that is not there."""
+    if connection.execute(text("PRAGMA foreign_key_check")).first() is not None:
+        raise StorageCorrupt("a row refers to one that there is not; the database is as it was")
 
 
 def _foreign_keys(connection: Connection, state: str) -> None:

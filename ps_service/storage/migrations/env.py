@@ -13,3 +13,5 @@ context.configure(
 )
 with context.begin_transaction():
     context.run_migrations()
+    if check := context.config.attributes.get("check"):
+        check()

@@ -12,7 +12,11 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("members", sa.Column("turns", sa.Integer(), nullable=False, server_default="0"))
-    op.create_index("ix_members_run_id_turns_slot", "members", ["run_id", "turns", "slot"])
+    op.add_column("members", sa.Column("free_since_ms", sa.BigInteger()))
+    op.execute("UPDATE members SET free_since_ms = 0")
+    op.create_index("ix_members_run_id_free_since_ms_slot", "members", ["run_id", "free_since_ms", "slot"])
+    op.create_index("ix_updates_run_id_outcome", "updates", ["run_id", "outcome"])
+    op.create_index("ix_updates_run_id_version", "updates", ["run_id", "version"])
     op.add_column("assignments", sa.Column("version", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("assignments", sa.Column("turn", sa.Integer(), nullable=False, server_default="0"))
     _name_versions(op.get_bind())
