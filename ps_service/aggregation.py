@@ -14,7 +14,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial as bound_to
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +31,7 @@ from protocol.codec import (
 from protocol.encodings import encoding_named
 from protocol.messages import RunSpec, TensorSpec, UpdateHeader, Weighting
 from ps_service.combiners import COMBINERS
-from ps_service.combining import chunks, decided_weights
+from ps_service.combining import ReadRows, Senders, chunks, decided_weights
 from ps_service.server_steps import SERVER_STEPS, StepContext
 from ps_service.staleness import weight
 from ps_service.storage.blobs import BlobStore, Staged
@@ -161,7 +160,10 @@ class _Aggregation:
             for digest in {update.digest for updates in rows.values() for update in updates}
         }
         self.rows = {bundle: [messages[update.digest] for update in rows[bundle]] for bundle in rows}
-        self.weights = {bundle: _weights(spec, rows[bundle]) for bundle in rows}
+        self.senders = {
+            bundle: Senders([update.slot for update in rows[bundle]], _shares(spec, rows[bundle]))
+            for bundle in rows
+        }
         self.combiners = {
             bundle: COMBINERS[spec.combiners.get(bundle, self.algorithm.combiners[bundle])] for bundle in rows
         }
@@ -198,17 +200,23 @@ class _Aggregation:
                 writer.discard()
 
     def _decide(self, chunk_elements: int) -> dict[str, Chunk]:
-        """{sent bundle: what each of its rows counts for}, the same at every coordinate."""
+        """{sent bundle: what each worker's row counts for}, the same at every coordinate."""
         return {
             bundle: decided_weights(
                 combiner,
-                self.weights[bundle],
+                self.senders[bundle].weights,
                 self.spec.model,
-                bound_to(self._received, bundle),
+                self._reader_of_workers(bundle),
                 chunk_elements,
             )
             for bundle, combiner in self.combiners.items()
         }
+
+    def _reader_of_workers(self, bundle: str) -> ReadRows:
+        def read(name: str, start: int, stop: int) -> Chunk:
+            return self.senders[bundle].one_row_each(self._received(bundle, name, start, stop))
+
+        return read
 
     def _step(self, weights: Mapping[str, Chunk], name: str, start: int, stop: int) -> dict[str, Chunk]:
         """The changed state bundles of these coordinates."""
@@ -223,7 +231,8 @@ class _Aggregation:
         for bundle, rows in (received | dict(derived)).items():
             # what is derived shares its combiner and what was decided: all of it is of the same workers
             sent = self.algorithm.derived.get(bundle, bundle)
-            combined[bundle] = self.combiners[sent].combine(rows, weights[sent])
+            of_workers = self.senders[sent].one_row_each(rows)
+            combined[bundle] = self.combiners[sent].combine(of_workers, weights[sent])
         return dict(server_step.apply(state, combined, self.context))
 
     def _state(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
@@ -247,8 +256,8 @@ class _Aggregation:
         return [values[digest] for digest in self.start_of_each]
 
 
-def _weights(spec: RunSpec, updates: Sequence[AdmittedUpdate]) -> Chunk:
-    """One weight an update, in slot order; they sum to 1 (to float32 rounding).
+def _shares(spec: RunSpec, updates: Sequence[AdmittedUpdate]) -> npt.NDArray[np.float64]:
+    """What each update weighs relative to the others, shape (K,).
 
     A worker that sent several has as much say as one that sent one.
     """
@@ -256,5 +265,4 @@ def _weights(spec: RunSpec, updates: Sequence[AdmittedUpdate]) -> Chunk:
     shares = np.array([weight(spec, update.staleness) / of_slot[update.slot] for update in updates])
     if spec.weighting is Weighting.NUM_EXAMPLES:
         shares *= np.array([update.header.num_examples for update in updates], dtype=np.float64)
-    weights: Chunk = (shares / shares.sum()).astype(np.float32)
-    return weights
+    return shares

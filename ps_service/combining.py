@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each update counts for, decided before coordinates are combined.
+"""One row a worker, and what each row counts for: what is settled before coordinates are combined.
+
+A combiner counts rows, so a worker that sent several updates in an asynchronous round must not have several:
+they become one, their mean by what they weigh.
 
 A combiner that weighs whole updates gets one pass over all coordinates of the bundle. They are read in
 chunks and measured in blocks; blocks begin where a tensor begins, whatever the chunk, and what is measured
 of them is added in their order, so no chunk size changes a bit. Memory is O(chunk · workers).
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from protocol.messages import TensorSpec
 from ps_service.combiners import Combiner
@@ -15,6 +22,31 @@ from ps_service.combiners.measures import BLOCK
 
 ReadRows = Callable[[str, int, int], Rows]
 """(tensor, start, stop) → rows of those coordinates, shape (K, stop − start), in slot order."""
+
+
+class Senders:
+    """Which updates are of one worker, and what they weigh."""
+
+    def __init__(self, slots: Sequence[int], shares: npt.NDArray[np.float64]) -> None:
+        """Take, for each update in slot order, its worker's slot and what it weighs beside the others."""
+        self._shares = shares
+        self._updates_of: dict[int, list[int]] = defaultdict(list)
+        for index, slot in enumerate(slots):
+            self._updates_of[slot].append(index)
+        of_workers = np.array([shares[updates].sum() for updates in self._updates_of.values()])
+        self.weights: Values = (of_workers / of_workers.sum()).astype(np.float32)
+        """One a worker, in slot order; they sum to 1 (to float32 rounding)."""
+
+    def one_row_each(self, rows: Rows) -> Rows:
+        """Rows of updates → rows of workers; `rows` themselves where nobody sent two."""
+        if len(rows) == len(self._updates_of):
+            return rows
+        merged = np.zeros((len(self._updates_of), rows.shape[1]), dtype=np.float32)
+        for row, updates in zip(merged, self._updates_of.values(), strict=True):
+            parts = self._shares[updates] / self._shares[updates].sum()
+            for update, part in zip(updates, parts.astype(np.float32), strict=True):
+                row += part * rows[update]
+        return merged
 
 
 def decided_weights(

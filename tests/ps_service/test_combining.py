@@ -15,7 +15,7 @@ from ps_service.aggregation import aggregate
 from ps_service.combiners import COMBINERS, Combiner, Weighing
 from ps_service.combiners.mean import mean
 from ps_service.combiners.measures import BLOCK, inner_products, squared_lengths
-from ps_service.combining import decided_weights
+from ps_service.combining import Senders, decided_weights
 from tests.ps_service.test_aggregation import SUMS, Case
 
 EVERY_COMBINER = pytest.mark.parametrize("combiner", COMBINERS)
@@ -112,6 +112,23 @@ def test_no_number_of_threads_changes_a_bit(tmp_path, message, combiner):
             check=True,
         )
         assert json.loads(done.stdout) == expected
+
+
+@EVERY_COMBINER
+def test_sending_an_update_four_times_is_sending_it_once(tmp_path, message, combiner):
+    """To the bit, in an asynchronous run too: combiners count workers, not updates."""
+    case = Case(tmp_path, message, "fed-sophia-shared", workers=4, combiners=everywhere(combiner))
+    eager, *others = case.updates
+    often = dict.fromkeys(case.bundles, [eager] * 4 + others)
+    assert aggregate(case.blobs, case.spec, case.tensors, often, partial=False) == case.aggregate()
+
+
+def test_what_one_worker_sent_becomes_the_mean_by_what_it_weighs():
+    """Of one worker 1 and 4, weighing 2 to 1, so (2·1 + 4)/3 = 2; of another 7. They weigh 3 to 1."""
+    senders = Senders([0, 0, 5], np.array([2.0, 1.0, 1.0]))
+    np.testing.assert_array_equal(senders.weights, [0.75, 0.25])
+    rows = np.array([[1], [4], [7]], dtype=np.float32)
+    np.testing.assert_allclose(senders.one_row_each(rows), [[2], [7]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("alike", [2, 4])
