@@ -6,9 +6,9 @@
     decide(measures, weights)      → weights      optional: what each row counts for
     combine(chunk of rows, weights) → values      coordinates are independent of each other
 
-Rows come in slot order. Weights come as the run says (`weighting`, staleness) and sum to 1; a combiner that
-protects from workers says whether it heeds them. What `decide` gives need not sum to 1. It is decided once
-for each bundle that workers send, and holds for what a server step derives from it too.
+Rows come in slot order, one a worker. Weights come as the run says (`weighting`, staleness) and sum to 1; a
+combiner that protects from workers says whether it heeds them. What `decide` gives need not sum to 1. It is
+decided once for each bundle that workers send, and holds for what a server step derives from it too.
 
 Sums over coordinates are made in `measures.py` and nowhere else. All other sums are element-wise
 multiply-adds, row after row: no BLAS, einsum or sum over an axis, whose order of addition, and with it the
