@@ -3,7 +3,6 @@
 
 import asyncio
 import fcntl
-import gc
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ import uvicorn
 from protocol.errors import InvalidUsage, StorageNotWritable
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
+from ps_service.collector import collect_seldom
 from ps_service.listening import BACKLOG, allow_many_connections, listen
 from ps_service.service import Service
 from ps_service.settings import Settings
@@ -29,10 +29,6 @@ from ps_service.storage.records import Records
 log = logging.getLogger("fed_sophia.server")
 
 CLOCK_MAY_BE_BEHIND_S = 60.0
-
-GARBAGE_THRESHOLDS = (20_000, 10, 1000)
-"""Of the collector of cycles: waiting requests are a million objects, and to go through all of them takes
-over half a second, in which nobody is answered. Hardly anything here is a cycle."""
 
 OpensStores = Callable[[Path], Awaitable[Stores]]
 
@@ -55,7 +51,6 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     allow_many_connections()
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     # the loop uvicorn would choose: uvloop where it is installed
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -91,7 +86,11 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
             service,
             lambda: announce(url),
         )
-        await server.serve(sockets=[listener])
+        collecting = asyncio.create_task(collect_seldom())
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            collecting.cancel()
     finally:
         await stores.records.close()
         os.close(lock)

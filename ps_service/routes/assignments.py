@@ -52,7 +52,8 @@ def router(service: Service) -> APIRouter:
     ) -> Response:
         """Wait for something to do: `Prefer: wait=SECONDS`."""
         require_same(worker, worker_id)
-        wait_s = service.pace.wait_s(min(preferred_wait_s(prefer), service.settings.max_wait_s))
+        asked_s = min(preferred_wait_s(prefer), service.settings.max_wait_s)
+        wait_s = service.pace.wait_s(asked_s, service.clock.now_ms() / 1000)
         gone = partial(_disconnected, request) if wait_s else None
         here = service.presence.here(worker_id)
         with service.meters.waiting.track_inprogress(), service.pace.waiting(), here:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from ps_service.pace import RETURNS_AT_REST_PER_S, RETURNS_PER_S, USUAL_WAIT_S, Pace
+from ps_service.pace import RETURNS_AT_REST_PER_S, RETURNS_PER_S, TOGETHER_S, USUAL_WAIT_S, Pace
 
 
 def a_pace(waiting=0, seed=0, max_wait_s=600):
@@ -21,14 +21,25 @@ def a_pace(waiting=0, seed=0, max_wait_s=600):
 
 def test_requests_that_began_together_end_apart_and_never_later_than_they_asked():
     pace, _ = a_pace()
-    waits_s = [pace.wait_s(60) for _ in range(1000)]
+    waits_s = [pace.wait_s(60, now_s=0.5) for _ in range(1000)]
     assert 45 <= min(waits_s) < 46
     assert 59 < max(waits_s) <= 60
     assert len(set(waits_s)) == 1000
 
 
 def test_who_asks_for_no_wait_waits_for_none():
-    assert a_pace()[0].wait_s(0) == 0
+    for waiting in (0, 5_000):
+        assert a_pace(waiting)[0].wait_s(0, now_s=0.5) == 0
+
+
+def test_of_a_crowd_those_who_leave_in_one_moment_leave_together_and_never_later_than_they_asked():
+    pace, _ = a_pace(waiting=5_000)
+    for now_s in (1_000.0, 1_000.7, 1_001.9):
+        ends_s = [now_s + pace.wait_s(600, now_s) for _ in range(1000)]
+        assert {round(end_s, 6) % TOGETHER_S for end_s in ends_s} == {0}
+        assert now_s + 450 - TOGETHER_S <= min(ends_s)
+        assert max(ends_s) <= now_s + 600
+        assert len(set(map(round, ends_s))) > 70
 
 
 def test_before_a_stop_nobody_is_asked_to_stay_away():
