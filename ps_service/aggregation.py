@@ -191,10 +191,7 @@ class _Aggregation:
     def _step(self, name: str, start: int, stop: int) -> dict[str, Chunk]:
         """The changed state bundles of these coordinates."""
         server_step = SERVER_STEPS[self.algorithm.server_step]
-        state = {
-            bundle: self._state(bundle, name, start, stop)
-            for bundle in ("params", *self.algorithm.state_bundles)
-        }
+        state = {bundle: self._state(bundle, name, start, stop) for bundle in self.algorithm.global_state}
         received = {bundle: self._received(bundle, name, start, stop) for bundle in self.rows}
         derived = server_step.derive(received, self._starts(name, start, stop), self.context)
         combined = {}

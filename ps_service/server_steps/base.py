@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from protocol.algorithms import Hyperparameters
 from protocol.bound import DeltaBound
+from protocol.hyperparameters import Hyperparameters
 
 Chunk = npt.NDArray[np.float32]
 
@@ -35,6 +35,15 @@ class StepContext:
     of all of them would.
     """
 
+    def kept(self, decay: float) -> float:
+        """What of an average with this decay stays in this version: decay^s.
+
+        With a share s below 1 it then spans as many updates as in a synchronous run, which makes 1/s times
+        fewer versions of them.
+        """
+        kept: float = decay**self.share
+        return kept
+
 
 class ServerStep(Protocol):
     """How the global state moves when a round is closed."""
@@ -53,3 +62,18 @@ class ServerStep(Protocol):
     ) -> Mapping[str, Chunk]:
         """Give the bundles of the state that change: {bundle: (n,)}."""
         ...
+
+
+class CombinesAsReceived:
+    """For steps that combine what workers sent, and nothing that follows from it."""
+
+    def derive(
+        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
+    ) -> Mapping[str, Chunk]:
+        return {}
+
+
+def blend(old: Chunk, new: Chunk, decay: float) -> Chunk:
+    """decay·old + (1−decay)·new in float32."""
+    blended: Chunk = np.float32(decay) * old + np.float32(1 - decay) * new
+    return blended
