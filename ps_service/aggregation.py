@@ -57,6 +57,7 @@ def aggregate(
     *,
     partial: bool,
     share: float = 1.0,
+    workers: int | None = None,
     chunk_elements: int | None = None,
 ) -> dict[str, str]:
     """Give {bundle: digest} of the next version, its tensor messages stored durably.
@@ -64,14 +65,14 @@ def aggregate(
     Args:
         tensors: {bundle: digest} of the version that is followed; absent bundles are zeros.
         rows: {bundle: the updates that bring it, in slot order, at least one}; `delta` is among them.
-        partial, share: as in `StepContext`.
+        partial, share, workers: as in `StepContext`.
         chunk_elements: coordinates at a time; None fits the number of workers. It changes no bit.
 
     Raises:
         NotFinite: a sum of finite values left the range of float32.
         StorageCorrupt: a message is missing or short.
     """
-    work = _Aggregation(blobs, spec, tensors, rows, partial, share)
+    work = _Aggregation(blobs, spec, tensors, rows, partial, share, workers)
     chunk_elements = chunk_elements or max(4096, CHUNK_BYTES // 4 // max(map(len, rows.values())))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         return tensors | work.run(chunk_elements)
@@ -147,6 +148,7 @@ class _Aggregation:
         rows: Mapping[str, Sequence[AdmittedUpdate]],
         partial: bool,
         share: float,
+        workers: int | None,
     ) -> None:
         self.blobs = blobs
         self.spec = spec
@@ -169,6 +171,8 @@ class _Aggregation:
             ),
             partial=partial,
             share=share,
+            steps=tuple(update.header.local_steps for update in deltas),
+            workers=workers,
         )
 
     def run(self, chunk_elements: int) -> dict[str, str]:

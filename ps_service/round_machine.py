@@ -37,6 +37,8 @@ class Round:
     now_ms: int
     partial: bool = False
     """Whether only some of the run's workers take part."""
+    workers: int | None = None
+    """So many could have been invited when it was opened; None in a round of before this was written down."""
     extension_ms: int = 0
     extensions_left: int = 0
     """How often a deadline without a quorum moves on by `extension_ms` before the round is abandoned."""

@@ -144,6 +144,7 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
         deadline_ms=opening.deadline_ms,
         now_ms=opening.opened_ms,
         partial=opening.partial,
+        workers=opening.workers,
         extension_ms=opening.deadline_ms - opening.opened_ms,
         extensions_left=opening.extensions,
         last_deadline_ms=opening.last_deadline_ms,

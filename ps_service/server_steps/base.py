@@ -34,6 +34,10 @@ class StepContext:
     A step moves by this share of its combined delta, so that as many updates move the model as far as a round
     of all of them would.
     """
+    steps: tuple[int, ...] = ()
+    """For each delta, the local steps its worker did."""
+    workers: int | None = None
+    """So many workers could have been invited when the round was opened; None if it was not written down."""
 
     def kept(self, decay: float) -> float:
         """What of an average with this decay stays in this version: decay^s.
