@@ -13,11 +13,17 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 from protocol.baselines import (
+    CurvatureWeightedHyperparameters,
     FedAdagradHyperparameters,
     FedAdamHyperparameters,
     FedAvgHyperparameters,
     FedAvgMHyperparameters,
+    FedCmHyperparameters,
+    FedLionHyperparameters,
+    FedProxHyperparameters,
     FedYogiHyperparameters,
+    LocalAdamWHyperparameters,
+    ScaffoldHyperparameters,
 )
 from protocol.errors import InvalidMessage, UnknownAlgorithm
 from protocol.fed_sophia import FedSophiaHyperparameters, FedSophiaSharedHyperparameters
@@ -136,6 +142,60 @@ ALGORITHMS: dict[str, Algorithm] = {
             hyperparameters=FedAdagradHyperparameters,
             combiners={"delta": "mean"},
             server_bundles=("momentum", "second_moment"),
+        ),
+        Algorithm(
+            name="fedprox",
+            summary="FedAvg whose workers are drawn back to where they began",
+            optimizer="proximal",
+            server_step="average",
+            hyperparameters=FedProxHyperparameters,
+            combiners={"delta": "mean"},
+        ),
+        Algorithm(
+            name="local-adamw",
+            summary="AdamW on each worker, then the mean",
+            optimizer="adamw",
+            server_step="average",
+            hyperparameters=LocalAdamWHyperparameters,
+            combiners={"delta": "mean"},
+        ),
+        Algorithm(
+            name="fedlion",
+            summary="Lion on the workers, its momentum averaged by the server",
+            optimizer="lion",
+            server_step="shared_momentum",
+            hyperparameters=FedLionHyperparameters,
+            combiners={"delta": "mean", "momentum": "mean"},
+            state_bundles=("momentum",),
+        ),
+        Algorithm(
+            name="fedcm",
+            summary="SGD guided by where all workers went last",
+            optimizer="guided",
+            server_step="direction",
+            hyperparameters=FedCmHyperparameters,
+            combiners={"delta": "mean"},
+            state_bundles=("direction",),
+            derived={"direction": "delta"},
+        ),
+        Algorithm(
+            name="scaffold",
+            summary="SGD corrected by control variates",
+            optimizer="scaffold",
+            server_step="scaffold",
+            hyperparameters=ScaffoldHyperparameters,
+            combiners={"delta": "mean", "control_delta": "mean"},
+            state_bundles=("control",),
+            synchronous_because="its control variates need a count of the workers they are of",
+        ),
+        Algorithm(
+            name="curvature-weighted",
+            summary="FedAvg whose mean is weighted by each worker's curvature",
+            optimizer="measured",
+            server_step="curvature_weighted",
+            hyperparameters=CurvatureWeightedHyperparameters,
+            combiners={"delta": "mean", "hessian": "mean"},
+            derived={"weighted_delta": "delta"},
         ),
     )
 }

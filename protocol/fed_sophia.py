@@ -8,8 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol.bound import DeltaBound
-from protocol.errors import InvalidMessage
-from protocol.hyperparameters import Decay, Hyperparameters, Period, Rate
+from protocol.hyperparameters import Decay, Hyperparameters, Period, Rate, WeightDecay, check_decay
 
 
 class _ClippedHyperparameters(Hyperparameters):
@@ -21,7 +20,7 @@ class _ClippedHyperparameters(Hyperparameters):
     """ρ. Sophia's published rate is our η·ρ."""
     hessian_decay: Decay
     """β2."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-3
+    weight_decay: WeightDecay = 1e-3
     """λ."""
     epsilon: Rate = 1e-12
 
@@ -32,10 +31,7 @@ class _ClippedHyperparameters(Hyperparameters):
             InvalidMessage: η·λ is 1 or more, so that one step would erase the parameters.
         """
         rate = self.max_round_step / (local_steps * self.clip_bound)
-        if rate * self.weight_decay >= 1:
-            raise InvalidMessage(
-                f"learning_rate·weight_decay is {rate * self.weight_decay:.3g}; it must stay below 1"
-            )
+        check_decay(rate, self.weight_decay)
         return rate
 
     def bound(self, steps: int, local_steps: int) -> DeltaBound:

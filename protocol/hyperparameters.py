@@ -11,10 +11,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.bound import DeltaBound
+from protocol.errors import InvalidMessage
 
 Rate = Annotated[float, Field(ge=1e-20, le=1e9)]
 """A positive number; η = R/(J·ρ) stays a normal float32 number for up to 1e6 steps."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
+WeightDecay = Annotated[float, Field(ge=0, le=10)]
 Period = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
@@ -44,3 +46,10 @@ class Hyperparameters(BaseModel, ABC):
     @abstractmethod
     def bound(self, steps: int, local_steps: int) -> DeltaBound | None:
         """What bounds the delta of a worker that did `steps` of `local_steps`; None if nothing does."""
+
+
+def check_decay(learning_rate: float, weight_decay: float) -> None:
+    """Raises: InvalidMessage: η·λ is 1 or more, so that one step would erase the parameters."""
+    product = learning_rate * weight_decay
+    if product >= 1:
+        raise InvalidMessage(f"learning_rate·weight_decay is {product:.3g}; it must stay below 1")

@@ -4,7 +4,7 @@
     m ← b·m + ((1−b)/(1−β))·Δ̄        b = β^s;  s: the share, 1 but in asynchronous runs: m ← β·m + Δ̄
     θ ← θ + s·η·m
 
-Source: Hsu et al. 2019 (arXiv 1909.06335), section 4.3, with the server's rate η of FedOpt (Reddi et al.
+Source: Hsu et al. 2019 (arXiv 1909.06335), with the server's rate η of FedOpt (Reddi et al.
 2021, arXiv 2003.00295, Algorithm 1). Where we differ: Δ̄ is the combined delta as the run weighs it; the
 share is ours. With a share of s the momentum spans as many updates as in a synchronous run, and 1/s steps
 move θ as far as one of those would.

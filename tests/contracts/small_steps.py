@@ -14,7 +14,7 @@ def a_context(server_step, *, partial=False):
     algorithm = next(row for row in ALGORITHMS.values() if row.server_step == server_step)
     hyperparameters = algorithm.hyperparameters()
     bounds = tuple(hyperparameters.bound(steps, 10) for steps in (10, 5, 1))
-    return algorithm, StepContext(hyperparameters, bounds, partial)
+    return algorithm, StepContext(hyperparameters, bounds, partial, steps=(10, 5, 1), workers=4)
 
 
 def step_of(server_step, state, received, context, chunk=slice(None)):

@@ -10,7 +10,7 @@ from protocol.fed_sophia import FedSophiaSharedHyperparameters
 from ps_service.server_steps import SERVER_STEPS, StepContext
 from tests.contracts.small_steps import COORDINATES, WORKERS, a_case, a_context, step_of
 
-BY_THE_MEAN = ["average", "sophia_shared"]
+BY_THE_MEAN = ["average", "direction", "scaffold", "shared_momentum", "sophia_shared"]
 """Steps that move the parameters by the combined delta and nothing else."""
 
 
