@@ -3,7 +3,8 @@
 
 A row is data. Its optimizer is looked up in `worker.optimizers`, its combiners and its server step
 in `ps_service.combiners` and `ps_service.server_steps`; nothing else knows an algorithm's name.
-Hyper-parameters are validated here once; what reaches a worker are the settings of its optimizer.
+Hyper-parameters are classes in `fed_sophia.py` and `baselines.py`, and are validated here once; what reaches
+a worker are the settings of its optimizer.
 """
 
 from collections.abc import Mapping

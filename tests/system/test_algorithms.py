@@ -6,9 +6,10 @@ httpx's ASGI transport and keep their state on disk.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -57,21 +58,21 @@ async def a_server(directory: Path) -> AsyncIterator[ParameterServer]:
         await records.close()
 
 
+@cache
+def trainers() -> list[Trainer]:
+    """One for each worker, with its part of the digits; they hold nothing of what they have trained."""
+    task = load_task("digits")
+    examples = task.training_data()
+    parts = parse_partition("iid").indices_of_each(examples.targets.numpy(), range(WORKERS), WORKERS, 0)
+    return [Trainer(task, examples.batch(rows), CPU) for rows in parts]
+
+
 @dataclass(frozen=True)
 class Federation:
-    """A directory for a server, one for each worker, and what each of them holds."""
+    """A directory for a server and its workers, and a run of this algorithm."""
 
     directory: Path
     algorithm: str
-    trainers: Sequence[Trainer]
-
-    @classmethod
-    def of(cls, directory: Path, algorithm: str) -> "Federation":
-        directory.mkdir()
-        task, partition = load_task("digits"), parse_partition("iid")
-        examples = task.training_data()
-        parts = partition.indices_of_each(examples.targets.numpy(), range(WORKERS), WORKERS, 0)
-        return cls(directory, algorithm, [Trainer(task, examples.batch(rows), CPU) for rows in parts])
 
     async def begin(self, server: ParameterServer) -> str:
         """Store the first parameters and create the run; give its id."""
@@ -104,7 +105,7 @@ class Federation:
         )
         pauses = Pauses(sleep=lambda _: asyncio.sleep(0.01), jitter=lambda: 0.5)
         transport = httpx.ASGITransport(server.app)
-        await serve(options, "digits", self.trainers[index], lambda _: None, pauses, transport=transport)
+        await serve(options, "digits", trainers()[index], lambda _: None, pauses, transport=transport)
 
     async def train_all(self, server: ParameterServer, *assignments: int) -> None:
         """A life of each worker at the same time, with so many assignments each; none for 0."""
@@ -143,11 +144,11 @@ async def ended(server: ParameterServer, run_id: str) -> tuple[RunSummary, Bundl
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name not in SPARED])
 async def test_a_run_that_is_restarted_in_the_middle_of_a_round_ends_as_if_it_had_not_been(
-    tmp_path: Path, algorithm: str
+    tmp_path_factory: pytest.TempPathFactory, algorithm: str
 ) -> None:
     torch.set_num_threads(1)
-    expected, params = await Federation.of(tmp_path / "undisturbed", algorithm).undisturbed()
-    run, _ = await Federation.of(tmp_path / "restarted", algorithm).restarted()
+    expected, params = await Federation(tmp_path_factory.mktemp("undisturbed"), algorithm).undisturbed()
+    run, _ = await Federation(tmp_path_factory.mktemp("restarted"), algorithm).restarted()
 
     assert (run.status, run.version, run.round) == (RunStatus.FINISHED, ROUNDS, ROUNDS)
     assert set(run.tensors) == set(ALGORITHMS[algorithm].global_state)
