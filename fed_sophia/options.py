@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from protocol.algorithms import algorithm_named
+from protocol.algorithms import ALGORITHMS, algorithm_named
 from protocol.errors import InvalidUsage
 from protocol.fields import Identifier
 
@@ -93,6 +93,7 @@ RunId = Annotated[
     str,
     typer.Argument(metavar="RUN", help="The run's id, as `run list` shows it.", callback=run_id),
 ]
+AlgorithmName = Annotated[str, typer.Option("--algorithm", help=f"One of {', '.join(ALGORITHMS)}.")]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", envvar="FED_SOPHIA_DATA_DIR", help="Where to look for data sets first."),

@@ -127,13 +127,13 @@ class RunArchive(Said):
             raise ValueError(f"versions: the rounds made version {version}, {len(self.versions)} are here")
 
     def _check_versions(self) -> None:
-        bundles = {"params", *algorithm_named(self.spec.algorithm).state_bundles}
+        bundles = algorithm_named(self.spec.algorithm).global_state
         for number, version in enumerate(self.versions):
             if version.version != number:
                 raise ValueError(f"versions: expected version {number}, got version {version.version}")
             if "params" not in version.tensors:
                 raise ValueError(f"version {number}: has no params")
-            unknown = set(version.tensors) - bundles
+            unknown = set(version.tensors).difference(bundles)
             if unknown:
                 raise ValueError(f"version {number}: {self.spec.algorithm} keeps no bundle {min(unknown)!r}")
         if self.versions[0].tensors["params"] != self.spec.params_digest:

@@ -195,6 +195,10 @@ class RunSpec(Said):
         except FedSophiaError as error:
             raise ValueError(error.detail) from None
         self._check_rounds()
+        if self.asynchronous is not None and algorithm.synchronous_because is not None:
+            raise ValueError(
+                f"asynchronous: {self.algorithm} cannot be, because {algorithm.synchronous_because}"
+            )
         self._check_bundles(algorithm)
         return self
 

@@ -61,6 +61,7 @@ def aggregate(
     *,
     partial: bool,
     share: float = 1.0,
+    workers: int | None = None,
     chunk_elements: int | None = None,
 ) -> dict[str, str]:
     """Give {bundle: digest} of the next version, its tensor messages stored durably.
@@ -68,14 +69,14 @@ def aggregate(
     Args:
         tensors: {bundle: digest} of the version that is followed; absent bundles are zeros.
         rows: {bundle: the updates that bring it, in slot order, at least one}; `delta` is among them.
-        partial, share: as in `StepContext`.
+        partial, share, workers: as in `StepContext`.
         chunk_elements: coordinates at a time; None fits the number of workers. It changes no bit.
 
     Raises:
         NotFinite: a sum of finite values left the range of float32.
         StorageCorrupt: a message is missing or short.
     """
-    work = _Aggregation(blobs, spec, tensors, rows, partial, share)
+    work = _Aggregation(blobs, spec, tensors, rows, partial, share, workers)
     chunk_elements = chunk_elements or max(4096, CHUNK_BYTES // 4 // max(map(len, rows.values())))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         return tensors | work.run(chunk_elements)
@@ -151,6 +152,7 @@ class _Aggregation:
         rows: Mapping[str, Sequence[AdmittedUpdate]],
         partial: bool,
         share: float,
+        workers: int | None,
     ) -> None:
         self.blobs = blobs
         self.spec = spec
@@ -179,6 +181,8 @@ class _Aggregation:
             ),
             partial=partial,
             share=share,
+            steps=tuple(update.header.local_steps for update in deltas),
+            workers=workers,
         )
 
     def run(self, chunk_elements: int) -> dict[str, str]:
@@ -221,10 +225,7 @@ class _Aggregation:
     def _step(self, weights: Mapping[str, Chunk], name: str, start: int, stop: int) -> dict[str, Chunk]:
         """The changed state bundles of these coordinates."""
         server_step = SERVER_STEPS[self.algorithm.server_step]
-        state = {
-            bundle: self._state(bundle, name, start, stop)
-            for bundle in ("params", *self.algorithm.state_bundles)
-        }
+        state = {bundle: self._state(bundle, name, start, stop) for bundle in self.algorithm.global_state}
         received = {bundle: self._received(bundle, name, start, stop) for bundle in self.rows}
         derived = server_step.derive(received, self._starts(name, start, stop), self.context)
         combined = {}

@@ -87,6 +87,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         rows,
         partial=stored.state.partial,
         share=stored.state.share,
+        workers=stored.state.workers,
     )
     runner.meters.aggregation_seconds.observe(time.perf_counter() - started)
     await _aggregated(runner, effect, combined)

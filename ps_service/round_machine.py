@@ -37,6 +37,8 @@ class Round:
     now_ms: int
     partial: bool = False
     """Whether only some of the run's workers take part."""
+    workers: int | None = None
+    """So many could have been invited when it was opened; None in a round of before this was written down."""
     extension_ms: int = 0
     extensions_left: int = 0
     """How often a deadline without a quorum moves on by `extension_ms` before the round is abandoned."""
@@ -54,8 +56,8 @@ class Round:
     """Of a buffered round: so many workers train at a time."""
     staleness: tuple[int, ...] = ()
     """How many of the updates were 0, 1, 2 … versions stale; empty where none can be."""
-    workers: int = 0
-    """From which the updates of a buffered round come."""
+    contributors: int = 0
+    """Workers from which the updates of a buffered round come."""
 
     @property
     def buffered(self) -> bool:
@@ -64,12 +66,12 @@ class Round:
     @property
     def share(self) -> float:
         """What its workers are of those that train at the same time; all, unless it is buffered."""
-        return 1.0 if self.concurrency is None else min(1.0, self.workers / max(self.concurrency, 1))
+        return 1.0 if self.concurrency is None else min(1.0, self.contributors / max(self.concurrency, 1))
 
     @property
     def has_quorum(self) -> bool:
         """Of updates, or, where one worker may send many, of workers."""
-        return (self.workers if self.buffered else self.admitted) >= self.quorum
+        return (self.contributors if self.buffered else self.admitted) >= self.quorum
 
     @property
     def all_answered(self) -> bool:
@@ -113,8 +115,8 @@ class UpdatesWaited:
     now_ms: int
     staleness: tuple[int, ...]
     """Of each."""
-    workers: int
-    """From which they come."""
+    contributors: int
+    """Workers from which they come."""
 
 
 @dataclass(frozen=True)
@@ -226,9 +228,10 @@ def step(round_: Round, event: RoundEvent) -> Step:
         case _ if round_.status is not RoundStatus.COLLECTING:
             return round_, ()
         case UpdateAdmitted(staleness=staleness, again=again):
-            round_ = replace(_admit(round_, staleness), workers=round_.workers + (not again))
-        case UpdatesWaited(staleness=each, workers=workers):
-            round_ = replace(reduce(_admit, each, round_), workers=round_.workers + workers)
+            round_ = replace(_admit(round_, staleness), contributors=round_.contributors + (not again))
+        case UpdatesWaited(staleness=each, contributors=contributors):
+            round_ = reduce(_admit, each, round_)
+            round_ = replace(round_, contributors=round_.contributors + contributors)
         case WorkersInvited(count=count):
             round_ = replace(round_, invited=round_.invited + count)
         case WorkerDeclined():
@@ -265,7 +268,7 @@ def _decide(round_: Round) -> Step:
         cause = "all workers answered" if round_.all_answered else "the deadline passed"
         updates, among = f"{round_.admitted} updates", f" of {round_.invited}"
         if round_.buffered:
-            updates, among = f"{updates} of {round_.workers} workers", ""
+            updates, among = f"{updates} of {round_.contributors} workers", ""
         return _abandon(round_, f"{cause} with {updates}; the quorum is {round_.quorum}{among}")
     if round_.buffered:
         return round_, ()

@@ -139,6 +139,8 @@ class OpenRound:
     last_deadline_ms: int | None
     """No extension goes beyond this."""
     extensions: int
+    workers: int
+    """So many could have been invited."""
     partial: bool
     concurrency: int | None
     """In an asynchronous run so many workers train at a time, and nobody is invited with the opening."""
@@ -281,6 +283,7 @@ def _open(spec: RunSpec, run: Run, slots: tuple[int, ...], now_ms: int) -> Step:
             deadline_ms=deadline_ms,
             last_deadline_ms=end_ms,
             extensions=spec.max_extensions,
+            workers=len(slots),
             partial=concurrency is not None or target < len(slots),
             concurrency=concurrency,
         ),

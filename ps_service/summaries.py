@@ -2,7 +2,7 @@
 """What the server says of runs and rounds, gathered from the records."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -143,7 +143,7 @@ async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: flo
         slot=stored.slot,
         phase="train",
         task=spec.task,
-        tensors=await known.tensors(run.run_id, stored.version),
+        tensors=_sent_down(spec, await known.tensors(run.run_id, stored.version)),
         bundles=bundles,
         encodings={bundle: spec.encoding_of(bundle) for bundle in bundles},
         optimizer=algorithm.optimizer,
@@ -156,6 +156,12 @@ async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: flo
         deadline_ms=round_.state.deadline_ms,
         heartbeat_s=heartbeat_s,
     )
+
+
+def _sent_down(spec: RunSpec, tensors: Mapping[str, str]) -> dict[str, str]:
+    """Of a version's bundles those that a worker is given: what only the server step needs stays here."""
+    sent = algorithm_named(spec.algorithm).sent_down
+    return {bundle: digest for bundle, digest in tensors.items() if bundle in sent}
 
 
 async def next_evaluation(
@@ -176,7 +182,9 @@ async def next_evaluation(
                 run_id=run.run_id,
                 version=version,
                 task=run.spec.task,
-                tensors=await version_records.tensors_of(connection, run.run_id, version),
+                tensors=_sent_down(
+                    run.spec, await version_records.tensors_of(connection, run.run_id, version)
+                ),
                 heartbeat_s=heartbeat_s,
             )
     return None

@@ -143,6 +143,7 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
         deadline_ms=opening.deadline_ms,
         now_ms=opening.opened_ms,
         partial=opening.partial,
+        workers=opening.workers,
         extension_ms=opening.deadline_ms - opening.opened_ms,
         extensions_left=opening.extensions,
         last_deadline_ms=opening.last_deadline_ms,
@@ -187,8 +188,8 @@ async def _begin_buffer(transition: Transition, run_id: str, round_: Round) -> N
         await run_records.add_round_traffic(connection, run_id, number, bytes_up=size_bytes)
         run, stored = await the_run(connection, run_id), await the_round(connection, run_id, number)
         staleness = tuple(round_.base_version - update.version for update in waiting)
-        workers = len({update.slot for update in waiting})
-        event = round_machine.UpdatesWaited(transition.now_ms, staleness, workers)
+        contributors = len({update.slot for update in waiting})
+        event = round_machine.UpdatesWaited(transition.now_ms, staleness, contributors)
         await round_event(transition, run, stored, event)
     await invite_free(transition, run_id)
 

@@ -14,6 +14,7 @@ from fed_sophia.new_run import RunRequest, begin
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.options import (
     DEFAULT_SERVER,
+    AlgorithmName,
     DataDir,
     JsonLines,
     OperatorKeyFile,
@@ -42,9 +43,7 @@ Examples:
 
 def create(
     task: Annotated[str, typer.Option(help="A task's name, or the path of a file that defines one.")],
-    algorithm: Annotated[
-        str, typer.Option(help="fed-sophia-shared, fed-sophia or fedavg.")
-    ] = "fed-sophia-shared",
+    algorithm: AlgorithmName = "fed-sophia-shared",
     cohort_size: Annotated[int | None, typer.Option(min=1, help="Updates that a round collects.")] = None,
     cohort_fraction: Annotated[
         float | None, typer.Option(help="The same as a share of the workers there are, 0 to 1.")

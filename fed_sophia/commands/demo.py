@@ -18,11 +18,10 @@ from fed_sophia.follow import follow
 from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.new_run import RunRequest, begin, prepare
 from fed_sophia.operator_client import OperatorClient
-from fed_sophia.options import DataDir, JsonLines, hyperparameters
+from fed_sophia.options import AlgorithmName, DataDir, JsonLines, hyperparameters
 from fed_sophia.output import HumanOutput, Output, output_for
 from fed_sophia.processes import Child
 from fed_sophia.rounds_view import view_for
-from protocol.algorithms import ALGORITHMS
 from protocol.errors import DataUnavailable, Internal, InvalidUsage
 from protocol.messages import RunStatus
 
@@ -34,6 +33,7 @@ Examples:
   fed-sophia demo --task digits --workers 8 --rounds 5 --json
 """
 FALLBACK_TASK = "digits"
+COMPARED = ("fed-sophia-shared", "fed-sophia", "fedavg")
 _ROUND_DEADLINE_S = 120.0
 _METRICS_WAIT_S = 30.0
 
@@ -58,11 +58,9 @@ def demo(
     task: Annotated[
         str, typer.Option(help="fashion-mnist-mlp, fashion-mnist-cnn, digits, or the path of a file.")
     ] = "fashion-mnist-mlp",
-    algorithm: Annotated[
-        str, typer.Option(help="fed-sophia-shared, fed-sophia or fedavg.")
-    ] = "fed-sophia-shared",
+    algorithm: AlgorithmName = "fed-sophia-shared",
     compare: Annotated[
-        bool, typer.Option("--compare", help="Run every algorithm, one after the other, side by side.")
+        bool, typer.Option("--compare", help=f"Run {', '.join(COMPARED)} one after the other, side by side.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the data split, the model and the batches.")] = 0,
     settings: Annotated[
@@ -96,7 +94,7 @@ def demo(
         hyperparameters=hyperparameters(settings, algorithm),
         data_dir=data_dir,
     )
-    requests = tuple(replace(request, algorithm=name) for name in ALGORITHMS) if compare else (request,)
+    requests = tuple(replace(request, algorithm=name) for name in COMPARED) if compare else (request,)
     crowd = Crowd(task, partition, workers, min(processes, workers), seed, data_dir)
     shown = _checked(Demo(crowd, requests), output)
     with _folder(keep) as folder:

@@ -5,20 +5,15 @@ Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1; arXiv 2406.06655, t
 the local models, which for the uniform mean is the same as adding the mean delta.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from ps_service.server_steps.base import Chunk, StepContext
+from ps_service.server_steps.base import Chunk, CombinesAsReceived, StepContext
 
 
-class Average:
+class Average(CombinesAsReceived):
     """θ ← θ + s·Δ̄; keeps nothing but `params`."""
-
-    def derive(
-        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
-    ) -> Mapping[str, Chunk]:
-        return {}
 
     def apply(
         self, state: Mapping[str, Chunk], combined: Mapping[str, Chunk], context: StepContext

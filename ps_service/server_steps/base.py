@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from protocol.algorithms import Hyperparameters
 from protocol.bound import DeltaBound
+from protocol.hyperparameters import Hyperparameters
 
 Chunk = npt.NDArray[np.float32]
 
@@ -34,6 +34,19 @@ class StepContext:
     A step moves by this share of its combined delta, so that as many updates move the model as far as a round
     of all of them would.
     """
+    steps: tuple[int, ...] = ()
+    """For each delta, the local steps its worker did."""
+    workers: int | None = None
+    """So many workers could have been invited when the round was opened; None if it was not written down."""
+
+    def kept(self, decay: float) -> float:
+        """What of an average with this decay stays in this version: decay^s.
+
+        With a share s below 1 it then spans as many updates as in a synchronous run, which makes 1/s times
+        fewer versions of them.
+        """
+        kept: float = decay**self.share
+        return kept
 
 
 class ServerStep(Protocol):
@@ -53,3 +66,18 @@ class ServerStep(Protocol):
     ) -> Mapping[str, Chunk]:
         """Give the bundles of the state that change: {bundle: (n,)}."""
         ...
+
+
+class CombinesAsReceived:
+    """For steps that combine what workers sent, and nothing that follows from it."""
+
+    def derive(
+        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
+    ) -> Mapping[str, Chunk]:
+        return {}
+
+
+def blend(old: Chunk, new: Chunk, decay: float) -> Chunk:
+    """decay·old + (1−decay)·new in float32."""
+    blended: Chunk = np.float32(decay) * old + np.float32(1 - decay) * new
+    return blended

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from protocol.algorithms import FedSophiaSharedHyperparameters
-from ps_service.server_steps.base import Chunk, StepContext
+from protocol.fed_sophia import FedSophiaSharedHyperparameters
+from ps_service.server_steps.base import Chunk, StepContext, blend
 
 PARTIAL_MIXING = 0.5
 """c under partial participation, unless the run says otherwise; measured best of 0 and 0.5.
@@ -51,14 +51,8 @@ class SophiaShared:
             mixing = max(1 - context.share, PARTIAL_MIXING if context.partial else 0.0)
         changed: dict[str, Chunk] = {
             "params": state["params"] + np.float32(context.share) * combined["delta"],
-            "direction": _blend(state["direction"], combined["direction"], mixing),
+            "direction": blend(state["direction"], combined["direction"], mixing),
         }
         if "hessian" in combined:
-            changed["hessian"] = _blend(state["hessian"], combined["hessian"], hyperparameters.hessian_decay)
+            changed["hessian"] = blend(state["hessian"], combined["hessian"], hyperparameters.hessian_decay)
         return changed
-
-
-def _blend(old: Chunk, new: Chunk, decay: float) -> Chunk:
-    """decay·old + (1−decay)·new in float32."""
-    blended: Chunk = np.float32(decay) * old + np.float32(1 - decay) * new
-    return blended

@@ -7,9 +7,10 @@ import re
 
 import pytest
 
-from protocol.algorithms import ALGORITHMS, Algorithm, algorithm_named, momentum_decay_for
+from protocol.algorithms import ALGORITHMS, Algorithm, algorithm_named
 from protocol.bound import DeltaBound
 from protocol.errors import InvalidMessage, UnknownAlgorithm
+from protocol.fed_sophia import momentum_decay_for
 
 every_row = pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in ALGORITHMS.items()])
 clipped_rows = pytest.mark.parametrize("name", ["fed-sophia", "fed-sophia-shared"])
@@ -22,7 +23,7 @@ def test_algorithms_are_written_with_hyphens_and_what_they_are_made_of_like_its_
     assert ALGORITHMS[row.name] is row
     assert re.fullmatch(KEBAB, row.name)
     parts = (row.optimizer, row.server_step, *row.combiners.values())
-    for name in (*parts, *row.combiners, *row.state_bundles, *row.derived):
+    for name in (*parts, *row.combiners, *row.global_state, *row.derived):
         assert re.fullmatch(SNAKE, name)
     assert row.summary
 
@@ -52,9 +53,9 @@ def test_every_bundle_a_worker_may_send_has_a_combiner_and_the_delta_is_one(row:
 
 
 @every_row
-def test_state_is_kept_beside_params_and_derived_from_what_is_sent(row: Algorithm) -> None:
-    assert "params" not in (*row.state_bundles, *row.combiners)
-    assert set(row.derived) <= set(row.state_bundles)
+def test_state_is_kept_beside_params_and_what_is_derived_comes_from_what_is_sent(row: Algorithm) -> None:
+    assert "params" not in (*row.state_bundles, *row.server_bundles, *row.combiners)
+    assert len(set(row.global_state)) == len(row.global_state)
     assert set(row.derived.values()) <= set(row.combiners)
     assert not set(row.derived) & set(row.combiners)
 

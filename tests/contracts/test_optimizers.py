@@ -13,6 +13,8 @@ from worker.optimizers.base import KeptTensors, Optimizer, RoundStart, Tensors
 
 SHAPES = ((4, 3), (3,), ())
 OPTIMIZER_OF_ALGORITHM = [(row.name, row.optimizer) for row in ALGORITHMS.values()]
+AT_THE_END_OF_ROUNDS = {"scaffold"}
+"""What these keep changes when a round ends, so a round that goes on is not two that follow each other."""
 every_optimizer = pytest.mark.parametrize(("algorithm", "name"), OPTIMIZER_OF_ALGORITHM)
 
 
@@ -94,6 +96,8 @@ def test_what_is_kept_continues_the_next_round_bit_for_bit(algorithm: str, name:
     if kept is None:
         return
     assert kept.step == 7
+    if name in AT_THE_END_OF_ROUNDS:
+        return
     again = tuple(tensor.clone() for tensor in parameters)
     went_on = steps(optimizer, parameters, range(7, 12))
     resumed = steps(begin(algorithm, name, again, kept), again, range(7, 12))

@@ -163,6 +163,16 @@ def test_a_message_cannot_be_changed(name: str) -> None:
         ({"model": [{"name": "w", "shape": [0, 2**39, 2**39]}]}, r"model\.0"),
         ({"model": [{"name": "w", "shape": [2], "dtype": "float64"}]}, r"model\.0\.dtype"),
         ({"model": [{"name": f"{i:0256d}", "shape": [2]} for i in range(2_000)]}, "model: the header"),
+        (
+            {
+                "algorithm": "scaffold",
+                "hyperparameters": {},
+                "combiners": {},
+                "encodings": {},
+                "asynchronous": {},
+            },
+            "asynchronous: scaffold cannot be, because its control variates",
+        ),
         ({"combiners": {"params": "mean"}}, "combiners: fed-sophia-shared sends no bundle 'params'"),
         ({"encodings": {"direction": "f32"}}, "encodings: fed-sophia-shared sends no bundle 'direction'"),
         ({"encodings": {"delta": "f8"}}, "encodings: expected some of f32, bf16, f16"),

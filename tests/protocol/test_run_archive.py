@@ -124,6 +124,16 @@ def test_a_run_that_never_held_a_round_is_a_run_too() -> None:
     assert (archive.version, archive.abandoned_in_a_row) == (0, 0)
 
 
+def test_what_only_the_server_step_keeps_is_archived_with_the_rest() -> None:
+    def by_fedadam(document: dict) -> None:
+        document["spec"] |= {"algorithm": "fedadam", "hyperparameters": {}, "combiners": {}, "encodings": {}}
+        for version in document["versions"]:
+            version["tensors"] = {"params": version["tensors"]["params"]}
+        document["versions"][1]["tensors"] |= {"momentum": "5" * 64, "second_moment": "6" * 64}
+
+    assert {"5" * 64, "6" * 64} < set(parse(RunArchive, archived(by_fedadam)).digests_of([1]))
+
+
 def test_a_tensor_that_two_versions_share_is_named_once_with_the_first() -> None:
     def sharing(document: dict) -> None:
         document["versions"][1]["tensors"]["params"] = "1" * 64

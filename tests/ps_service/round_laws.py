@@ -61,7 +61,7 @@ def counts_are_what_is_there(ledger: Ledger, key: RoundKey) -> None:
         stale = Counter(round_.base_version - version for version in versions)
         assert {s: count for s, count in enumerate(round_.staleness) if count} == stale
         assert max(stale, default=0) <= ledger.specs[key[0]].asynchronous.max_staleness
-        assert round_.workers == len({row["slot"] for row in updates})
+        assert round_.contributors == len({row["slot"] for row in updates})
         assert len({(row["slot"], row["turn"]) for row in invited}) == len(invited)
     else:
         assert (round_.declined, round_.lost) == (len(declined), len(lost))
@@ -97,7 +97,7 @@ def a_round_says_why_it_made_nothing(round_: Round) -> None:
 def a_version_is_made_of_no_fewer_than_the_spec_says(ledger: Ledger, key: RoundKey) -> None:
     round_ = ledger.rounds[key]
     if round_.status is RoundStatus.COMMITTED:
-        assert (round_.workers if round_.buffered else round_.admitted) >= ledger.specs[key[0]].quorum
+        assert (round_.contributors if round_.buffered else round_.admitted) >= ledger.specs[key[0]].quorum
 
 
 def an_end_says_why(ledger: Ledger, run_id: str) -> None:

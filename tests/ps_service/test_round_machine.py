@@ -205,7 +205,7 @@ def test_a_buffer_that_its_deadline_finds_with_a_quorum_is_closed_by_it():
 
 def test_a_buffer_is_filled_by_no_fewer_workers_than_the_quorum():
     round_ = after(a_buffer(), UpdateAdmitted(1, 0), *[UpdateAdmitted(2, 0, again=True)] * 7)
-    assert (round_.status, round_.admitted, round_.workers) == (RoundStatus.COLLECTING, 8, 1)
+    assert (round_.status, round_.admitted, round_.contributors) == (RoundStatus.COLLECTING, 8, 1)
     assert after(round_, UpdateAdmitted(3, 0)).status is RoundStatus.AGGREGATING
 
 

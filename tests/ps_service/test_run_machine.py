@@ -77,6 +77,7 @@ def test_the_first_round_waits_for_a_whole_cohort():
         deadline_ms=1_005,
         last_deadline_ms=None,
         extensions=0,
+        workers=3,
         partial=False,
         concurrency=None,
     )
@@ -86,7 +87,7 @@ def test_a_run_may_wait_for_more_workers_than_a_cohort():
     spec = a_spec(min_workers=5)
     assert step(Run(), WorkersChanged(5, ALL), spec)[1] == ()
     _, [opening] = step(Run(), WorkersChanged(5, (0, 1, 2, 3, 4)), spec)
-    assert (len(opening.slots), opening.partial) == (3, True)
+    assert (len(opening.slots), opening.workers, opening.partial) == (3, 5, True)
 
 
 def test_workers_who_come_while_a_round_is_open_change_nothing():

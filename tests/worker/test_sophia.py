@@ -6,10 +6,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from protocol.algorithms import FedSophiaHyperparameters, FedSophiaSharedHyperparameters
 from protocol.bound import DeltaBound
 from protocol.encodings import ENCODINGS
 from protocol.errors import InvalidMessage
+from protocol.fed_sophia import FedSophiaHyperparameters, FedSophiaSharedHyperparameters
 from worker.optimizers.base import KeptTensors, RoundStart
 from worker.optimizers.sophia import (
     Sophia,

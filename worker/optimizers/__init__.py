@@ -2,11 +2,23 @@
 """Menu: optimizers, the worker half of an algorithm. To add one, copy `sgd.py` and add a line below."""
 
 from protocol.errors import InvalidMessage
+from worker.optimizers.adamw import AdamW
 from worker.optimizers.base import BeginRound
+from worker.optimizers.guided import Guided
+from worker.optimizers.lion import Lion
+from worker.optimizers.measured import Measured
+from worker.optimizers.proximal import Proximal
+from worker.optimizers.scaffold import Scaffold
 from worker.optimizers.sgd import Sgd
 from worker.optimizers.sophia import Sophia, SophiaShared
 
 OPTIMIZERS: dict[str, BeginRound] = {
+    "adamw": AdamW.begin,
+    "guided": Guided.begin,
+    "lion": Lion.begin,
+    "measured": Measured.begin,
+    "proximal": Proximal.begin,
+    "scaffold": Scaffold.begin,
     "sgd": Sgd.begin,
     "sophia": Sophia.begin,
     "sophia_shared": SophiaShared.begin,

@@ -88,6 +88,18 @@ def zeros_like(tensors: Tensors) -> Tensors:
     return tuple(torch.zeros_like(tensor) for tensor in tensors)
 
 
+def copies_of(tensors: Tensors) -> Tensors:
+    """Tensors that stay what they are when the parameters are moved."""
+    return tuple(tensor.detach().clone() for tensor in tensors)
+
+
+def averaged(average: Tensors, new: Tensors, decay: float) -> Tensors:
+    """decay·average + (1−decay)·new, as new tensors."""
+    result = torch._foreach_mul(average, decay)
+    torch._foreach_add_(result, new, alpha=1 - decay)
+    return tuple(result)
+
+
 def setting(settings: Mapping[str, float], name: str) -> float:
     """Give one of an assignment's settings.
 

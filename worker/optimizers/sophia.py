@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from protocol.errors import InvalidMessage
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, setting, zeros_like
+from worker.optimizers.base import KeptTensors, RoundStart, Tensors, averaged, setting, zeros_like
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def sophia_step(
     hessian_estimate: Tensors | None,
 ) -> SophiaState:
     """One local step: moves `parameters` in place and returns the next state; the old one is unchanged."""
-    momentum = _averaged(state.momentum, gradients, settings.momentum_decay)
+    momentum = averaged(state.momentum, gradients, settings.momentum_decay)
     hessian = state.hessian
     if hessian_estimate is not None:
-        hessian = _averaged(hessian, hessian_estimate, settings.hessian_decay)
+        hessian = averaged(hessian, hessian_estimate, settings.hessian_decay)
     # θ − ηλ·θ, not θ·(1 − ηλ): in float32 that factor is off by up to 2⁻²⁵, the same way at every step,
     # and uses up what the bound allows for rounding
     if settings.weight_decay:
@@ -91,12 +91,6 @@ def clip_fraction(state: SophiaState, settings: SophiaSettings) -> float:
     pairs = zip(state.momentum, state.hessian, strict=True)
     clipped = [(m.abs() > h.clamp_min(settings.epsilon) * settings.clip_bound).sum() for m, h in pairs]
     return sum(int(count) for count in clipped) / sum(m.numel() for m in state.momentum)
-
-
-def _averaged(average: Tensors, new: Tensors, decay: float) -> Tensors:
-    result = torch._foreach_mul(average, decay)
-    torch._foreach_add_(result, new, alpha=1 - decay)
-    return tuple(result)
 
 
 @dataclass(frozen=True)
