@@ -11,6 +11,7 @@ from benchmarks.disturbed.mortal import Surroundings
 from protocol.errors import FedSophiaError
 from protocol.messages import Assignment, Enrolment, Receipt, parse
 from worker.client import ServerClient
+from worker.downloader import Downloader
 from worker.global_state import GlobalState
 from worker.options import WorkerOptions
 
@@ -35,7 +36,7 @@ async def lie(options: WorkerOptions, around: Surroundings) -> NoReturn:
     async with ServerClient(options.server_url, secret) as client:
         enrolment = {"name": options.name, "secret": secret, "tasks": (around.task_name,)}
         enrolled = await client.enrol(options.join_token, parse(Enrolment, enrolment))
-        state = GlobalState(client.fetch_tensors)
+        state = GlobalState(Downloader(client).fetch)
         while True:
             try:
                 assignment = await client.next_assignment(enrolled.worker_id, _LONG_POLL_S)
@@ -62,7 +63,9 @@ async def _send(client: ServerClient, assignment: Assignment, forgery: Forgery) 
     answer = await client.declare(assignment.assignment_id, forgery.header)
     if isinstance(answer, Receipt):
         return answer
-    return await client.upload(answer.upload_url, len(forgery.body), _chunks(forgery))
+    receipt = await client.send_part(answer.upload_url, 0, len(forgery.body), _chunks(forgery), whole=True)
+    assert isinstance(receipt, Receipt), "a body that is whole is answered with a receipt, or refused"
+    return receipt
 
 
 async def _chunks(forgery: Forgery) -> AsyncIterator[bytes]:
