@@ -23,6 +23,9 @@ log = logging.getLogger("fed_sophia.http")
 MOST_AT_ONCE = 500
 """Workers that are looked for in one read: others may have the processor between two."""
 
+LONGEST_LOOK_S = 5.0
+"""A look that is under way when the server stops may last so long."""
+
 Looks = Callable[[Collection[str]], Awaitable[Mapping[str, Found]]]
 """Finds what each of these workers is to do."""
 
@@ -93,7 +96,9 @@ class WaitingRoom:
     async def close(self) -> None:
         """Send everybody home, and wait until nobody reads the records."""
         self.send_home()
-        if self._looking is not None:
+        if self._looking is not None:  # not cut off: a statement that is would leave its connection to close
+            await asyncio.wait([self._looking], timeout=LONGEST_LOOK_S)
+        if self._looking is not None:  # it clears this when it ends
             self._looking.cancel()
             with suppress(asyncio.CancelledError):
                 await self._looking
