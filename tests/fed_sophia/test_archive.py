@@ -65,7 +65,8 @@ async def test_the_round_that_is_open_is_left_out_and_the_others_are_told_whole(
     await server.export(tmp_path / "run.tar")
     document = read(tmp_path / "run.tar").archive.model_dump(mode="json")
     assert document["rounds"] == [
-        round_ | {"reason": None, "lost": 0, "last_admitted_ms": None} for round_ in server.rounds[:2]
+        round_ | {"reason": None, "lost": 0, "last_admitted_ms": None, "staleness": []}
+        for round_ in server.rounds[:2]
     ]
     assert (document["status"], len(document["versions"])) == ("paused", LAST + 1)
 

@@ -41,10 +41,12 @@ async def test_kills_lose_no_receipt_and_count_none_twice(tmp_path: Path) -> Non
             federation.start_workers()
             await kill_until_ended(federation, run_id, to_come)
             assert (await federation.ended(run_id)).version == ROUNDS
+        # such a run may end without a worker that was killed last; this one needs all of them in every round
+        await federation.final_tensors(await federation.begin("synchronous", "fedavg"))
         await federation.restart_tidily()
         receipts = await receipts_now(federation)
         await federation.stop()
-        require_the_records_to_agree(federation, receipts)
+        require_the_records_to_agree(federation, receipts, run_ids)
         require_nothing_half_done(federation)
 
 
@@ -64,7 +66,9 @@ async def receipts_now(federation: Federation) -> dict[str, Receipt]:
     return found
 
 
-def require_the_records_to_agree(federation: Federation, receipts: dict[str, Receipt]) -> None:
+def require_the_records_to_agree(
+    federation: Federation, receipts: dict[str, Receipt], run_ids: list[str]
+) -> None:
     """Each version counts as many updates as its round admitted, of no more than the staleness allowed."""
     with closing(sqlite3.connect(f"file:{federation.data_dir}/records.sqlite?mode=ro", uri=True)) as records:
         assert receipts.keys() == ids_of_updates(records), "one receipt, one update"
@@ -80,8 +84,9 @@ def require_the_records_to_agree(federation: Federation, receipts: dict[str, Rec
         for run_id, state in records.execute("SELECT run_id, state FROM rounds WHERE status = 'committed'"):
             round_ = json.loads(state)
             assert round_["admitted"] == counted.pop((run_id, round_["base_version"] + 1)) >= COHORT_SIZE
-            assert sum(round_["staleness"]) == round_["admitted"]
-            assert len(round_["staleness"]) <= 5
+            if run_id in run_ids:
+                assert sum(round_["staleness"]) == round_["admitted"]
+                assert len(round_["staleness"]) <= 5
         assert not counted, "versions that no round made"
         (undone,) = records.execute("SELECT count(*) FROM effects WHERE done_ms IS NULL").fetchone()
         assert undone == 0
