@@ -4,6 +4,8 @@
 These functions change rows only, within one write transaction, like those of `transitions`.
 """
 
+from collections.abc import Collection
+
 from protocol.messages import RoundStatus, UpdateHeader
 from ps_service import round_machine, run_machine
 from ps_service.round_machine import RoundEvent
@@ -92,13 +94,20 @@ async def worker_lost(transition: Transition, worker_id: str) -> set[str]:
     return {assignment.run_id for assignment in left}
 
 
-async def worker_returned(transition: Transition, worker_id: str) -> None:
-    """A lost worker is there again: rounds that still collect wait for it, and it may be invited."""
+async def workers_returned(transition: Transition, worker_ids: Collection[str]) -> None:
+    """Lost workers are there again: rounds that still collect wait for them, and they may be invited."""
     connection = transition.connection
-    await credential_records.set_lost(connection, worker_id, None)
-    for assignment in await assignment_records.open_assignments_of(connection, worker_id):
-        await found_again(transition, assignment)
-    for run_id in await member_records.runs_of_worker(connection, worker_id):
+    workers = await credential_records.workers_by_id(connection, worker_ids)
+    returned = [
+        each.worker_id for each in workers.values() if each.lost_ms is not None and each.revoked_ms is None
+    ]
+    runs: set[str] = set()
+    for worker_id in returned:
+        await credential_records.set_lost(connection, worker_id, None)
+        for assignment in await assignment_records.open_assignments_of(connection, worker_id):
+            await found_again(transition, assignment)
+        runs.update(await member_records.runs_of_worker(connection, worker_id))
+    for run_id in sorted(runs):
         run = await the_run(connection, run_id)
         if not run.state.status.ended:
             await workers_changed(transition, run)

@@ -3,14 +3,17 @@
 
 import resource
 import socket
+from contextlib import suppress
 
 from protocol.errors import InvalidUsage
 from ps_service.settings import Settings
 
+MANY = 10_240
 BACKLOG = 4096
 """Connections that may come in one moment: all workers do after a restart."""
-_KEEPALIVE = {"TCP_KEEPIDLE": 45, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 3}
-"""A peer that is gone without a word is noticed after 90 s; a NAT sees something at least every 45 s."""
+_KEEPALIVE = {"TCP_KEEPIDLE": 45, "TCP_KEEPALIVE": 45, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 3}
+"""By their names on Linux and on macOS. A peer that is gone without a word is noticed after 90 s, and a NAT
+sees something at least every 45 s."""
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -39,7 +42,7 @@ def _keep_alive(listener: socket.socket) -> None:
 def allow_many_connections() -> None:
     """Let this process have as many files open as it may, instead of as many as is usual."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    except (OSError, ValueError):  # macOS names a limit that it does not grant
-        return
+    for limit in (most, MANY):  # macOS names a limit that it does not grant
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+            return

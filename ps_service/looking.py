@@ -5,13 +5,14 @@ Mostly there is none: one statement finds that out, and only the others are look
 yet a member of a run whose task it serves joins it first, all of them in one transaction.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.errors import FedSophiaError, NotFound
+from protocol.errors import FedSophiaError, Internal, NotFound
 from protocol.messages import Assignment, EvaluationAssignment, Role
 from ps_service.joining import join
 from ps_service.round_runner import RoundRunner
@@ -26,6 +27,8 @@ from ps_service.storage.existing import require_not_revoked
 from ps_service.storage.known import Known
 from ps_service.storage.work_records import may_have_work
 from ps_service.summaries import assignment_of, next_evaluation
+
+log = logging.getLogger("fed_sophia.http")
 
 Work = Assignment | EvaluationAssignment
 Found = Work | FedSophiaError | None
@@ -57,12 +60,16 @@ async def look_for_work(
     if not first.joining:
         return first.found
     joined = {worker_id for of_run in first.joining.values() for worker_id in of_run}
+    found = {worker_id: each for worker_id, each in first.found.items() if worker_id not in joined}
     try:
         await join(runner, first.joining)
     except FedSophiaError as error:  # who need not join is told what there is to do all the same
-        return first.found | dict.fromkeys(joined, error)
+        return found | dict.fromkeys(joined, error)
+    except Exception:
+        log.exception("%d workers could not join runs", len(joined))
+        return found | dict.fromkeys(joined, Internal("the server failed; its log has the reason"))
     # a run that is created from here on rings those who wait
-    return first.found | (await _look(runner, heartbeat_s, joined)).found
+    return found | (await _look(runner, heartbeat_s, joined)).found
 
 
 async def _look(runner: RoundRunner, heartbeat_s: float, worker_ids: Collection[str]) -> Look:

@@ -8,12 +8,13 @@ older than `lost_after_s` has not been heard of. What a crash takes with it is m
 start, because nobody is lost before the server has listened for `lost_after_s` without a break.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ps_service.arrivals import worker_lost, worker_returned
+from ps_service.arrivals import worker_lost, workers_returned
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import credential_records
 from ps_service.storage.credential_records import StoredWorker
@@ -46,6 +47,9 @@ class Presence:
         self._here: Counter[str] = Counter()
         self._found_lost: set[str] = set()
         """By this process, and not welcomed back: a request of theirs may have read its record before."""
+        self._returning: dict[str, None] = {}
+        """Lost workers that have come, in the order in which they did."""
+        self._door = asyncio.Lock()
         self._left: set[str] = set()
         """Asynchronous runs in which lost workers left places."""
         self._listening_since_ms = self._looked_ms = runner.clock.now_ms()
@@ -142,8 +146,16 @@ class Presence:
             self._left.clear()
 
     async def _welcome_back(self, worker_id: str) -> None:
-        async with self._runner.transition() as transition:
-            worker = await credential_records.worker_by_id(transition.connection, worker_id)
-            if worker is not None and worker.lost_ms is not None and worker.revoked_ms is None:
-                await worker_returned(transition, worker_id)
-        self._found_lost.discard(worker_id)
+        """Whoever comes first welcomes all who have come by then: a crowd returns in few transactions."""
+        self._returning[worker_id] = None
+        async with self._door:
+            if worker_id not in self._returning:
+                return
+            returning = list(self._returning)[:MOST_AT_ONCE]
+            if worker_id not in returning:
+                returning.append(worker_id)
+            async with self._runner.transition() as transition:
+                await workers_returned(transition, returning)
+            for each in returning:
+                self._returning.pop(each, None)
+                self._found_lost.discard(each)

@@ -36,7 +36,8 @@ class WaitingRoom:
     def __init__(self, bell: Bell, looks: Looks) -> None:
         self._bell = bell
         self._look = looks
-        self._waiting: set[_Waiter] = set()
+        self._waiting: dict[str, _Waiter] = {}
+        """One a worker: whoever asks again has given its earlier question up."""
         self._asked: OrderedDict[_Waiter, None] = OrderedDict()
         """Who is to be looked for: who is called by name, then all others in the order of asking."""
         self._looked_for: set[_Waiter] = set()
@@ -74,7 +75,8 @@ class WaitingRoom:
         watch = None if gone is None else loop.create_task(gone())
         if watch is not None:
             watch.add_done_callback(lambda _: waiter.conclude(None))
-        self._waiting.add(waiter)
+        self.dismiss(worker_id)
+        self._waiting[worker_id] = waiter
         try:
             with self._bell.ringing(waiter, topics), self._bell.ringing(_Called(waiter), [own_topic]):
                 self._ask(waiter)
@@ -83,14 +85,21 @@ class WaitingRoom:
             timer.cancel()
             if watch is not None:
                 watch.cancel()
-            self._waiting.discard(waiter)
+            if self._waiting.get(worker_id) is waiter:
+                del self._waiting[worker_id]
             self._asked.pop(waiter, None)
+
+    def dismiss(self, worker_id: str) -> None:
+        """End a worker's wait: it has asked again, or for something else."""
+        waiter = self._waiting.get(worker_id)
+        if waiter is not None:
+            waiter.conclude(None)
 
     def send_home(self) -> None:
         """End every wait, now and from now on: the server is stopping, and nobody looks any more."""
         self._closed = True
         self._asked.clear()
-        for waiter in self._waiting:
+        for waiter in self._waiting.values():
             waiter.conclude(None)
 
     async def close(self) -> None:
@@ -142,7 +151,7 @@ class WaitingRoom:
             found = dict.fromkeys(worker_ids, Internal("the server failed; its log has the reason"))
         for waiter in batch:
             answer = found.get(waiter.worker_id)
-            if answer is not None or waiter.time_is_up:
+            if answer is not None or (waiter.time_is_up and waiter not in self._asked):
                 waiter.conclude(answer)
 
     def _time_is_up(self, waiter: "_Waiter") -> None:

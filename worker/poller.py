@@ -37,6 +37,13 @@ class Waits:
         return min(self.next_s, waited_s) > SHORT_S
 
 
+def answered(waits: Waits, waited_s: float) -> Waits:
+    """After a wait that brought something to do: the way has borne it."""
+    if waits.short_for_good or not waits.was_long(waited_s):
+        return waits
+    return replace(waits, cut_off=0)
+
+
 def advised(waits: Waits, waited_s: float, advice_s: float | None) -> Waits:
     """After a wait that was answered: there is nothing to do yet, and the server advises so long a wait."""
     if advice_s is None or waits.short_for_good:
@@ -71,7 +78,9 @@ class Poller:
         except ServerUnreachable:
             self._waits = interrupted(self._waits, self._clock_s() - asked_s)
             raise
+        waited_s = self._clock_s() - asked_s
         if not isinstance(answer, NothingYet):
+            self._waits = answered(self._waits, waited_s)
             return answer
-        self._waits = advised(self._waits, self._clock_s() - asked_s, answer.next_wait_s)
+        self._waits = advised(self._waits, waited_s, answer.next_wait_s)
         return None

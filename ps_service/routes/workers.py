@@ -34,6 +34,7 @@ def router(service: Service) -> APIRouter:
     async def enrol(request: Request, response: Response, enrolment: Enrolment) -> Enrolled:
         """Enrol a device by a join token; again with the same secret gives the same worker."""
         enrolled, is_new = await auth.enrol(request, enrolment)
+        service.room.dismiss(enrolled.worker_id)
         response.status_code = 201 if is_new else 200
         return enrolled
 
@@ -59,6 +60,7 @@ def router(service: Service) -> APIRouter:
         if beat.tasks is not None:
             async with records.write() as connection:
                 await credential_records.set_tasks(connection, worker_id, beat.tasks)
+            service.room.dismiss(worker_id)  # what it waits for is another thing now
 
     @routes.delete("/workers/{worker_id}", status_code=204, dependencies=[operators])
     async def revoke(worker_id: str) -> None:

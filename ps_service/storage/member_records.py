@@ -52,6 +52,9 @@ async def give_slots(connection: AsyncConnection, run_id: str) -> None:
 
     Not by arrival: the sum of a round is taken in slot order, and must not depend on who came first.
     """
+    without = select(members.c.worker_id).where(members.c.run_id == run_id, members.c.slot.is_(None)).limit(1)
+    if (await connection.execute(without)).first() is None:
+        return
     taken = select(func.max(members.c.slot)).where(members.c.run_id == run_id)
     highest = (await connection.execute(taken)).scalar()
     next_slot = 0 if highest is None else highest + 1

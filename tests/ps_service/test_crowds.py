@@ -210,3 +210,29 @@ async def test_who_serves_two_tasks_joins_the_runs_of_both(server):
     runs = [await server.a_run(cohort_size=2, task=task) for task in ("digits", "other", "third")]
     await worker.ask()
     assert [await members(server, run) for run in runs] == [1, 1, 0]
+
+
+async def test_a_crowd_that_was_lost_and_comes_back_is_welcomed_in_few_transactions(start_server):
+    server = await start_server(on_disk=True, performing=False, lost_after_s=LOST_AFTER_S)
+    await server.a_run(cohort_size=2)
+    workers = await a_crowd(server, 40)
+    for worker in workers:
+        await worker.ask()
+    await pass_time(server, LOST_AFTER_S)
+    assert len(await who_is_lost(server)) == 40
+    with statements(server) as begun:
+        answers = await asyncio.gather(
+            *[worker.http.post(f"/v1/workers/{worker.worker_id}/heartbeat", json={}) for worker in workers]
+        )
+    assert {answer.status_code for answer in answers} == {204}
+    assert begun.count(WRITE) < 10
+    assert await who_is_lost(server) == []
+
+
+async def test_who_names_other_tasks_while_it_waits_is_answered_and_asks_for_those(server):
+    [worker] = await a_crowd(server, 1)
+    async with asyncio.timeout(20):
+        asking = asyncio.create_task(worker.ask(wait_s=60))
+        await server.someone_listens(bell.worker_topic(worker.worker_id))
+        await worker.http.post(f"/v1/workers/{worker.worker_id}/heartbeat", json={"tasks": ["other"]})
+        assert (await asking).status_code == 204

@@ -97,10 +97,20 @@ async def test_a_crowd_is_looked_for_in_parts_and_nobody_twice(room):
     assert sorted(name for batch in room.looks.batches for name in batch) == sorted(names)
 
 
-async def test_two_requests_of_one_worker_are_one_look_and_both_are_answered(room):
+async def test_who_asks_again_has_given_its_earlier_question_up(room):
     room.looks.found = {"a": SOMETHING}
-    assert await asyncio.gather(room.wait("a"), room.wait("a")) == [SOMETHING, SOMETHING]
+    assert await asyncio.gather(room.wait("a"), room.wait("a")) == [None, SOMETHING]
     assert room.looks.batches == [["a"]]
+    assert len(room.room) == 0
+
+
+async def test_who_is_dismissed_is_answered_with_nothing_and_may_come_again(room):
+    [waiting] = await room.all_wait("a")
+    room.room.dismiss("a")
+    room.room.dismiss("nobody")
+    assert await waiting is None
+    room.looks.found = {"a": SOMETHING}
+    assert await room.wait("a") is SOMETHING
 
 
 # --- rings -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.errors import ServerUnreachable
 from worker.client import ServerClient
-from worker.poller import LONGEST_S, SHORT_S, Poller, Waits, advised, interrupted
+from worker.poller import LONGEST_S, SHORT_S, Poller, Waits, advised, answered, interrupted
 
 
 def test_the_server_s_advice_is_followed_within_limits():
@@ -38,6 +38,15 @@ def test_a_long_wait_that_came_to_its_end_makes_up_for_one_that_did_not():
         waits = interrupted(waits, waited_s=100)
         waits = advised(advised(waits, 30, 250), 250, 250)
         assert waits.next_s == 250
+
+
+def test_a_long_wait_that_brought_something_makes_up_for_one_that_did_not():
+    for _ in range(10):
+        waits = interrupted(Waits(250), waited_s=100)
+        waits = advised(waits, 30, 250)
+        waits = answered(waits, waited_s=200)
+        assert not interrupted(waits, waited_s=100).short_for_good
+    assert interrupted(answered(advised(interrupted(Waits(250), 100), 30, 250), 5), 100).short_for_good
 
 
 def test_a_short_wait_that_was_answered_late_says_nothing_of_long_ones():
