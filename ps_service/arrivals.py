@@ -17,7 +17,7 @@ from ps_service.storage import (
     update_records,
 )
 from ps_service.storage.assignment_records import StoredAssignment
-from ps_service.storage.existing import staleness_now, the_round, the_run
+from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRun
 from ps_service.transitions import Transition, invite_free, round_event, run_event
 
@@ -40,17 +40,22 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
 
 
 async def update_admitted(
-    transition: Transition, run: StoredRun, assignment: StoredAssignment, header: UpdateHeader
+    transition: Transition,
+    run: StoredRun,
+    assignment: StoredAssignment,
+    header: UpdateHeader,
+    staleness: int,
 ) -> None:
     """Record an update, and let its round know.
 
     In an asynchronous run that is the open round. While that one is being combined, it is the next.
+
+    Args: staleness: as `staleness_now` tells it.
     """
     connection, run_id, now_ms = transition.connection, run.run_id, transition.now_ms
     number, event = assignment.round, round_machine.UpdateAdmitted(now_ms)
     if run.spec.asynchronous is not None:
         number = run.state.round
-        staleness = await staleness_now(connection, run, assignment)
         again = await update_records.has_update_of(connection, run_id, number, assignment.slot)
         event = round_machine.UpdateAdmitted(now_ms, staleness, again)
         await member_records.set_free(connection, run_id, [assignment.worker_id], now_ms)

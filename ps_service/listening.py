@@ -9,6 +9,7 @@ from protocol.errors import InvalidUsage
 from ps_service.settings import Settings
 
 MANY = 10_240
+"""Open files, where the system names a limit that it does not grant."""
 BACKLOG = 4096
 """Connections that may come in one moment: all workers do after a restart."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 45, "TCP_KEEPALIVE": 45, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 3}
@@ -42,7 +43,7 @@ def _keep_alive(listener: socket.socket) -> None:
 def allow_many_connections() -> None:
     """Let this process have as many files open as it may, instead of as many as is usual."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in (most, MANY):  # macOS names a limit that it does not grant
+    for limit in (most, MANY):  # the second is macOS's
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
             return

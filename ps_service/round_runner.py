@@ -121,7 +121,7 @@ class RoundRunner:
             require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
             if await missing_blobs(self.stores.blobs, [header.digest]):
                 raise UploadInterrupted("the bytes are gone that were received; send them again")
-            await update_admitted(transition, run, assignment, header)
+            await update_admitted(transition, run, assignment, header, staleness)
             receipt = await update_records.load_receipt(connection, upload.assignment_id)
             assert receipt is not None
         self.meters.updates.inc()

@@ -131,9 +131,9 @@ async def _run_ended(transition: Transition, run_id: str, state: Run) -> None:
     await update_records.conclude_updates(transition.connection, run_id, None, version=None, reason=why)
 
 
-async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -> None:
-    connection = transition.connection
-    round_ = Round(
+def round_opened(opening: OpenRound) -> Round:
+    """The round as the run machine wants it opened. PURE."""
+    return Round(
         number=opening.number,
         base_version=opening.base_version,
         invited=len(opening.slots),
@@ -149,6 +149,11 @@ async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -
         last_deadline_ms=opening.last_deadline_ms,
         concurrency=opening.concurrency,
     )
+
+
+async def _open_round(transition: Transition, run_id: str, opening: OpenRound) -> None:
+    connection = transition.connection
+    round_ = round_opened(opening)
     await run_records.add_round(connection, run_id, round_)
     await _announce_round(transition, run_id, opening.number)
     if round_.buffered:

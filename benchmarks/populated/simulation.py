@@ -18,6 +18,7 @@ from protocol.messages import RoundStatus, RunSpec
 from ps_service import round_machine, run_machine
 from ps_service.round_machine import Round, RoundEffect, RoundEvent
 from ps_service.run_machine import OpenRound, Run, RunEvent
+from ps_service.transitions import round_opened
 
 TELL_EVERY_MS = 5 * MINUTE_MS
 AGGREGATION_MS_AN_UPDATE = 3
@@ -147,20 +148,7 @@ class Simulation:
                     self._round_event(round_machine.Cancelled(event.now_ms))
 
     def _open(self, opening: OpenRound) -> None:
-        self.round = Round(
-            number=opening.number,
-            base_version=opening.base_version,
-            invited=len(opening.slots),
-            target=opening.target,
-            quorum=opening.quorum,
-            opened_ms=opening.opened_ms,
-            deadline_ms=opening.deadline_ms,
-            now_ms=opening.opened_ms,
-            partial=opening.partial,
-            extension_ms=opening.deadline_ms - opening.opened_ms,
-            extensions_left=opening.extensions,
-            last_deadline_ms=opening.last_deadline_ms,
-        )
+        self.round = round_opened(opening)
         self.costs.weigh(self.run, self.round)
         slots = np.array(opening.slots, np.int64)
         self._population.times_invited[slots] += 1

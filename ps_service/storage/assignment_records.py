@@ -51,23 +51,16 @@ async def load_assignment(connection: AsyncConnection, assignment_id: str) -> St
     return None if row is None else assignment_in(row)
 
 
-async def next_assignment_of(connection: AsyncConnection, worker_id: str) -> StoredAssignment | None:
-    """The worker's most urgent assignment that is not settled."""
-    return next(iter(await open_assignments_of(connection, worker_id, limit=1)), None)
-
-
-async def open_assignments_of(
-    connection: AsyncConnection, worker_id: str, limit: int | None = None
-) -> list[StoredAssignment]:
+async def open_assignments_of(connection: AsyncConnection, worker_id: str) -> list[StoredAssignment]:
     """Those that are not settled, the most urgent first."""
-    query = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id == worker_id).limit(limit)
+    query = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id == worker_id)
     return [assignment_in(row) for row in await connection.execute(query)]
 
 
 async def next_assignments_of(
     connection: AsyncConnection, worker_ids: Collection[str]
 ) -> dict[str, StoredAssignment]:
-    """{worker_id: what `next_assignment_of` gives} of those of these workers who have one."""
+    """{worker_id: its most urgent assignment that is not settled} of those of these workers who have one."""
     rows = await connection.execute(_OF_WORKERS, {"worker_ids": list(worker_ids)})
     following: dict[str, StoredAssignment] = {}
     for row in rows:

@@ -2,38 +2,20 @@
 """Many workers that wait at one server: what they cost its database, and what each of them is told."""
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 
 import pytest
-from sqlalchemy import event
 
 from ps_service import bell
 from ps_service.looking import look_for_work
 from tests.ps_service.silence import LOST_AFTER_S, pass_time, who_is_lost
-
-READ, WRITE = "BEGIN", "BEGIN IMMEDIATE"
+from tests.ps_service.statements import READ, WRITE, statements
 
 
 @pytest.fixture
 async def server(start_server):
     """Nothing happens by itself."""
     return await start_server(on_disk=True, performing=False)
-
-
-@contextmanager
-def statements(server):
-    """The first word of each statement that is executed while this is open; of BEGIN IMMEDIATE, both."""
-    begun = []
-
-    def note(_connection, _cursor, statement, *_):
-        begun.append(WRITE if statement == WRITE else statement.split()[0])
-
-    engine = server.stores.records.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield begun
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
 
 
 async def looked(server):

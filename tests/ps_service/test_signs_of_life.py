@@ -2,10 +2,9 @@
 """What counts as a sign of life, how long silence must last, and what writing it down costs."""
 
 import asyncio
-from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from protocol.messages import Role
 from ps_service.background import background
@@ -14,6 +13,7 @@ from ps_service.presence import MOST_AT_ONCE
 from ps_service.routes.tensors import _send
 from ps_service.storage import credential_records, schema
 from tests.ps_service.silence import LOST_AFTER_S, heartbeat, lose, pass_time, standings, who_is_lost
+from tests.ps_service.statements import WRITE, statements
 
 HALF_MS = LOST_AFTER_S * 500
 """What is written of a worker may be so old before it is written anew."""
@@ -23,23 +23,6 @@ HALF_MS = LOST_AFTER_S * 500
 async def server(start_server):
     """Nothing happens by itself: the tests look."""
     return await start_server(on_disk=True, performing=False)
-
-
-@contextmanager
-def write_transactions(server):
-    """The transactions that were begun to change something while this is open."""
-    begun = []
-
-    def note(_connection, _cursor, statement, *_):
-        if statement == "BEGIN IMMEDIATE":
-            begun.append(statement)
-
-    engine = server.stores.records.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield begun
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
 
 
 async def stored_worker(server, worker):
@@ -168,15 +151,15 @@ async def test_who_was_lost_before_a_restart_is_lost_after_it_until_it_asks(star
 async def test_signs_of_life_are_written_down_together_and_a_heartbeat_writes_nothing(server):
     workers = [await server.enrol(f"worker-{number}") for number in range(20)]
     server.clock.advance(HALF_MS)
-    with write_transactions(server) as begun:
+    with statements(server) as asked:
         for worker in workers:
             await heartbeat(worker)
-        assert begun == []
+        assert asked.count(WRITE) == 0
         server.clock.advance(1_000)
         await server.service.presence.look()
-        assert len(begun) == 1
+        assert asked.count(WRITE) == 1
         await server.service.presence.look()
-        assert len(begun) == 1
+        assert asked.count(WRITE) == 1
     seen_ms = server.clock.now_ms() - 1_000
     assert [(await stored_worker(server, worker)).last_seen_ms for worker in workers] == [seen_ms] * 20
 
@@ -190,9 +173,9 @@ async def test_a_worker_that_waits_is_written_down_twice_while_it_could_be_lost_
         written = []
         for _ in range(4 * LOST_AFTER_S // 5):
             server.clock.advance(5_000)
-            with write_transactions(server) as begun:
+            with statements(server) as asked:
                 await server.service.presence.look()
-            written += begun
+            written += [each for each in asked if each == WRITE]
             age_ms = server.clock.now_ms() - (await stored_worker(server, worker)).last_seen_ms
             assert age_ms < HALF_MS
         server.service.stop_waiting()
