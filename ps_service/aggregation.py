@@ -6,12 +6,11 @@ that workers send now and then is combined of what several rounds brought.
 
 For a given admitted set the result is the same, bit for bit, whatever the order of arrival, the chunk size
 or the machine's threads: rows are read in slot order, and what is summed across coordinates
-(`combining.py`) is summed exactly. Memory is O(chunk · workers), never O(model · workers). Everything here
-blocks: it runs in a thread.
+(`combining.py`) is summed exactly. The arithmetic is that of `round_step.py`. Memory is O(chunk · workers),
+never O(model · workers). Everything here blocks: it runs in a thread.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,11 +28,9 @@ from protocol.codec import (
     tensor_header,
 )
 from protocol.encodings import encoding_named
-from protocol.messages import RunSpec, TensorSpec, UpdateHeader, Weighting
-from ps_service.combiners import COMBINERS
-from ps_service.combining import ReadRows, Senders, chunks, decided_weights
-from ps_service.server_steps import SERVER_STEPS, StepContext
-from ps_service.staleness import weight
+from protocol.messages import RunSpec, TensorSpec, UpdateHeader
+from ps_service.combining import chunks
+from ps_service.round_step import RoundStep
 from ps_service.storage.blobs import BlobStore, Staged
 
 Chunk = npt.NDArray[np.float32]
@@ -51,6 +48,14 @@ class AdmittedUpdate:
     """Digest of the parameters it was made from."""
     slot: int
     staleness: int = 0
+
+    @property
+    def local_steps(self) -> int:
+        return self.header.local_steps
+
+    @property
+    def num_examples(self) -> int:
+        return self.header.num_examples
 
 
 def aggregate(
@@ -76,7 +81,8 @@ def aggregate(
         NotFinite: a sum of finite values left the range of float32.
         StorageCorrupt: a message is missing or short.
     """
-    work = _Aggregation(blobs, spec, tensors, rows, partial, share, workers)
+    round_step = RoundStep(spec, rows, partial=partial, share=share, workers=workers)
+    work = _Aggregation(blobs, spec, tensors, rows, round_step)
     chunk_elements = chunk_elements or max(4096, CHUNK_BYTES // 4 // max(map(len, rows.values())))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
         return tensors | work.run(chunk_elements)
@@ -150,43 +156,23 @@ class _Aggregation:
         spec: RunSpec,
         tensors: dict[str, str],
         rows: Mapping[str, Sequence[AdmittedUpdate]],
-        partial: bool,
-        share: float,
-        workers: int | None,
+        round_step: RoundStep,
     ) -> None:
         self.blobs = blobs
         self.spec = spec
-        self.algorithm = algorithm_named(spec.algorithm)
+        self.round_step = round_step
+        self.state_bundles = algorithm_named(spec.algorithm).global_state
         messages = {
             digest: StoredMessage(blobs, digest)
             for digest in {update.digest for updates in rows.values() for update in updates}
         }
         self.rows = {bundle: [messages[update.digest] for update in rows[bundle]] for bundle in rows}
-        self.senders = {
-            bundle: Senders([update.slot for update in rows[bundle]], _shares(spec, rows[bundle]))
-            for bundle in rows
-        }
-        self.combiners = {
-            bundle: COMBINERS[spec.combiners.get(bundle, self.algorithm.combiners[bundle])] for bundle in rows
-        }
         self.state = {bundle: StoredMessage(blobs, digest) for bundle, digest in tensors.items()}
-        deltas = rows["delta"]
-        self.starts = {params: StoredMessage(blobs, params) for params in {each.params for each in deltas}}
-        self.start_of_each = [update.params for update in deltas]
-        hyperparameters = self.algorithm.parse(spec.hyperparameters)
-        self.context = StepContext(
-            hyperparameters=hyperparameters,
-            bounds=tuple(
-                hyperparameters.bound(update.header.local_steps, spec.local_steps) for update in deltas
-            ),
-            partial=partial,
-            share=share,
-            steps=tuple(update.header.local_steps for update in deltas),
-            workers=workers,
-        )
+        self.start_of_each = [update.params for update in rows["delta"]]
+        self.starts = {params: StoredMessage(blobs, params) for params in set(self.start_of_each)}
 
     def run(self, chunk_elements: int) -> dict[str, str]:
-        weights = self._decide(chunk_elements)
+        weights = self.round_step.decide(self._received, chunk_elements)
         writers: dict[str, StateWriter] = {}
         try:
             for index, tensor in enumerate(self.spec.model):
@@ -203,38 +189,14 @@ class _Aggregation:
             for writer in writers.values():
                 writer.discard()
 
-    def _decide(self, chunk_elements: int) -> dict[str, Chunk]:
-        """{sent bundle: what each worker's row counts for}, the same at every coordinate."""
-        return {
-            bundle: decided_weights(
-                combiner,
-                self.senders[bundle].weights,
-                self.spec.model,
-                self._reader_of_workers(bundle),
-                chunk_elements,
-            )
-            for bundle, combiner in self.combiners.items()
-        }
-
-    def _reader_of_workers(self, bundle: str) -> ReadRows:
-        def read(name: str, start: int, stop: int) -> Chunk:
-            return self.senders[bundle].one_row_each(self._received(bundle, name, start, stop))
-
-        return read
-
     def _step(self, weights: Mapping[str, Chunk], name: str, start: int, stop: int) -> dict[str, Chunk]:
         """The changed state bundles of these coordinates."""
-        server_step = SERVER_STEPS[self.algorithm.server_step]
-        state = {bundle: self._state(bundle, name, start, stop) for bundle in self.algorithm.global_state}
-        received = {bundle: self._received(bundle, name, start, stop) for bundle in self.rows}
-        derived = server_step.derive(received, self._starts(name, start, stop), self.context)
-        combined = {}
-        for bundle, rows in (received | dict(derived)).items():
-            # what is derived shares its combiner and what was decided: all of it is of the same workers
-            sent = self.algorithm.derived.get(bundle, bundle)
-            of_workers = self.senders[sent].one_row_each(rows)
-            combined[bundle] = self.combiners[sent].combine(of_workers, weights[sent])
-        return dict(server_step.apply(state, combined, self.context))
+        return self.round_step.apply(
+            weights,
+            {bundle: self._state(bundle, name, start, stop) for bundle in self.state_bundles},
+            {bundle: self._received(bundle, name, start, stop) for bundle in self.rows},
+            self._starts(name, start, stop),
+        )
 
     def _state(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
         values = np.zeros(stop - start, dtype=np.float32)
@@ -255,15 +217,3 @@ class _Aggregation:
             values[digest] = np.empty(stop - start, dtype=np.float32)
             params.read("params", name, start, values[digest])
         return [values[digest] for digest in self.start_of_each]
-
-
-def _shares(spec: RunSpec, updates: Sequence[AdmittedUpdate]) -> npt.NDArray[np.float64]:
-    """What each update weighs relative to the others, shape (K,).
-
-    A worker that sent several has as much say as one that sent one.
-    """
-    of_slot = Counter(update.slot for update in updates)
-    shares = np.array([weight(spec, update.staleness) / of_slot[update.slot] for update in updates])
-    if spec.weighting is Weighting.NUM_EXAMPLES:
-        shares *= np.array([update.header.num_examples for update in updates], dtype=np.float64)
-    return shares

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One round's arithmetic: what workers sent and the state it is added to → the state that changes. PURE.
+
+Any range of coordinates can be given at a time, and no chunk size changes a bit. Where the values come from
+and where they go is not known here: the server reads and writes tensor messages (`aggregation.py`), a
+simulation has arrays in memory.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.algorithms import algorithm_named
+from protocol.messages import RunSpec, Weighting
+from ps_service.combiners import COMBINERS
+from ps_service.combining import ReadRows, Senders, decided_weights
+from ps_service.server_steps import SERVER_STEPS, StepContext
+from ps_service.staleness import weight
+
+Chunk = npt.NDArray[np.float32]
+ReadBundle = Callable[[str, str, int, int], Chunk]
+"""(bundle, tensor, start, stop) → rows of those coordinates, one an update, shape (K, stop − start)."""
+
+
+class Contribution(Protocol):
+    """What is to be known of one update beside its values."""
+
+    @property
+    def slot(self) -> int: ...
+
+    @property
+    def local_steps(self) -> int: ...
+
+    @property
+    def num_examples(self) -> int: ...
+
+    @property
+    def staleness(self) -> int: ...
+
+
+class RoundStep:
+    """A closed round's combiners and server step, and who sent what."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        sent: Mapping[str, Sequence[Contribution]],
+        *,
+        partial: bool,
+        share: float = 1.0,
+        workers: int | None = None,
+    ) -> None:
+        """Args:
+        sent: {bundle: the updates that bring it, in slot order, at least one}.
+        partial, share, workers: as in `StepContext`.
+        """
+        self._model = spec.model
+        self._algorithm = algorithm = algorithm_named(spec.algorithm)
+        self._server_step = SERVER_STEPS[algorithm.server_step]
+        self._senders = {
+            bundle: Senders([update.slot for update in updates], _shares(spec, updates))
+            for bundle, updates in sent.items()
+        }
+        self._combiners = {
+            bundle: COMBINERS[spec.combiners.get(bundle, algorithm.combiners[bundle])] for bundle in sent
+        }
+        hyperparameters = algorithm.parse(spec.hyperparameters)
+        steps = tuple(update.local_steps for update in sent.get("delta", ()))
+        self._context = StepContext(
+            hyperparameters=hyperparameters,
+            bounds=tuple(hyperparameters.bound(done, spec.local_steps) for done in steps),
+            partial=partial,
+            share=share,
+            steps=steps,
+            workers=workers,
+        )
+
+    def decide(self, read: ReadBundle, chunk_elements: int) -> dict[str, Chunk]:
+        """{bundle: what each worker's row counts for}, the same at every coordinate.
+
+        Args: chunk_elements: coordinates read at a time, where a combiner weighs whole updates.
+        """
+        return {
+            bundle: decided_weights(
+                combiner,
+                self._senders[bundle].weights,
+                self._model,
+                self._reader_of_workers(read, bundle),
+                chunk_elements,
+            )
+            for bundle, combiner in self._combiners.items()
+        }
+
+    def _reader_of_workers(self, read: ReadBundle, bundle: str) -> ReadRows:
+        def read_workers(name: str, start: int, stop: int) -> Chunk:
+            return self._senders[bundle].one_row_each(read(bundle, name, start, stop))
+
+        return read_workers
+
+    def apply(
+        self,
+        weights: Mapping[str, Chunk],
+        state: Mapping[str, Chunk],
+        received: Mapping[str, Chunk],
+        starts: Sequence[Chunk],
+    ) -> dict[str, Chunk]:
+        """Give the changed state bundles of some coordinates, {bundle: (n,)}.
+
+        Args:
+            weights: as decided.
+            state: {bundle: (n,)}, all that the algorithm keeps.
+            received: {bundle: (K, n)}; may be overwritten.
+            starts: for each delta, the parameters it was made from, shape (n,).
+        """
+        derived = self._server_step.derive(received, starts, self._context)
+        combined = {}
+        for bundle, rows in (dict(received) | dict(derived)).items():
+            # what is derived shares its combiner and what was decided: all of it is of the same workers
+            sent = self._algorithm.derived.get(bundle, bundle)
+            of_workers = self._senders[sent].one_row_each(rows)
+            combined[bundle] = self._combiners[sent].combine(of_workers, weights[sent])
+        return dict(self._server_step.apply(state, combined, self._context))
+
+
+def _shares(spec: RunSpec, updates: Sequence[Contribution]) -> npt.NDArray[np.float64]:
+    """What each update weighs relative to the others, shape (K,).
+
+    A worker that sent several has as much say as one that sent one.
+    """
+    of_slot = Counter(update.slot for update in updates)
+    shares = np.array([weight(spec, update.staleness) / of_slot[update.slot] for update in updates])
+    if spec.weighting is Weighting.NUM_EXAMPLES:
+        shares *= np.array([update.num_examples for update in updates], dtype=np.float64)
+    return shares
