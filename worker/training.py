@@ -157,7 +157,7 @@ class Trainer:
             bundles[name] = exchanged.arrays_of(name, tensors)
         metrics = {"train_loss": train_loss, "train_seconds": time.perf_counter() - begun}
         return Trained(
-            bundles=_wanted(bundles, assignment),
+            bundles=wanted_of(bundles, assignment),
             kept=self._to_keep(optimizer.kept()),
             num_examples=len(examples),
             local_steps=assignment.local_steps,
@@ -166,16 +166,9 @@ class Trainer:
 
     def _examples_for(self, assignment: Assignment) -> Examples:
         """This worker's examples, if they are enough for what is asked; the server is not trusted here."""
-        name, examples = self._task.name, self._examples
-        if examples is None or not len(examples):
-            raise InvalidTask(f"task {name}: this worker holds no training examples")
-        drawn_from = min(assignment.batch_size, len(examples))
-        if "hessian" in assignment.bundles and drawn_from < MIN_REFRESH_BATCH:
-            raise InvalidTask(
-                f"task {name}: a Hessian estimate is wanted of {drawn_from} examples, fewer than "
-                f"{MIN_REFRESH_BATCH}: the estimate would reveal single examples"
-            )
-        return examples
+        require_enough(self._task.name, assignment, 0 if self._examples is None else len(self._examples))
+        assert self._examples is not None
+        return self._examples
 
     def _evaluate(self, state: Mapping[str, Bundle], stop: threading.Event | None) -> Evaluation:
         self._exchanged.load(state["params"])
@@ -258,12 +251,29 @@ class Trainer:
         return Kept(kept.step, {name: self._exchanged.arrays_of(name, t) for name, t in kept.bundles.items()})
 
 
+def require_enough(task_name: str, assignment: Assignment, num_examples: int) -> None:
+    """Raises: InvalidTask: a worker with so many examples cannot do the assignment, or must not."""
+    if not num_examples:
+        raise InvalidTask(f"task {task_name}: this worker holds no training examples")
+    drawn_from = min(assignment.batch_size, num_examples)
+    if "hessian" in assignment.bundles and drawn_from < MIN_REFRESH_BATCH:
+        raise InvalidTask(
+            f"task {task_name}: a Hessian estimate is wanted of {drawn_from} examples, fewer than "
+            f"{MIN_REFRESH_BATCH}: the estimate would reveal single examples"
+        )
+
+
 def _heed(stop: threading.Event | None) -> None:
     if stop is not None and stop.is_set():
         raise Stopped
 
 
-def _wanted(bundles: dict[str, Arrays], assignment: Assignment) -> dict[str, Arrays]:
+def wanted_of(bundles: Mapping[str, Arrays], assignment: Assignment) -> dict[str, Arrays]:
+    """Give the bundles that an update must carry, in their order.
+
+    Raises:
+        BundleMismatch: the optimizer does not give one.
+    """
     missing = [name for name in assignment.bundles if name not in bundles]
     if missing:
         raise BundleMismatch(f"optimizer {assignment.optimizer} gives {', '.join(bundles)}, not {missing[0]}")

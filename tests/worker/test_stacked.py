@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stacked training: what many workers give at once is what they give one after another."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from protocol.algorithms import ALGORITHMS
+from protocol.errors import InvalidTask, NotFinite
+from tests.worker.small_rounds import CPU, OnDigits, an_assignment, digits
+from worker.local_state import Kept
+from worker.model import Arrays
+from worker.stacked import Job, StackedTrainer
+from worker.tasks import Examples, Task
+from worker.tasks.partition import Indices, parse_partition
+from worker.training import Trained, Trainer, initial_parameters
+
+WORKERS = 5
+torch.set_num_threads(1)
+
+
+def parts(task: Task) -> tuple[Examples, list[Indices]]:
+    examples = task.training_data()
+    split = parse_partition("shards:2").indices_of_each(examples.targets.numpy(), range(WORKERS), WORKERS, 0)
+    return examples, split
+
+
+def stacked_trainer(task: Task, stack: int, threads: int = 1) -> StackedTrainer:
+    examples, rows = parts(task)
+    return StackedTrainer(task, examples, rows, CPU, stack=stack, threads=threads)
+
+
+def one_by_one(task: Task) -> list[Trainer]:
+    examples, rows = parts(task)
+    return [Trainer(task, examples.batch(own), CPU) for own in rows]
+
+
+def jobs_of(algorithm: str, version: int, kept: dict[int, Kept | None], workers: list[int]) -> list[Job]:
+    assignment = an_assignment(algorithm, version=version, local_steps=4)
+    return [
+        Job(
+            worker,
+            assignment.model_copy(update={"slot": worker, "seed": 100 * version + worker}),
+            kept.get(worker),
+        )
+        for worker in workers
+    ]
+
+
+def assert_close(found: Arrays, expected: Arrays, size: float) -> None:
+    for name, values in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5 * size, err_msg=name)
+
+
+def assert_same(found: Trained, expected: Trained) -> None:
+    """Equal to rounding of float32, relative to the largest value of each bundle."""
+    assert list(found.bundles) == list(expected.bundles)
+    assert (found.num_examples, found.local_steps) == (expected.num_examples, expected.local_steps)
+    for bundle, arrays in expected.bundles.items():
+        assert_close(found.bundles[bundle], arrays, max(np.abs(each).max() for each in arrays.values()))
+    assert (found.kept is None) == (expected.kept is None)
+    if found.kept is not None and expected.kept is not None:
+        assert found.kept.step == expected.kept.step
+        for bundle, kept in expected.kept.bundles.items():
+            arrays = dict(found.kept.bundles[bundle])
+            assert_close(arrays, dict(kept), max(np.abs(each).max() for each in kept.values()))
+
+
+@pytest.mark.parametrize("stack", [1, 2, WORKERS])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_stack_gives_what_its_workers_give_one_by_one(algorithm: str, stack: int) -> None:
+    """Three rounds by some of the workers: their counts of steps, and what they kept, come apart."""
+    task, params = digits(), initial_parameters(digits(), 0)
+    together, alone = stacked_trainer(task, stack), one_by_one(task)
+    kept: dict[int, Kept | None] = {}
+    for version, workers in enumerate(([0, 1, 3], [0, 2, 3, 4], [0, 1, 2, 3, 4])):
+        jobs = jobs_of(algorithm, version, kept, workers)
+        found = together.train(jobs, {"params": params})
+        expected = [alone[job.worker].train(job.assignment, {"params": params}, job.kept) for job in jobs]
+        for job, each, own in zip(jobs, found, expected, strict=True):
+            assert_same(each, own)
+            kept[job.worker] = own.kept
+        params = {name: values + expected[0].bundles["delta"][name] for name, values in params.items()}
+
+
+def test_threads_and_the_size_of_stacks_change_rounding_at_most() -> None:
+    task, params = digits(), initial_parameters(digits(), 0)
+    jobs = jobs_of("fed-sophia-shared", 0, {}, [0, 1, 2, 3, 4])
+    expected = stacked_trainer(task, WORKERS).train(jobs, {"params": params})
+    for stack, threads in ((1, 2), (2, 2), (WORKERS, 3)):
+        found = stacked_trainer(task, stack, threads).train(jobs, {"params": params})
+        for each, own in zip(found, expected, strict=True):
+            assert_same(each, own)
+
+
+def test_results_stand_in_the_order_of_the_jobs() -> None:
+    params = initial_parameters(digits(), 0)
+    jobs = jobs_of("fedavg", 1, {}, [0, 1, 2, 3, 4])
+    forwards = stacked_trainer(digits(), 2).train(jobs, {"params": params})
+    backwards = stacked_trainer(digits(), 2).train(jobs[::-1], {"params": params})
+    for each, other in zip(forwards, backwards[::-1], strict=True):
+        assert_same(each, other)
+
+
+def test_a_model_with_dropout_draws_differently_for_each_worker_and_the_same_again_by_the_same_seeds() -> (
+    None
+):
+    task = OnDigits(lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10)))
+    params = initial_parameters(task, 0)
+    examples = task.training_data()
+    trainer = StackedTrainer(task, examples, [np.arange(200)] * 2, CPU, stack=2, threads=2)
+    jobs = [
+        dataclasses.replace(job, worker=index) for index, job in enumerate(jobs_of("fedavg", 1, {}, [7, 7]))
+    ]
+    once, again = (trainer.train(jobs, {"params": params}) for _ in range(2))
+    for name in params:  # the two workers differ in nothing but their dropout
+        assert not np.array_equal(once[0].bundles["delta"][name], once[1].bundles["delta"][name])
+        np.testing.assert_array_equal(once[0].bundles["delta"][name], again[0].bundles["delta"][name])
+
+
+def test_a_loss_that_is_not_finite_is_refused_by_name() -> None:
+    params = {name: values * np.float32(1e30) for name, values in initial_parameters(digits(), 0).items()}
+    with pytest.raises(NotFinite):
+        stacked_trainer(digits(), WORKERS).train(jobs_of("fedavg", 1, {}, [0, 1]), {"params": params})
+
+
+def test_targets_that_are_padding_are_refused() -> None:
+    examples, rows = parts(digits())
+    targets = examples.targets.clone()
+    targets[0] = -100
+    with pytest.raises(InvalidTask, match="padding"):
+        StackedTrainer(digits(), Examples(examples.inputs, targets), rows, CPU, stack=2, threads=1)

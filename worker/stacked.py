@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many workers' local training at once: their models stacked along a new first dimension.
+
+    θ of K workers: (K, *shape);  outputs = vmap(model)(θ, inputs of K workers)
+    the sum of the K mean losses has, for each worker, the gradient of its own
+
+An optimizer moves every coordinate by itself, so it takes stacked tensors as it is. Batches and drawn labels
+come from each worker's own seed: what comes out is what `Trainer` gives one worker after another, to rounding
+of float32. Only a model that draws by itself (dropout) draws other numbers here.
+
+Stacks go side by side, each in a thread of its own: a small operation gains little from several threads.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from protocol.codec import Bundle, require_finite
+from protocol.errors import InvalidTask, NotFinite
+from protocol.messages import Assignment
+from worker.draws import Draws, torch_seeded
+from worker.local_state import Kept
+from worker.model import Arrays, ExchangedParameters
+from worker.optimizers import optimizer_named
+from worker.optimizers.base import KeptTensors, Optimizer, RoundStart, Tensors
+from worker.tasks.base import Examples, Task
+from worker.tasks.failures import as_invalid_task
+from worker.tasks.likelihood import likelihood_named
+from worker.tasks.partition import Indices
+from worker.training import FROZEN_SEED, Trained, require_enough, wanted_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """One worker's part of a round."""
+
+    worker: int
+    """Its place in the `rows` of the trainer."""
+    assignment: Assignment
+    kept: Kept | None
+    """What this worker's last assignment of the run returned."""
+
+
+class StackedTrainer:
+    """All the workers of a simulation, on one device. It holds no algorithm state, like `Trainer`."""
+
+    def __init__(
+        self,
+        task: Task,
+        examples: Examples,
+        rows: Sequence[Indices],
+        device: torch.device,
+        *,
+        stack: int,
+        threads: int,
+    ) -> None:
+        """Put the task's model and all examples on the device.
+
+        Args:
+            rows: for each worker, which of the examples are its own.
+            stack: so many workers are stacked, at most.
+            threads: so many stacks go side by side.
+
+        Raises:
+            InvalidTask: the model cannot be exchanged or stacked, or some targets are padding.
+        """
+        self._task = task
+        self._likelihood = likelihood_named(task.likelihood)
+        if self._likelihood.num_terms(examples.targets) != examples.targets.numel():
+            raise InvalidTask(f"task {task.name}: targets that are padding cannot be stacked")
+        self._device = device
+        with as_invalid_task(task.name, device):
+            with torch_seeded(FROZEN_SEED, device):
+                model = task.model().to(device).train()
+            self._exchanged = ExchangedParameters.of(model)
+            self._examples = examples.to(device)
+        self._rows = [torch.from_numpy(np.asarray(each, dtype=np.int64)) for each in rows]
+        self._stack = stack
+        # models that draw by themselves share torch's global generator, so one at a time
+        lanes = 1 if _draws(model) else threads
+        # a model each: a call puts the parameters it is given into the module
+        self._models = [model, *(copy.deepcopy(model) for _ in range(lanes - 1))]
+
+    def train(self, jobs: Sequence[Job], state: Mapping[str, Bundle]) -> list[Trained]:
+        """Do the local steps of several workers in one round; one result a job, in their order.
+
+        Args:
+            jobs: assignments of the same round, which differ in slot and seed alone.
+            state: the bundles that all of them start from.
+
+        Raises:
+            InvalidTask: a worker has too few examples, or the task's code failed.
+            ShapeMismatch, BundleMismatch, InvalidMessage: as in `Trainer.train`.
+            NotFinite: a loss or a result is NaN or infinite.
+        """
+        with as_invalid_task(self._task.name, self._device):
+            shared = {name: self._exchanged.tensors_of(name, bundle) for name, bundle in state.items()}
+            stacks = self._stacks(jobs)
+            lane = partial(self._lane, stacks, shared, state["params"])
+            if len(self._models) == 1:
+                results = lane(0)
+            else:
+                with ThreadPoolExecutor(len(self._models), thread_name_prefix="stack") as executor:
+                    lanes = list(executor.map(lane, range(len(self._models))))
+                results = {worker: trained for done in lanes for worker, trained in done.items()}
+            return [results[job.worker] for job in jobs]
+
+    def _stacks(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Jobs that can be done together: their optimizers do the same at every step."""
+        by_schedule: dict[int, list[Job]] = {}
+        for job in jobs:
+            require_enough(self._task.name, job.assignment, len(self._rows[job.worker]))
+            by_schedule.setdefault(_schedule(job), []).append(job)
+        stacks = []
+        for alike in by_schedule.values():
+            # of equal sizes, at least one for each thread
+            number = max(math.ceil(len(alike) / self._stack), min(len(self._models), len(alike)))
+            cuts = [len(alike) * index // number for index in range(number + 1)]
+            stacks += [alike[first:last] for first, last in pairwise(cuts)]
+        return stacks
+
+    def _lane(
+        self, stacks: Sequence[Sequence[Job]], shared: Mapping[str, Tensors], params: Bundle, lane: int
+    ) -> dict[int, Trained]:
+        """Do one thread's stacks, one after the other; {worker: what it gave}."""
+        results: dict[int, Trained] = {}
+        for jobs in stacks[lane :: len(self._models)]:
+            trained = self._train(self._models[lane], jobs, shared, params)
+            results |= {job.worker: each for job, each in zip(jobs, trained, strict=True)}
+        return results
+
+    def _train(
+        self, model: nn.Module, jobs: Sequence[Job], shared: Mapping[str, Tensors], params: Bundle
+    ) -> list[Trained]:
+        first = jobs[0].assignment
+        parameters = tuple(_stacked(start, len(jobs)).requires_grad_() for start in shared["params"])
+        start = RoundStart(
+            parameters=parameters,
+            shared={
+                name: tuple(tensor.expand(len(jobs), *tensor.shape) for tensor in tensors)
+                for name, tensors in shared.items()
+                if name != "params"
+            },
+            kept=self._kept(jobs, parameters),
+            bundles_wanted=first.bundles,
+        )
+        optimizer = optimizer_named(first.optimizer)(first.settings, start)
+        optimizer, train_loss = self._steps(model, jobs, parameters, optimizer)
+        bundles = {"delta": self._deltas(parameters, params)}
+        for name, tensors in optimizer.uploads().items():
+            bundles[name] = self._exchanged.arrays_of(name, tensors)
+        bundles = wanted_of(bundles, first)
+        kept = self._to_keep(jobs, optimizer.kept(), start.kept)
+        metrics = {"train_loss": train_loss} | optimizer.metrics()
+        return [
+            Trained(
+                bundles={bundle: _row(arrays, index) for bundle, arrays in bundles.items()},
+                kept=kept[index],
+                num_examples=len(self._rows[job.worker]),
+                local_steps=job.assignment.local_steps,
+                metrics=metrics,
+            )
+            for index, job in enumerate(jobs)
+        ]
+
+    def _steps(
+        self, model: nn.Module, jobs: Sequence[Job], parameters: Tensors, optimizer: Optimizer
+    ) -> tuple[Optimizer, float]:
+        """Do the local steps; give where the optimizer stands, and the mean loss of all these workers."""
+        first = jobs[0].assignment
+        draws = [Draws.seeded(job.assignment.seed, self._device) for job in jobs]
+        mean_loss = torch.zeros((), device=self._device)
+        with torch_seeded(draws[0].model_seed, self._device):
+            for step in range(1, first.local_steps + 1):
+                batch = self._batch(jobs, draws, first.batch_size)
+                outputs = self._outputs(model, parameters, batch.inputs)
+                estimate = None
+                if optimizer.wants_hessian:
+                    estimate = self._hessian(outputs, batch.targets, parameters, draws)
+                loss = self._sum_of_losses(outputs, batch.targets)
+                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+                optimizer = optimizer.step(parameters, gradients, estimate)
+                mean_loss += (loss.detach() / len(jobs) - mean_loss) / step
+        train_loss = mean_loss.item()
+        if not math.isfinite(train_loss):
+            raise NotFinite(f"a training loss of round {first.round} is NaN or infinite")
+        return optimizer, train_loss
+
+    def _batch(self, jobs: Sequence[Job], draws: Sequence[Draws], batch_size: int) -> Examples:
+        """Each worker's next mini-batch: shapes (K, B, …)."""
+        rows = [self._rows[job.worker] for job in jobs]
+        chosen = [
+            own[torch.randint(len(own), (batch_size,), generator=each.batches)]
+            for own, each in zip(rows, draws, strict=True)
+        ]
+        return self._examples.batch(torch.stack(chosen).to(self._device))
+
+    def _outputs(self, model: nn.Module, parameters: Tensors, inputs: Tensor) -> Tensor:
+        def outputs_of_one(own: Tensors, of_one: Tensor) -> Tensor:
+            named = dict(zip(self._exchanged.names, own, strict=True))
+            outputs: Tensor = functional_call(model, named, (of_one,))
+            return outputs
+
+        stacked: Tensor = vmap(outputs_of_one, randomness="different")(parameters, inputs)
+        return stacked
+
+    def _sum_of_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Σ over the workers of their mean losses; all have equally many terms."""
+        return self._likelihood.loss(outputs.flatten(0, 1), targets.flatten(0, 1)) * len(outputs)
+
+    def _hessian(
+        self, outputs: Tensor, targets: Tensor, parameters: Tensors, draws: Sequence[Draws]
+    ) -> Tensors:
+        """`curvature.gauss_newton_bartlett` of every worker."""
+        with torch.no_grad():
+            drawn = torch.stack(
+                [
+                    self._likelihood.sample(own, labels, each.labels)
+                    for own, labels, each in zip(outputs, targets, draws, strict=True)
+                ]
+            )
+        loss = self._sum_of_losses(outputs, drawn)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+        num_terms = targets[0].numel()
+        return tuple(gradient.square().mul_(num_terms) for gradient in gradients)
+
+    def _kept(self, jobs: Sequence[Job], parameters: Tensors) -> KeptTensors | None:
+        """What the workers kept, stacked; a worker that kept nothing yet is given zeros."""
+        known = [job.kept for job in jobs if job.kept is not None]
+        if not known:
+            return None
+        bundles = {}
+        for bundle in known[0].bundles:
+            stacked = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+            for index, job in enumerate(jobs):
+                if job.kept is not None:
+                    own = self._exchanged.tensors_of(bundle, job.kept.bundles[bundle])
+                    for tensor, values in zip(stacked, own, strict=True):
+                        tensor[index] = values
+            bundles[bundle] = tuple(stacked)
+        return KeptTensors(known[0].step, bundles)
+
+    def _to_keep(
+        self, jobs: Sequence[Job], after: KeptTensors | None, before: KeptTensors | None
+    ) -> list[Kept | None]:
+        """Each worker's own part, with its own count of steps."""
+        if after is None:
+            return [None] * len(jobs)
+        steps = after.step - (0 if before is None else before.step)
+        arrays = {
+            bundle: self._exchanged.arrays_of(bundle, tensors) for bundle, tensors in after.bundles.items()
+        }
+        return [
+            Kept(
+                steps + (0 if job.kept is None else job.kept.step),
+                {bundle: _row(of_bundle, index) for bundle, of_bundle in arrays.items()},
+            )
+            for index, job in enumerate(jobs)
+        ]
+
+    def _deltas(self, parameters: Tensors, params: Bundle) -> Arrays:
+        ends = self._exchanged.arrays_of("params", parameters)
+        with np.errstate(over="ignore"):
+            deltas = {name: end - params[name] for name, end in ends.items()}
+        for name, values in deltas.items():
+            require_finite(f"delta/{name}", values)
+        return deltas
+
+
+def _schedule(job: Job) -> int:
+    """What of a worker's count of steps its optimizer goes by."""
+    steps = 0 if job.kept is None else job.kept.step
+    hessian_every = job.assignment.settings.get("hessian_every")
+    return steps if hessian_every is None else steps % int(hessian_every)
+
+
+def _stacked(tensor: Tensor, number: int) -> Tensor:
+    return tensor.expand(number, *tensor.shape).clone()
+
+
+def _row(arrays: Arrays, index: int) -> Arrays:
+    return {name: values[index] for name, values in arrays.items()}
+
+
+def _draws(model: nn.Module) -> bool:
+    """Whether a forward pass in training draws random numbers."""
+    return any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in model.modules())
