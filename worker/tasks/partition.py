@@ -101,9 +101,12 @@ class Dirichlet:
     def split(self, targets: Targets, of: int, rng: np.random.Generator) -> list[Indices]:
         labels = _labels(targets)
         classes = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        refusal = "use fewer workers or a larger alpha"
         return _redrawn(
-            f"dirichlet:{self.alpha:g}", classes, of, lambda _, members: self._cuts(members, of, rng), refusal
+            f"dirichlet:{self.alpha:g}",
+            classes,
+            of,
+            lambda _, members: self._cuts(members, of, rng),
+            "use fewer workers or a larger alpha",
         )
 
     def _cuts(self, num_members: int, of: int, rng: np.random.Generator) -> Indices:
@@ -182,7 +185,7 @@ class LabelSets:
 class WholeGroups:
     """Shuffled groups, each to the worker with the fewest examples so far, as a whole.
 
-    Sizes differ by at most the size of the largest group.
+    Sizes differ by at most the size of the largest group. What it divides are the groups, not the targets.
     """
 
     def split(self, targets: Targets, of: int, rng: np.random.Generator) -> list[Indices]:
