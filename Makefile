@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
-EXTRAS := server,worker,dev
+EXTRAS := server,worker,experiments,dev
 # One PyTorch for everybody, installed first: the rest of the lock then keeps it.
 TORCH := $(shell grep -h '^torch==' $(LOCK) 2>/dev/null || echo torch)
 

@@ -8,14 +8,14 @@ import typer
 TaskName = Annotated[
     str,
     typer.Option(
-        "--task", help="What to train: fashion-mnist-mlp, fashion-mnist-cnn, digits, or file.py[:Class]."
+        "--task", help="What to train: a task of the menu, such as digits or char-lm, or file.py[:Class]."
     ),
 ]
 PartitionScheme = Annotated[
     str | None,
     typer.Option(
         "--partition",
-        help="Divide one data set between workers: iid, dirichlet:ALPHA or shards:K.",
+        help="Divide one data set between workers: iid, dirichlet:ALPHA, shards:K, labels:K or groups.",
         show_default="all of it to everyone",
     ),
 ]

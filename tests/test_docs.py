@@ -11,7 +11,7 @@ import typer
 
 from fed_sophia.cli import app as command_line
 from protocol.algorithms import ALGORITHMS
-from protocol.errors import every_error
+from protocol.errors import InvalidUsage, every_error
 from protocol.messages import RunSpec
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
@@ -22,6 +22,8 @@ from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.records import Records
+from worker.tasks import TASKS
+from worker.tasks.partition import parse_partition
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -129,6 +131,28 @@ def test_every_hyperparameter_combiner_and_server_step_of_an_algorithm_is_told(n
 def test_every_combiner_is_told_before_the_algorithms_and_no_other() -> None:
     before, _, _ = (REFERENCE / "algorithms.md").read_text(encoding="utf-8").partition("\n## ")
     assert set(re.findall(r"^\| `([^`]+)` \|", before, flags=re.MULTILINE)) == set(COMBINERS)
+
+
+def test_every_task_of_the_menu_has_its_heading_and_its_row_and_no_other() -> None:
+    before, _, _ = (REFERENCE / "tasks.md").read_text(encoding="utf-8").partition("\n## ")
+    assert (
+        list(sections("tasks.md")) == re.findall(r"^\| `([^`]+)` \|", before, flags=re.MULTILINE) == [*TASKS]
+    )
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_number_of_parameters_of_a_task_is_told(name: str) -> None:
+    page = (REFERENCE / "tasks.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{name}` \|.*\| ([\d,]+) \|$", page, flags=re.MULTILINE)
+    assert row and int(row[1].replace(",", "")) == sum(p.numel() for p in TASKS[name]().model().parameters())
+
+
+def test_every_partition_that_a_refusal_names_is_told() -> None:
+    with pytest.raises(InvalidUsage) as refused:
+        parse_partition("")
+    named = re.findall(r"(?:iid|groups|[a-z]+:[A-Z]+)", refused.value.detail)
+    before, _, _ = (REFERENCE / "cli.md").read_text(encoding="utf-8").partition("\n## ")
+    assert re.findall(r"^\| `([^`]+)` \|", before, flags=re.MULTILINE) == named
 
 
 def test_every_metric_has_its_heading_and_no_other() -> None:

@@ -18,7 +18,7 @@ class WorkerOptions:
     """A name of the menu, or path/to/file.py[:ClassName]."""
     data_dir: Path | None = None
     partition: str | None = None
-    """`iid`, `dirichlet:ALPHA` or `shards:K`; None keeps all the data of this place."""
+    """`iid`, `dirichlet:ALPHA`, `shards:K`, `labels:K` or `groups`; None keeps all the data of this place."""
     partition_index: int = 0
     partition_of: int = 1
     partition_seed: int = 0

@@ -75,7 +75,8 @@ def _examples_of(task: "Task", options: WorkerOptions, parts: Sequence[int]) -> 
     everything = task.training_data()
     if partition is None:
         return dict.fromkeys(parts, everything)
+    groups = task.groups() if partition.divides == "groups" else None
     rows_of_each = partition.indices_of_each(
-        everything.targets.numpy(), parts, options.partition_of, options.partition_seed
+        everything.targets.numpy(), parts, options.partition_of, options.partition_seed, groups
     )
     return {part: everything.batch(rows) for part, rows in zip(parts, rows_of_each, strict=True)}

@@ -53,10 +53,10 @@ def demo(
     local_steps: Annotated[int, typer.Option(min=1, help="Steps a worker makes in a round (J).")] = 10,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a local step.")] = 32,
     partition: Annotated[
-        str, typer.Option(help="Who holds what: iid, dirichlet:ALPHA or shards:K (K labels' worth each).")
+        str, typer.Option(help="Who holds what: iid, dirichlet:ALPHA, shards:K, labels:K or groups.")
     ] = "shards:2",
     task: Annotated[
-        str, typer.Option(help="fashion-mnist-mlp, fashion-mnist-cnn, digits, or the path of a file.")
+        str, typer.Option(help="A task of the menu, such as digits or char-lm, or the path of a file.")
     ] = "fashion-mnist-mlp",
     algorithm: AlgorithmName = "fed-sophia-shared",
     compare: Annotated[

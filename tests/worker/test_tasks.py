@@ -63,7 +63,16 @@ def test_the_digits_are_split_into_1437_and_360_that_share_none() -> None:
 
 @pytest.mark.parametrize(
     ("name", "num_parameters"),
-    [("fashion-mnist-mlp", 159_010), ("fashion-mnist-cnn", 20_602), ("digits", 4_810)],
+    [
+        ("fashion-mnist-mlp", 159_010),
+        ("fashion-mnist-cnn", 20_602),
+        ("digits", 4_810),
+        ("fashion-mnist-dropout-mlp", 79_510),
+        ("fashion-mnist-dropout-cnn", 21_840),
+        ("mnist-sample-mlp", 79_510),
+        ("mnist-sample-cnn", 21_840),
+        ("char-lm", 116_834),
+    ],
 )
 def test_models_have_the_published_number_of_parameters(name: str, num_parameters: int) -> None:
     assert sum(p.numel() for p in load_task(name).model().parameters()) == num_parameters
@@ -117,9 +126,7 @@ def test_importing_the_worker_package_does_not_import_torch() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_menu() -> None:
-    with pytest.raises(
-        InvalidTask, match=r"digits, fashion-mnist-mlp, fashion-mnist-cnn, or path/to/file\.py"
-    ):
+    with pytest.raises(InvalidTask, match=r"digits, fashion-mnist-mlp, .*char-lm, or path/to/file\.py"):
         load_task("imagenet")
 
 

@@ -5,10 +5,17 @@ from pathlib import Path
 
 from protocol.errors import InvalidTask
 from worker.tasks.base import Examples, Task
+from worker.tasks.char_lm import CharLm
 from worker.tasks.digits import Digits
 from worker.tasks.failures import as_invalid_task
-from worker.tasks.fashion_mnist import FashionMnistCnn, FashionMnistMlp
+from worker.tasks.fashion_mnist import (
+    FashionMnistCnn,
+    FashionMnistDropoutCnn,
+    FashionMnistDropoutMlp,
+    FashionMnistMlp,
+)
 from worker.tasks.loading import task_class_in_file
+from worker.tasks.mnist_sample import MnistSampleCnn, MnistSampleMlp
 
 __all__ = ["TASKS", "Examples", "Task", "load_task"]
 
@@ -16,6 +23,11 @@ TASKS: dict[str, type[Task]] = {
     "digits": Digits,
     "fashion-mnist-mlp": FashionMnistMlp,
     "fashion-mnist-cnn": FashionMnistCnn,
+    "fashion-mnist-dropout-mlp": FashionMnistDropoutMlp,
+    "fashion-mnist-dropout-cnn": FashionMnistDropoutCnn,
+    "mnist-sample-mlp": MnistSampleMlp,
+    "mnist-sample-cnn": MnistSampleCnn,
+    "char-lm": CharLm,
 }
 
 

@@ -82,3 +82,11 @@ class Task(ABC):
     @abstractmethod
     def evaluation_data(self) -> Examples:
         """What an evaluator measures the global model on."""
+
+    def groups(self) -> npt.NDArray[np.int64] | None:
+        """For each training example, the number of the file, author or place it came from.
+
+        Shape (N,), in the order of `training_data()`; None if the task does not say. The partition
+        `groups` gives a worker whole groups.
+        """
+        return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks `fashion-mnist-mlp` and `fashion-mnist-cnn`: ten kinds of clothing, 28×28 grey pixels.
+"""Tasks `fashion-mnist-…`: ten kinds of clothing, 28×28 grey pixels; four models to choose from.
 
 60,000 examples to train on and the 10,000 of the published test set to evaluate. Nothing is held out
 of the training set: a study that tunes hyper-parameters splits off its own validation examples (5,000
-of the 60,000 is usual). Source: Xiao, Rasul and Vollgraf 2017 (arXiv 1708.07747).
+of the 60,000 is usual; see `held_out.py`). Source: Xiao, Rasul and Vollgraf 2017 (arXiv 1708.07747).
 """
 
 import os
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from worker.tasks.base import Examples, Task
+from worker.tasks.dropout_models import dropout_cnn, dropout_mlp
 from worker.tasks.fashion_mnist_data import Part, find_or_fetch, read_examples
 
 PIXEL_MEAN = 0.286
@@ -56,3 +57,21 @@ class FashionMnistCnn(_FashionMnist):
             nn.Flatten(),
             nn.Linear(32 * 7 * 7, 10),
         )
+
+
+class FashionMnistDropoutMlp(_FashionMnist):
+    """MLP 784-100-10 with dropout."""
+
+    name = "fashion-mnist-dropout-mlp"
+
+    def model(self) -> nn.Module:
+        return dropout_mlp()
+
+
+class FashionMnistDropoutCnn(_FashionMnist):
+    """Two 5×5 convolutions and two linear layers, with dropout."""
+
+    name = "fashion-mnist-dropout-cnn"
+
+    def model(self) -> nn.Module:
+        return dropout_cnn()

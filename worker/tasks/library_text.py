@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that every machine has: the source files of Python's own standard library.
+
+The top-level `*.py` files, in the order of their names, the beginning of each. Left out is what differs
+between installations of one version: files that are written when Python is built, and a site's own. The
+text differs between versions of Python all the same, and some distributors change it a little: results
+name its digest.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import DataUnavailable
+
+MAX_CHARACTERS_OF_A_FILE = 10_000
+MAX_CHARACTERS = 1_500_000
+"""Of all files together; the last that would go beyond it is left out, and all after it."""
+NOT_EVERYWHERE_THE_SAME = ("_sysconfigdata", "sitecustomize", "usercustomize")
+ONE_FILE_IN = 10
+"""That many files have one for evaluation, chosen by a hash of the name: the same in every version."""
+
+CHARACTERS = "\t\n" + "".join(map(chr, range(0x20, 0x7F)))
+UNKNOWN = len(CHARACTERS)
+"""The number of every character that is not among `CHARACTERS`, whose numbers are their places there."""
+VOCABULARY = len(CHARACTERS) + 1
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """The beginning of a source file."""
+
+    name: str
+    text: str
+
+    @property
+    def is_for_evaluation(self) -> bool:
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8]) % ONE_FILE_IN == 0
+
+
+def text_files(folder: Path) -> list[TextFile]:
+    """Read the text of a folder of Python files; line ends become one newline.
+
+    Raises:
+        DataUnavailable: a file cannot be read, or there is none to train on or none to evaluate.
+    """
+    files, num_characters = [], 0
+    try:
+        for path in sorted(folder.glob("*.py"), key=lambda path: path.name):
+            if path.name.startswith(NOT_EVERYWHERE_THE_SAME):
+                continue
+            # Python's own sources are UTF-8; a stray byte becomes an unknown character
+            text = path.read_text(encoding="utf-8", errors="replace")[:MAX_CHARACTERS_OF_A_FILE]
+            num_characters += len(text)
+            if num_characters > MAX_CHARACTERS:
+                break
+            files.append(TextFile(path.name, text))
+    except OSError as error:
+        raise DataUnavailable(f"{folder}: a source file cannot be read ({type(error).__name__})") from error
+    if len({file.is_for_evaluation for file in files}) < 2:
+        raise DataUnavailable(
+            f"{folder}: expected the source files of Python's standard library, found {len(files)} files"
+        )
+    return files
+
+
+def digest(files: list[TextFile]) -> str:
+    """SHA-256, in hex, of the names and the text used: two places with one digest have the same examples."""
+    hashed = hashlib.sha256()
+    for file in files:
+        hashed.update(f"{file.name}\0{file.text}\0".encode())
+    return hashed.hexdigest()
+
+
+def numbers(text: str) -> npt.NDArray[np.int64]:
+    """Each character's number, 0 to `VOCABULARY` - 1; shape (characters,)."""
+    number_of = np.full(0x81, UNKNOWN, dtype=np.int64)
+    number_of[[ord(character) for character in CHARACTERS]] = np.arange(len(CHARACTERS))
+    code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    known: npt.NDArray[np.int64] = number_of[np.minimum(code_points, 0x80)]
+    return known
+
+
+def windows(text: str, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut a text into windows that do not overlap; give each one's characters and the character after each.
+
+    Returns:
+        Two arrays of shape (windows, length). The second is the first moved on by one character; the end
+        of the text that fills no window is left out.
+    """
+    characters = numbers(text)
+    num_windows = max(0, len(characters) - 1) // length
+    end = num_windows * length
+    return characters[:end].reshape(-1, length), characters[1 : end + 1].reshape(-1, length)
