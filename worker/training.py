@@ -24,16 +24,15 @@ from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, Invalid
 from protocol.messages import Assignment
 from worker.curvature import gauss_newton_bartlett
 from worker.draws import Draws, torch_seeded
+from worker.evaluation import heed, measure
 from worker.local_state import Kept
 from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
-from worker.patience import Stopped
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
 
-EVALUATION_BATCH = 1000
 FROZEN_SEED = 0
 """Every worker makes its model under it, so that parameters which are not exchanged are the same on all."""
 
@@ -174,24 +173,7 @@ class Trainer:
         self._exchanged.load(state["params"])
         if self._evaluation is None:
             self._evaluation = self._task.evaluation_data().to(self._device)
-        if not len(self._evaluation):
-            raise InvalidTask(f"task {self._task.name}: there are no evaluation examples")
-        self._model.eval()
-        sums: dict[str, float] = {}
-        num_terms = 0
-        with torch.inference_mode():
-            for first in range(0, len(self._evaluation), EVALUATION_BATCH):
-                _heed(stop)
-                rows = slice(first, first + EVALUATION_BATCH)
-                targets = self._evaluation.targets[rows]
-                outputs = self._model(self._evaluation.inputs[rows])
-                for name, value in self._likelihood.metrics(outputs, targets).items():
-                    sums[name] = sums.get(name, 0.0) + value
-                num_terms += self._likelihood.num_terms(targets)
-        metrics = {f"test_{name}": value / num_terms for name, value in sums.items()}
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise NotFinite(f"{name} is NaN or infinite")
+        metrics = measure(self._model, self._likelihood, self._evaluation, "test", stop)
         return Evaluation(len(self._evaluation), metrics)
 
     def _steps(
@@ -204,7 +186,7 @@ class Trainer:
         self._model.train()
         with torch_seeded(draws.model_seed, self._device):
             for step in range(1, assignment.local_steps + 1):
-                _heed(stop)
+                heed(stop)
                 rows = torch.randint(len(examples), (assignment.batch_size,), generator=draws.batches)
                 batch = examples.batch(rows)
                 outputs = self._model(batch.inputs)
@@ -261,11 +243,6 @@ def require_enough(task_name: str, assignment: Assignment, num_examples: int) ->
             f"task {task_name}: a Hessian estimate is wanted of {drawn_from} examples, fewer than "
             f"{MIN_REFRESH_BATCH}: the estimate would reveal single examples"
         )
-
-
-def _heed(stop: threading.Event | None) -> None:
-    if stop is not None and stop.is_set():
-        raise Stopped
 
 
 def wanted_of(bundles: Mapping[str, Arrays], assignment: Assignment) -> dict[str, Arrays]:

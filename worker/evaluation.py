@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is worth on given examples."""
+
+import math
+import threading
+
+import torch
+from torch import nn
+
+from protocol.errors import InvalidTask, NotFinite
+from worker.patience import Stopped
+from worker.tasks.base import Examples
+from worker.tasks.likelihood import Likelihood
+
+EVALUATION_BATCH = 1000
+
+
+def heed(stop: threading.Event | None) -> None:
+    """Raises: Stopped: it was set."""
+    if stop is not None and stop.is_set():
+        raise Stopped
+
+
+def measure(
+    model: nn.Module,
+    likelihood: Likelihood,
+    examples: Examples,
+    prefix: str,
+    stop: threading.Event | None = None,
+) -> dict[str, float]:
+    """Give the means over the loss terms, each name with the prefix: `test_loss`, `test_accuracy` …
+
+    Args:
+        examples: on the model's device.
+        stop: set from another thread, it ends the work within a batch.
+
+    Raises:
+        Stopped: `stop` was set.
+        InvalidTask: there are no examples.
+        NotFinite: a metric is NaN or infinite.
+    """
+    if not len(examples):
+        raise InvalidTask(f"{prefix}: there are no examples to evaluate on")
+    model.eval()
+    sums: dict[str, float] = {}
+    num_terms = 0
+    with torch.inference_mode():
+        for first in range(0, len(examples), EVALUATION_BATCH):
+            heed(stop)
+            rows = slice(first, first + EVALUATION_BATCH)
+            targets = examples.targets[rows]
+            outputs = model(examples.inputs[rows])
+            for name, value in likelihood.metrics(outputs, targets).items():
+                sums[name] = sums.get(name, 0.0) + value
+            num_terms += likelihood.num_terms(targets)
+    metrics = {f"{prefix}_{name}": value / num_terms for name, value in sums.items()}
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NotFinite(f"{name} is NaN or infinite")
+    return metrics
