@@ -44,7 +44,7 @@ class Curve:
 
 
 def curves(comparison: Comparison, labels: Collection[str] | None = None) -> list[Curve]:
-    """The curves of the algorithms wanted (None: all), the most accurate first, without trials that failed."""
+    """The curves of the algorithms wanted (None: all), the most accurate first; failed trials are left out."""
     wanted = [row.label for row in comparison.rows if labels is None or row.label in labels]
     found = (_curve(label, comparison.chosen[label].results) for label in wanted)
     return [curve for curve in found if curve is not None]

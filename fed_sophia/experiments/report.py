@@ -182,8 +182,8 @@ def _selection(comparison: Comparison) -> str:
     seeds = " or ".join(_list([str(seed) for seed in each]) if each else "what is there" for each in by_seeds)
     return (
         "Of each algorithm the point with the highest mean final accuracy on "
-        f"{comparison.scenario.validation} validation examples, which are part of no worker's data, was chosen "
-        f"(seeds: {seeds}); the test examples had no part in it."
+        f"{comparison.scenario.validation} validation examples, which are part of no worker's data, was "
+        f"chosen (seeds: {seeds}); the test examples had no part in it."
     )
 
 

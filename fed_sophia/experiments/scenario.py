@@ -35,7 +35,7 @@ class Contender(_Read):
     """One algorithm of a comparison, with the points at which it is tried."""
 
     name: Label
-    label: Label = ""
+    label: Label = Field(default_factory=lambda known: str(known.get("name", "")))
     """What the tables call it; its name unless said."""
     fixed: Point = Field(default_factory=dict)
     """Hyper-parameters that are the same at every point."""
@@ -49,13 +49,6 @@ class Contender(_Read):
     """Exchanges with the server; a two-phase algorithm needs two for each version."""
     combiners: PerBundle = Field(default_factory=dict)
     fewer_points_because: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_called_something(cls, data: object) -> object:
-        if isinstance(data, dict) and "name" in data:
-            return {"label": data["name"]} | data
-        return data
 
     @model_validator(mode="after")
     def _fits_its_algorithm(self) -> Self:
