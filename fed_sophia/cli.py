@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 import fed_sophia
-from fed_sophia.commands import archive, create_run, demo, run_swarm, run_worker, runs, serve, token, workers
+from fed_sophia.commands import (
+    archive,
+    create_run,
+    demo,
+    experiment,
+    run_swarm,
+    run_worker,
+    runs,
+    serve,
+    token,
+    workers,
+)
 from fed_sophia.interruptible import Interrupted
 from fed_sophia.output import Output, one_line, output_for
 from protocol.errors import FedSophiaError, InvalidUsage
@@ -77,6 +88,12 @@ _runs.command("cancel", epilog=runs.CANCEL_EXAMPLES)(runs.cancel)
 _runs.command("export", epilog=archive.EXPORT_EXAMPLES)(archive.export)
 _runs.command("import", epilog=archive.IMPORT_EXAMPLES)(archive.import_archive)
 app.add_typer(_runs, name="run")
+
+_experiments = _group("Comparisons of algorithms.")
+_experiments.command("run", epilog=experiment.RUN_EXAMPLES)(experiment.run)
+_experiments.command("report", epilog=experiment.REPORT_EXAMPLES)(experiment.report)
+_experiments.command("list", epilog=experiment.LIST_EXAMPLES)(experiment.list_scenarios)
+app.add_typer(_experiments, name="experiment")
 
 
 def main() -> None:

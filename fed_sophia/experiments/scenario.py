@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scenario: which algorithms are compared, on what, at which points of their hyper-parameters.
+
+It is a small TOML file; `docs/howto/run-an-experiment.md` shows one whole.
+"""
+
+import json
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from protocol.algorithms import MIN_REFRESH_BATCH, algorithm_named
+from protocol.errors import FedSophiaError, InvalidUsage
+from protocol.fields import Finite, Identifier, Int, Label, PerBundle, Seed
+
+Steps = Annotated[Int, Field(ge=1, le=1_000_000)]
+Share = Annotated[Finite, Field(gt=0, le=1)]
+Point = dict[Label, Int | Finite]
+"""{hyper-parameter: value}."""
+
+SCENARIOS = Path("benchmarks/experiments")
+_OF_THE_CHECKOUT = Path(__file__).parents[2] / SCENARIOS
+
+
+class _Read(BaseModel):
+    """What stands in a file: unknown fields are refused, and nothing is guessed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Contender(_Read):
+    """One algorithm of a comparison, with the points at which it is tried."""
+
+    name: Label
+    label: Label = Field(default_factory=lambda known: str(known.get("name", "")))
+    """What the tables call it; its name unless said."""
+    fixed: Point = Field(default_factory=dict)
+    """Hyper-parameters that are the same at every point."""
+    grid: dict[Label, Annotated[tuple[Int | Finite, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """{hyper-parameter: values}; every combination is a point."""
+    points: tuple[Point, ...] = ()
+    """The points themselves, where they are no grid."""
+    local_steps: Steps | None = None
+    batch_size: Steps | None = None
+    rounds: Steps | None = None
+    """Exchanges with the server; a two-phase algorithm needs two for each version."""
+    combiners: PerBundle = Field(default_factory=dict)
+    fewer_points_because: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_algorithm(self) -> Self:
+        if self.grid and self.points:
+            raise ValueError("expected a grid or points, not both")
+        try:
+            algorithm = algorithm_named(self.name)
+            parsed = [algorithm.parse(point) for point in self.all_points]
+        except FedSophiaError as error:
+            raise ValueError(error.detail) from None
+        if any(point in parsed[:place] for place, point in enumerate(parsed)):
+            raise ValueError("two of the points are the same")
+        if unknown := set(self.combiners) - set(algorithm.combiners):
+            raise ValueError(f"combiners: {self.name} sends no bundle {min(unknown)!r}")
+        return self
+
+    @property
+    def all_points(self) -> tuple[Point, ...]:
+        """Every point with what is fixed, in the order of the file; the last name of a grid turns fastest."""
+        if self.points:
+            return tuple(self.fixed | point for point in self.points)
+        names = tuple(self.grid)
+        values = product(*self.grid.values())
+        return tuple(self.fixed | dict(zip(names, each, strict=True)) for each in values)
+
+    def varied(self, point: Point) -> Point:
+        """What tells `point` from the others; all of it where there are no others."""
+        if len(self.all_points) == 1:
+            return dict(point)
+        return {
+            name: value
+            for name, value in point.items()
+            if any(other.get(name) != value for other in self.all_points)
+        }
+
+
+class Scenario(_Read):
+    """What a file says, with its name."""
+
+    name: Identifier
+    title: Annotated[str, Field(min_length=1)]
+    task: Label
+    partition: Label
+    workers: Annotated[Int, Field(ge=1, le=100_000)]
+    participation: Share = 1.0
+    """Share of the workers that a round invites."""
+    local_steps: Steps = 10
+    batch_size: Steps = 32
+    rounds: Steps
+    validation: Annotated[Int, Field(ge=1)]
+    """Training examples held out; the choice of hyper-parameters sees these alone."""
+    validation_seed: Seed = 1234
+    evaluate_every: Steps = 2
+    """Rounds between two evaluations."""
+    final_evaluations: Steps = 5
+    """The final accuracy is the mean of so many of the last evaluations."""
+    targets: tuple[Share, ...] = ()
+    """Test accuracies to which rounds, bytes and seconds are counted."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    """Each chooses the split of the data, the first model and the sampling."""
+    iterate_average: bool = False
+    """Evaluate ā ← ā + 9/(r+8)·(θ − ā) instead of θ, r = 1, 2, … counting the rounds, for every algorithm."""
+    algorithms: Annotated[tuple[Contender, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: one stands twice")
+        labels = [each.label for each in self.algorithms]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"algorithms: two have the label {twice!r}; give one of them another label")
+        self._check_equal_points()
+        for contender in self.algorithms:
+            self._check_training(contender)
+        return self
+
+    def _check_equal_points(self) -> None:
+        most = max(self.algorithms, key=lambda each: len(each.all_points))
+        expected = len(most.all_points)
+        for each in self.algorithms:
+            if len(each.all_points) < expected and each.fewer_points_because is None:
+                raise ValueError(
+                    f"algorithms: {each.label} has {len(each.all_points)} points and {most.label} has "
+                    f"{expected}; give it as many, or say fewer_points_because"
+                )
+
+    def _check_training(self, contender: Contender) -> None:
+        algorithm = algorithm_named(contender.name)
+        local_steps = contender.local_steps or self.local_steps
+        try:
+            for point in contender.all_points:
+                algorithm.parse(point).optimizer_settings(local_steps)
+        except FedSophiaError as error:
+            raise ValueError(f"algorithms: {contender.label}: {error.detail}") from None
+        batch_size = contender.batch_size or self.batch_size
+        if "hessian" in algorithm.combiners and batch_size < MIN_REFRESH_BATCH:
+            raise ValueError(
+                f"algorithms: {contender.label}: batch_size {batch_size}: it estimates the Hessian over at "
+                f"least {MIN_REFRESH_BATCH} examples"
+            )
+
+    def contender(self, label: str) -> Contender:
+        """The algorithm that the tables call so.
+
+        Raises:
+            InvalidUsage: there is none.
+        """
+        for each in self.algorithms:
+            if each.label == label:
+                return each
+        raise InvalidUsage(
+            f"{self.name} has no algorithm {label!r}: expected one of "
+            f"{', '.join(each.label for each in self.algorithms)}"
+        )
+
+
+def load_scenario(name_or_path: str) -> Scenario:
+    """Read a scenario: `path/to/file.toml`, or the name of one in `benchmarks/experiments/`.
+
+    A name is looked up below the current directory first, then in this checkout.
+
+    Raises:
+        InvalidUsage: there is no such file, or it is none; the message names the file and the field.
+    """
+    path = _path_of(name_or_path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidUsage(f"scenario {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidUsage(f"scenario {path}: {error}") from None
+    if "name" in values:
+        raise InvalidUsage(f"scenario {path}: name: it is the file's own; leave it out")
+    try:
+        # as JSON, so that an array may become a tuple and nothing else is converted
+        return Scenario.model_validate_json(json.dumps(values | {"name": path.stem}, default=str))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = "".join(f"{part}: " for part in _place(first["loc"], values))
+        raise InvalidUsage(f"scenario {path}: {where}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def scenario_files() -> dict[str, Path]:
+    """{name: file} of the scenarios that can be named, those of the current directory first."""
+    found = [path for folder in (SCENARIOS, _OF_THE_CHECKOUT) for path in sorted(folder.glob("*.toml"))]
+    return {path.stem: path for path in reversed(found)}
+
+
+def _path_of(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix or len(path.parts) != 1:
+        return path
+    known = scenario_files()
+    if name_or_path not in known:
+        names = ", ".join(sorted(known)) or f"none: there is no {SCENARIOS} here"
+        raise InvalidUsage(f"scenario {name_or_path!r}: expected path/to/file.toml or one of {names}")
+    return known[name_or_path]
+
+
+def _place(where: tuple[int | str, ...], values: dict[str, object]) -> list[str]:
+    """The field's place in words: an algorithm by its name rather than its number."""
+    words = [str(part) for part in where]
+    listed = values.get("algorithms")
+    if len(where) > 1 and where[0] == "algorithms" and isinstance(where[1], int) and isinstance(listed, list):
+        table = listed[where[1]]
+        words[1] = (
+            str(table.get("label", table.get("name", where[1]))) if isinstance(table, dict) else words[1]
+        )
+    return words

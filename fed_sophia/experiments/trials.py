@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials: what a scenario asks to be trained, one by one."""
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from fed_sophia.experiments.scenario import Contender, Point, Scenario
+from protocol.algorithms import algorithm_named
+
+_KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: an algorithm at one point of its hyper-parameters, with one seed."""
+
+    scenario: str
+    label: str
+    point: int
+    """Which of the label's points, counted from 0."""
+    algorithm: str
+    hyperparameters: Point
+    """As the scenario says them; what is left out has the algorithm's default."""
+    combiners: Mapping[str, str]
+    task: str
+    partition: str
+    workers: int
+    participation: float
+    local_steps: int
+    batch_size: int
+    rounds: int
+    """Exchanges with the server."""
+    validation: int
+    validation_seed: int
+    evaluate_every: int
+    iterate_average: bool
+    seed: int
+
+    @property
+    def cohort_size(self) -> int:
+        """How many workers a round invites: their share, rounded up."""
+        return max(1, math.ceil(self.participation * self.workers - 1e-9))
+
+    def is_evaluated(self, round_number: int) -> bool:
+        """Whether the model is evaluated after so many rounds: every so many, and at the end."""
+        return round_number % self.evaluate_every == 0 or round_number == self.rounds
+
+    @cached_property
+    def key(self) -> str:
+        """A name for all that changes the outcome: trials that have it in common need training once.
+
+        What the tables call a trial is no part of it, and neither is the engine. A hyper-parameter counts
+        with its default when it is left out, so that a changed default makes another trial.
+        """
+        algorithm = algorithm_named(self.algorithm)
+        described = {
+            "algorithm": self.algorithm,
+            "hyperparameters": algorithm.parse(self.hyperparameters).model_dump(exclude_none=True),
+            "combiners": {**algorithm.combiners, **self.combiners},
+            **{name: getattr(self, name) for name in _COUNTED},
+        }
+        canonical = json.dumps(described, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:_KEY_LENGTH]
+
+
+_COUNTED = (
+    "task",
+    "partition",
+    "workers",
+    "participation",
+    "local_steps",
+    "batch_size",
+    "rounds",
+    "validation",
+    "validation_seed",
+    "evaluate_every",
+    "iterate_average",
+    "seed",
+)
+
+
+def trials_of(
+    scenario: Scenario,
+    seeds: Collection[int] | None = None,
+    labels: Collection[str] | None = None,
+    points: Mapping[str, int] | None = None,
+) -> list[Trial]:
+    """Give the trials of a scenario, in an order that makes a sweep of use wherever it is stopped.
+
+    The first seed at every point comes first; within a seed each algorithm has its first point, then each
+    its second: none is ever ahead of another by more than one point.
+
+    Args:
+        seeds, labels: those wanted; None means all.
+        points: {label: its one point}; None means all points of all, and a label left out has none.
+    """
+    contenders = [each for each in scenario.algorithms if labels is None or each.label in labels]
+    most = max((len(each.all_points) for each in contenders), default=0)
+    return [
+        trial_of(scenario, each, point, seed)
+        for seed in scenario.seeds
+        if seeds is None or seed in seeds
+        for point in range(most)
+        for each in contenders
+        if point < len(each.all_points) and (points is None or points.get(each.label) == point)
+    ]
+
+
+def trial_of(scenario: Scenario, contender: Contender, point: int, seed: int) -> Trial:
+    """The trial of an algorithm of the scenario at its point of this number."""
+    return Trial(
+        scenario=scenario.name,
+        label=contender.label,
+        point=point,
+        algorithm=contender.name,
+        hyperparameters=contender.all_points[point],
+        combiners=contender.combiners,
+        task=scenario.task,
+        partition=scenario.partition,
+        workers=scenario.workers,
+        participation=scenario.participation,
+        local_steps=contender.local_steps or scenario.local_steps,
+        batch_size=contender.batch_size or scenario.batch_size,
+        rounds=contender.rounds or scenario.rounds,
+        validation=scenario.validation,
+        validation_seed=scenario.validation_seed,
+        evaluate_every=scenario.evaluate_every,
+        iterate_average=scenario.iterate_average,
+        seed=seed,
+    )
+
+
+def point_text(point: Point) -> str:
+    """A point for people: `learning_rate 0.1, server_learning_rate 0.03`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in point.items()) or "defaults"

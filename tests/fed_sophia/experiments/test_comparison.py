@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables: hand-worked numbers, and what is said below them."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fed_sophia.experiments.engine import Outcome, Report
+from fed_sophia.experiments.report import Comparison, compare, markdown, significance
+from fed_sophia.experiments.results import result_of
+from fed_sophia.experiments.results_file import load_results
+from fed_sophia.experiments.scenario import load_scenario
+from fed_sophia.experiments.table import Row, Spread, pooled_deviation, spread
+from fed_sophia.experiments.trials import Trial, trials_of
+from tests.fed_sophia.experiments.formula_engine import SMALL, FormulaEngine, by_rate, scenario_file
+
+
+def compared(folder: Path, engine: FormulaEngine, text: str = SMALL) -> Comparison:
+    scenario = load_scenario(scenario_file(folder, text))
+    stored = {}
+    for trial in trials_of(scenario):
+        evaluated = []
+        outcome = engine.run(trial, evaluated.append)
+        stored[trial.key] = result_of(trial, engine, evaluated, outcome)
+    comparison = compare(scenario, engine.name, stored)
+    assert comparison is not None
+    return comparison
+
+
+def cells(page: str, label: str) -> list[list[str]]:
+    """The cells of each table's row that begins with `label`."""
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in page.splitlines()
+        if re.match(rf"\| {re.escape(label)} +\|", line)
+    ]
+
+
+def test_the_numbers_of_a_table_are_those_worked_by_hand(tmp_path: Path) -> None:
+    """fedavg at 0.2: 0.40 and 0.41 after 2 rounds; 0.60 and 0.61 after 4: mean 0.605, s = 0.01/√2 = 0.0071.
+
+    50 % is thus first met after 4 rounds: 4 s, 4·2 MB up, 4·3 MB down, for both seeds; 90 % never.
+    fedavgm at 0.1 has 0.50 and 0.51 after 4 rounds, at both of its points: the first is chosen.
+    100 examples a round of one second.
+    """
+    page = markdown(compared(tmp_path, FormulaEngine()))
+    accuracy, cost = cells(page, "fedavg")
+    assert accuracy[1:] == ["60.50 ± 0.71", "4.0 ± 0.0", "–", "2", "learning_rate 0.2", "2"]
+    assert cost[1:] == ["8.0 ± 0.0", "12 ± 0", "4.0 ± 0.0", "–", "–", "–", "4.0 ± 0.0", "100 ± 0"]
+    accuracy, _ = cells(page, "fedavgm")
+    assert accuracy[1:] == ["50.50 ± 0.71", "4.0 ± 0.0", "–", "2", "server_learning_rate 0.5", "2"]
+    assert page.index("| fedavg ") < page.index("| fedavgm ")
+
+
+def test_a_target_that_some_seeds_missed_says_how_many_reached_it(tmp_path: Path) -> None:
+    """At 0.2 the seeds end at 0.60 and 0.61: one of them reaches 0.605, after 4 rounds."""
+    page = markdown(compared(tmp_path, FormulaEngine(), SMALL.replace("[0.5, 0.9]", "[0.605]")))
+    assert cells(page, "fedavg")[0][2] == "4.0 (1/2)"
+
+
+def test_the_table_shows_the_point_that_validation_chose_though_another_tested_better(tmp_path: Path) -> None:
+    engine = FormulaEngine(validation=lambda trial, number: 1 - by_rate(trial, number))
+    page = markdown(compared(tmp_path, engine))
+    assert cells(page, "fedavg")[0][1] == "50.50 ± 0.71"
+
+
+def test_a_failure_is_told_and_counts_as_nothing(tmp_path: Path) -> None:
+    """fedavg's seeds end at 0 (failed) and 0.61: 30.5 ± 43.13; fedavgm is first."""
+
+    def failure(trial: Trial) -> str | None:
+        return "the loss became NaN" if trial.label == "fedavg" and trial.seed == 0 else None
+
+    comparison = compared(tmp_path, FormulaEngine(failure=failure))
+    page = markdown(comparison)
+    assert cells(page, "fedavg")[0][1] == "30.50 ± 43.13"
+    assert "- fedavg, seed 0: the loss became NaN." in page
+    assert "1 more of the trials failed, at points that were not chosen" in page
+    assert comparison.rows[0].label == "fedavgm"
+
+
+def test_joules_have_a_column_where_the_device_tells_them(tmp_path: Path) -> None:
+    class Metered(FormulaEngine):
+        def run(self, trial: Trial, report: Report) -> Outcome:
+            return replace(super().run(trial, report), joules=1000.0 + 100 * trial.seed)
+
+    assert "joules" not in markdown(compared(tmp_path, FormulaEngine()))
+    assert cells(markdown(compared(tmp_path, Metered())), "fedavg")[1][-1] == "1050 ± 71"
+
+
+def test_under_the_table_stands_what_is_needed_to_judge_it(tmp_path: Path) -> None:
+    text = SMALL.replace("[0.1, 0.2] }", '[0.1] }\nfewer_points_because = "its rate is known"')
+    page = markdown(
+        compared(tmp_path, FormulaEngine(), text.replace("rounds = 4", "rounds = 4\niterate_average = true"))
+    )
+    for said in (
+        "fedavg has fewer points: its rate is known.",
+        "Task digits, partition shards:2, 8 workers, all in every round; 10 local steps of 32 examples",
+        "mean final accuracy on 100 validation examples",
+        "(seeds: 0 and 1)",
+        "device paper, threads 1",
+        "average of its versions",
+    ):
+        assert said in page
+
+
+def test_a_sweep_that_has_just_begun_says_what_is_missing(tmp_path: Path) -> None:
+    scenario = load_scenario(scenario_file(tmp_path))
+    engine, evaluated = FormulaEngine(), []
+    trial = trials_of(scenario)[0]
+    outcome = engine.run(trial, evaluated.append)
+    result = result_of(trial, engine, evaluated, outcome)
+    comparison = compare(scenario, engine.name, {trial.key: result})
+    assert comparison is not None
+    page = markdown(comparison)
+    assert cells(page, "fedavg")[0][-1] == "1 of 2"
+    assert "Not yet tried: fedavgm." in page
+    assert compare(scenario, engine.name, {}) is None
+
+
+def test_results_that_another_scenario_trained_count_where_the_trial_is_the_same(tmp_path: Path) -> None:
+    scenario = load_scenario(scenario_file(tmp_path))
+    comparison = compared(tmp_path, FormulaEngine())
+    stored = {
+        result.key: result for choice in comparison.chosen.values() for result in choice.results.values()
+    }
+    other = load_scenario(scenario_file(tmp_path, SMALL.replace("Small", "Other"), "other"))
+    assert compare(other, "formula", stored) is not None
+    assert load_results(tmp_path).results == ()
+    assert scenario.name != other.name
+
+
+def a_row(label: str, mean: float, deviation: float | None, count: int = 3) -> Row:
+    return Row(
+        label, "fedavg", Spread(mean, deviation, count), (0, 1, 2), (), {}, 1, 1, (), None, None, None, ()
+    )
+
+
+def test_two_samples_are_pooled_by_their_degrees_of_freedom() -> None:
+    """(2·0.02² + 1·0.05²)/3 = (0.0008 + 0.0025)/3 = 0.0011, whose root is 0.033166."""
+    assert pooled_deviation(Spread(0.8, 0.02, 3), Spread(0.7, 0.05, 2)) == pytest.approx(0.0331662)
+    assert pooled_deviation(Spread(0.8, None, 1), Spread(0.7, None, 1)) is None
+
+
+def test_what_lies_within_a_pooled_deviation_of_the_best_is_called_not_significant() -> None:
+    """s = 0.01 for both: 0.795 is within 0.01 of 0.80, 0.785 is not."""
+    said = significance([a_row("a", 0.80, 0.01), a_row("b", 0.795, 0.01), a_row("c", 0.785, 0.01)])
+    assert said == (
+        "b is within one pooled standard deviation of a, the best: not a significant difference at this "
+        "number of seeds (3)."
+    )
+    assert "All others are more than" in significance([a_row("a", 0.8, 0.01), a_row("c", 0.7, 0.01)])
+
+
+def test_one_seed_tells_nothing_apart() -> None:
+    said = significance([a_row("a", 0.8, None, 1), a_row("b", 0.1, None, 1)])
+    assert said == "With one seed no difference is known to be more than chance."
+
+
+def test_the_spread_is_the_sample_s() -> None:
+    """1, 2, 3: mean 2, s² = (1+0+1)/2 = 1."""
+    assert spread([1.0, 2.0, 3.0]) == Spread(2.0, 1.0, 3)
+    assert spread([1.0]) == Spread(1.0, None, 1)
+    assert spread([]) is None

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plots: what the lines are of, and that equal results give equal files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fed_sophia.experiments.plots import curves, save_plots
+from fed_sophia.experiments.report import Comparison
+from tests.fed_sophia.experiments.formula_engine import FormulaEngine
+from tests.fed_sophia.experiments.test_comparison import compared
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    return compared(tmp_path, FormulaEngine())
+
+
+def test_a_line_is_the_mean_over_the_seeds_between_the_lowest_and_the_highest(comparison: Comparison) -> None:
+    """fedavg at 0.2: 40 and 41 % after 2 rounds, 60 and 61 % after 4; 5 MB and 1 s a round."""
+    curve = curves(comparison)[0]
+    assert curve.label == "fedavg"
+    assert curve.mean == pytest.approx((40.5, 60.5))
+    assert curve.lowest == pytest.approx((40, 60))
+    assert curve.highest == pytest.approx((41, 61))
+    assert curve.along == ((2, 4), (10, 20), (2, 4))
+
+
+def test_only_the_lines_wanted_are_drawn(comparison: Comparison) -> None:
+    assert [curve.label for curve in curves(comparison, ["fedavgm"])] == ["fedavgm"]
+
+
+def test_a_trial_that_failed_has_no_line(tmp_path: Path) -> None:
+    failed = compared(tmp_path, FormulaEngine(failure=lambda trial: "NaN"))
+    assert curves(failed) == []
+
+
+def test_equal_results_give_equal_drawings(comparison: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    first, second = (save_plots(comparison, tmp_path / name) for name in ("first", "second"))
+    assert [path.name for path in first] == ["first.png", "first.svg"]
+    assert first[0].read_bytes().startswith(b"\x89PNG")
+    assert first[1].read_bytes() == second[1].read_bytes()
+
+
+def test_without_the_library_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from pathlib import Path\n"
+        "from fed_sophia.experiments.plots import save_plots\n"
+        "save_plots(None, Path('x'))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "pip install 'fed-sophia[experiments]'" in ended.stderr

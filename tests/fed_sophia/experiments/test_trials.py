@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials: their order, and which of them are the same."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fed_sophia.experiments.scenario import Scenario, load_scenario
+from fed_sophia.experiments.trials import Trial, point_text, trials_of
+from tests.fed_sophia.experiments.formula_engine import SMALL, scenario_file
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Scenario:
+    return load_scenario(scenario_file(tmp_path))
+
+
+@pytest.fixture
+def trial(scenario: Scenario) -> Trial:
+    return trials_of(scenario)[0]
+
+
+def test_a_seed_is_tried_everywhere_before_the_next_and_algorithms_take_turns(scenario: Scenario) -> None:
+    assert [(trial.seed, trial.label, trial.point) for trial in trials_of(scenario)] == [
+        (0, "fedavg", 0),
+        (0, "fedavgm", 0),
+        (0, "fedavg", 1),
+        (0, "fedavgm", 1),
+        (1, "fedavg", 0),
+        (1, "fedavgm", 0),
+        (1, "fedavg", 1),
+        (1, "fedavgm", 1),
+    ]
+
+
+def test_only_what_is_wanted_is_tried(scenario: Scenario) -> None:
+    assert [trial.point for trial in trials_of(scenario, seeds=[1], labels=["fedavgm"])] == [0, 1]
+    chosen = trials_of(scenario, points={"fedavg": 1})
+    assert [(trial.seed, trial.label, trial.point) for trial in chosen] == [
+        (0, "fedavg", 1),
+        (1, "fedavg", 1),
+    ]
+
+
+def test_an_algorithm_may_have_steps_batches_and_rounds_of_its_own(tmp_path: Path) -> None:
+    own = "local_steps = 20\nbatch_size = 256\nrounds = 200\ngrid"
+    text = SMALL.replace("grid", own)
+    first, second, *_ = trials_of(load_scenario(scenario_file(tmp_path, text)))
+    assert (first.local_steps, first.batch_size, first.rounds) == (20, 256, 200)
+    assert (second.local_steps, second.batch_size, second.rounds) == (10, 32, 4)
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ('title = "Small"', 'title = "Large"'),
+        ("targets = [0.5, 0.9]", "targets = [0.7]"),
+        ("final_evaluations = 1", "final_evaluations = 2"),
+        ("seeds = [0, 1]", "seeds = [0]"),
+        ("[0.1, 0.2] }", '[0.1, 0.2] }\nlabel = "plain"'),
+        ("learning_rate = [0.1, 0.2]", "learning_rate = [0.1, 0.7]"),
+        ("workers = 8", "workers = 8\nparticipation = 1.0\nlocal_steps = 10"),
+        ("[0.1, 0.2] }", '[0.1, 0.2] }\ncombiners = { delta = "mean" }'),
+    ],
+)
+def test_what_does_not_change_the_outcome_does_not_change_the_key(
+    written: str, instead: str, trial: Trial, tmp_path: Path
+) -> None:
+    assert written in SMALL
+    other = load_scenario(scenario_file(tmp_path, SMALL.replace(written, instead), "other"))
+    assert trials_of(other)[0].key == trial.key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"algorithm": "fedprox"},
+        {"hyperparameters": {"learning_rate": 0.2}},
+        {"combiners": {"delta": "median"}},
+        {"task": "fashion-mnist-mlp"},
+        {"partition": "iid"},
+        {"workers": 9},
+        {"participation": 0.5},
+        {"local_steps": 11},
+        {"batch_size": 33},
+        {"rounds": 5},
+        {"validation": 101},
+        {"validation_seed": 1},
+        {"evaluate_every": 1},
+        {"iterate_average": True},
+        {"seed": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_the_outcome_changes_the_key(change: dict[str, object], trial: Trial) -> None:
+    assert replace(trial, **change).key != trial.key  # type: ignore[arg-type]
+
+
+def test_a_default_that_is_spelled_out_is_the_same_trial(trial: Trial) -> None:
+    said = replace(
+        trial, algorithm="fedprox", hyperparameters={"learning_rate": 0.15, "proximal_weight": 0.01}
+    )
+    unsaid = replace(trial, algorithm="fedprox", hyperparameters={})
+    assert said.key == unsaid.key
+
+
+def test_a_key_is_the_same_in_every_process(trial: Trial) -> None:
+    assert trial.key == "1e3691f283ce91e6"
+
+
+def test_the_last_round_is_evaluated_also_when_it_is_not_due(trial: Trial) -> None:
+    odd = replace(trial, rounds=5)
+    assert [number for number in range(1, 6) if odd.is_evaluated(number)] == [2, 4, 5]
+
+
+def test_a_share_of_the_workers_is_rounded_up(trial: Trial) -> None:
+    assert replace(trial, workers=32, participation=0.25).cohort_size == 8
+    assert replace(trial, workers=10, participation=0.25).cohort_size == 3
+
+
+def test_a_point_is_told_in_few_digits(trial: Trial) -> None:
+    assert point_text({"clip_bound": 10 / 3, "keep_state": 1}) == "clip_bound 3.333, keep_state 1"
+    assert point_text({}) == "defaults"
