@@ -2,11 +2,10 @@
 """What the server says of runs and rounds, gathered from the records."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.algorithms import algorithm_named
 from protocol.messages import (
     Assignment,
     EvaluationAssignment,
@@ -17,7 +16,7 @@ from protocol.messages import (
     RunSummary,
     UpdateHeader,
 )
-from ps_service.sampling import assignment_seed
+from ps_service import assigning
 from ps_service.storage import (
     archive_records,
     member_records,
@@ -118,50 +117,25 @@ def _mean(weighted: Sequence[tuple[float, int]]) -> float:
 
 
 def bundles_wanted(spec: RunSpec, assignment: StoredAssignment) -> tuple[str, ...]:
-    """What an update must carry: told by its version, or by the worker's turn where versions do not wait."""
-    hyperparameters = algorithm_named(spec.algorithm).parse(spec.hyperparameters)
-    return hyperparameters.bundles_wanted(
-        assignment.version if spec.asynchronous is None else assignment.turn - 1
-    )
+    """What the update of an assignment must carry."""
+    return assigning.bundles_wanted(spec, assignment.version, assignment.turn)
 
 
 async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: float) -> Assignment:
     """Everything a worker is told about its part of a round."""
     run = await known.run(stored.run_id)
     round_ = await known.round(stored.run_id, stored.round)
-    spec = run.spec
-    algorithm = algorithm_named(spec.algorithm)
-    hyperparameters = algorithm.parse(spec.hyperparameters)
-    if spec.asynchronous is not None:
-        hyperparameters = hyperparameters.in_asynchronous_run()
-    bundles = bundles_wanted(spec, stored)
-    return Assignment(
+    part = assigning.Part(
         assignment_id=stored.assignment_id,
         run_id=run.run_id,
         round=stored.round,
         version=stored.version,
         slot=stored.slot,
-        phase="train",
-        task=spec.task,
-        tensors=_sent_down(spec, await known.tensors(run.run_id, stored.version)),
-        bundles=bundles,
-        encodings={bundle: spec.encoding_of(bundle) for bundle in bundles},
-        optimizer=algorithm.optimizer,
-        settings=hyperparameters.optimizer_settings(spec.local_steps),
-        local_steps=spec.local_steps,
-        batch_size=spec.batch_size,
-        seed=assignment_seed(
-            spec.seed, stored.turn, stored.slot, None if spec.asynchronous is None else stored.version
-        ),
+        turn=stored.turn,
         deadline_ms=round_.state.deadline_ms,
         heartbeat_s=heartbeat_s,
     )
-
-
-def _sent_down(spec: RunSpec, tensors: Mapping[str, str]) -> dict[str, str]:
-    """Of a version's bundles those that a worker is given: what only the server step needs stays here."""
-    sent = algorithm_named(spec.algorithm).sent_down
-    return {bundle: digest for bundle, digest in tensors.items() if bundle in sent}
+    return assigning.assignment(run.spec, part, await known.tensors(run.run_id, stored.version))
 
 
 async def next_evaluation(
@@ -182,7 +156,7 @@ async def next_evaluation(
                 run_id=run.run_id,
                 version=version,
                 task=run.spec.task,
-                tensors=_sent_down(
+                tensors=assigning.sent_down(
                     run.spec, await version_records.tensors_of(connection, run.run_id, version)
                 ),
                 heartbeat_s=heartbeat_s,

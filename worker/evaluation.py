@@ -40,7 +40,7 @@ def measure(
         NotFinite: a metric is NaN or infinite.
     """
     if not len(examples):
-        raise InvalidTask(f"{prefix}: there are no examples to evaluate on")
+        raise InvalidTask(f"there are no evaluation examples ({prefix})")
     model.eval()
     sums: dict[str, float] = {}
     num_terms = 0

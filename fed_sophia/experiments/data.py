@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trial becomes before it is trained: divided data, and the run that an operator would ask for."""
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from fed_sophia.experiments.trials import Trial
+from fed_sophia.new_run import RunRequest
+from worker.trial_data import TrialData
+
+
+class DataOfTrials:
+    """Loads and divides; the trial that follows usually needs the same again."""
+
+    def __init__(self, data_dir: Path | None) -> None:
+        self._data_dir = data_dir
+        self._divided = lru_cache(maxsize=1)(self._divide)
+
+    def __call__(self, trial: Trial) -> TrialData:
+        """Raises: FedSophiaError: the task or its data cannot be had, or cannot be divided so."""
+        return self._divided(
+            trial.task, trial.partition, trial.workers, trial.seed, trial.validation, trial.validation_seed
+        )
+
+    def _divide(
+        self, task: str, partition: str, workers: int, seed: int, validation: int, validation_seed: int
+    ) -> TrialData:
+        return TrialData.divided(
+            task,
+            self._data_dir,
+            partition,
+            workers,
+            seed,
+            validation=validation,
+            validation_seed=validation_seed,
+        )
+
+    def request(self, trial: Trial) -> RunRequest:
+        """The run: every update of a round counts, so that equal seeds give equal models."""
+        return RunRequest(
+            task=trial.task,
+            name=f"{trial.scenario}-{trial.key}",
+            rounds=trial.rounds,
+            policies={
+                "cohort_size": trial.cohort_size,
+                "min_workers": trial.workers,
+                "quorum": trial.cohort_size,
+            },
+            algorithm=trial.algorithm,
+            local_steps=trial.local_steps,
+            batch_size=trial.batch_size,
+            seed=trial.seed,
+            hyperparameters=dict(trial.hyperparameters),
+            combiners=dict(trial.combiners),
+            data_dir=self._data_dir,
+        )
+
+
+def with_policies(request: RunRequest, policies: dict[str, object]) -> RunRequest:
+    return replace(request, policies=request.policies | policies)

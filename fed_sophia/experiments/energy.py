@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joules, where the hardware counts them: NVIDIA devices through NVML, processors through Linux's powercap.
+
+Both are counters of a whole device or processor package: whatever else runs there meanwhile is counted too.
+Where neither can be read, as in most virtual machines, nothing is known, and nothing is guessed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+_MICROJOULES = 1e-6
+_MILLIJOULES = 1e-3
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Something that counts energy from a moment of its own on."""
+
+    read_joules: Callable[[], float]
+    wraps_at_joules: float | None = None
+    """Where it begins anew; None if it does not."""
+
+    def since(self, before: float) -> float:
+        """Joules since it stood at `before`; right if it has begun anew once at most."""
+        spent = self.read_joules() - before
+        return spent + self.wraps_at_joules if spent < 0 and self.wraps_at_joules else spent
+
+
+class EnergyMeter:
+    """What the counters have counted between its making and now."""
+
+    def __init__(self, counters: Sequence[Counter]) -> None:
+        self._begun = [(counter, counter.read_joules()) for counter in counters]
+
+    def joules(self) -> float | None:
+        """The sum over all of them; None if there are none."""
+        if not self._begun:
+            return None
+        return sum(counter.since(before) for counter, before in self._begun)
+
+
+def counters_for(device: str, powercap: Path = POWERCAP) -> list[Counter]:
+    """Those of `cpu` or of `cuda`, `cuda:1`; empty where none can be read."""
+    if device.startswith("cuda"):
+        return _nvidia_counters(int(device.partition(":")[2] or 0))
+    return _processor_counters(powercap)
+
+
+def _processor_counters(powercap: Path) -> list[Counter]:
+    """One for each processor package."""
+    counters = []
+    for zone in sorted(powercap.glob("intel-rapl:*")):
+        if zone.name.count(":") != 1:  # a part of a package, counted with it
+            continue
+        try:
+            wraps_at = float((zone / "max_energy_range_uj").read_text()) * _MICROJOULES
+            counter = Counter(lambda zone=zone: _microjoules(zone), wraps_at)  # type: ignore[misc]
+            counter.read_joules()
+        except (OSError, ValueError):  # only root may read it, or it is no such counter
+            continue
+        counters.append(counter)
+    return counters
+
+
+def _microjoules(zone: Path) -> float:
+    return float((zone / "energy_uj").read_text()) * _MICROJOULES
+
+
+def _nvidia_counters(index: int) -> list[Counter]:
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        counter = Counter(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * _MILLIJOULES)
+        counter.read_joules()
+    except pynvml.NVMLError:  # no such device, or one that does not count
+        return []
+    return [counter]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine without a wire: all workers of a trial in this process, their models stacked."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from fed_sophia.experiments.data import DataOfTrials
+from fed_sophia.experiments.energy import EnergyMeter, counters_for
+from fed_sophia.experiments.engine import Engine, Evaluated, Outcome, Report
+from fed_sophia.experiments.simulation import Simulation
+from fed_sophia.experiments.trials import Trial
+from fed_sophia.new_run import prepare
+from protocol.codec import decode_message
+from protocol.errors import NotFinite
+from worker.machine import description, intra_op_threads, usable_cores
+from worker.training import choose_device
+from worker.trial_data import TrialEvaluator
+
+STACK_ON_CPU = 8
+"""Workers in a stack: a larger one outgrows a processor's caches."""
+STACK_ON_DEVICE = 1024
+
+
+class InProcess:
+    """Trains by `Simulation`."""
+
+    name = "in-process"
+
+    def __init__(self, device: str, threads: int | None, data_dir: Path | None) -> None:
+        self._device = choose_device(device)
+        self._threads = threads or usable_cores()
+        self._data = DataOfTrials(data_dir)
+
+    @property
+    def environment(self) -> Mapping[str, str | int]:
+        return description(self._device, self._threads)
+
+    def run(self, trial: Trial, report: Report) -> Outcome:
+        """Train, in this thread and those of the stacks.
+
+        Raises:
+            FedSophiaError: it cannot be trained here at all.
+        """
+        data = self._data(trial)
+        spec, message = prepare(self._data.request(trial))
+        params = decode_message(b"".join(message))["params"]
+        on_cpu = self._device.type == "cpu"
+        trainer = data.stacked_trainer(
+            self._device,
+            stack=STACK_ON_CPU if on_cpu else STACK_ON_DEVICE,
+            threads=self._threads if on_cpu else 1,
+        )
+        simulation = Simulation(spec, params, trainer, trial.workers)
+        evaluator = TrialEvaluator(data, self._device, iterate_average=trial.iterate_average)
+        return self._rounds(trial, simulation, evaluator, report)
+
+    def _rounds(
+        self, trial: Trial, simulation: Simulation, evaluator: TrialEvaluator, report: Report
+    ) -> Outcome:
+        counters = counters_for(str(self._device))
+        seconds, joules, examples, failure = 0.0, 0.0, 0, None
+        for number in range(1, trial.rounds + 1):
+            meter, begun = EnergyMeter(counters), time.perf_counter()
+            try:
+                with intra_op_threads(1 if self._device.type == "cpu" else self._threads):
+                    simulation.advance()
+                seconds += time.perf_counter() - begun
+                joules += meter.joules() or 0.0
+                examples += trial.cohort_size * trial.local_steps * trial.batch_size
+                evaluator.note(simulation.state["params"])
+                if trial.is_evaluated(number):
+                    with intra_op_threads(self._threads):
+                        metrics = evaluator.metrics()
+                    traffic = simulation.bytes_up, simulation.bytes_down
+                    report(Evaluated(number, seconds, *traffic, metrics))
+            except NotFinite as error:
+                failure = f"round {number}: {error.detail}"
+                break
+        return Outcome(seconds, examples, joules if counters else None, failure)
+
+
+def make_engine(device: str, threads: int | None, data_dir: Path | None) -> Engine:
+    """The engine on a device as `choose_device` names it; None takes all the cores there are.
+
+    Raises:
+        DeviceUnavailable: this machine has no such device.
+    """
+    return InProcess(device, threads, data_dir)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A synchronous run without a wire: the pure steps of server and workers, one round after the other.
+
+Who is invited, the assignments and their seeds, the local steps, the combiners and the server step are those
+of a deployment; what is left out is all that happens between them. Worker i has slot i, as where a swarm's
+workers have all come before the first round. What comes out is that of a run over the wire, to rounding of
+float32: there workers train one by one, here stacked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocol.algorithms import algorithm_named
+from protocol.codec import Bundle, encode_bundle, require_finite
+from protocol.messages import Assignment, RunSpec
+from ps_service.assigning import Part, assignment
+from ps_service.combining import chunks
+from ps_service.round_step import Chunk, RoundStep
+from ps_service.sampling import sample
+from worker.local_state import Kept
+from worker.stacked import Job, StackedTrainer
+from worker.training import Trained
+from worker.update import pack
+
+_CHUNK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What is known of one update beside its values."""
+
+    slot: int
+    local_steps: int
+    num_examples: int
+    staleness: int = 0
+
+
+class Simulation:
+    """A run that is advanced round by round."""
+
+    def __init__(self, spec: RunSpec, params: Bundle, trainer: StackedTrainer, workers: int) -> None:
+        """Args: workers: as many as the trainer has rows of examples."""
+        self._spec = spec
+        self._trainer = trainer
+        self._workers = workers
+        self._algorithm = algorithm_named(spec.algorithm)
+        self.state: dict[str, Bundle] = {"params": params}
+        """The bundles of the newest version; an absent one is zeros."""
+        self.version = 0
+        self._digests = {"params": "params@0"}
+        self._kept: dict[int, Kept | None] = {}
+        self._held: dict[int, frozenset[str]] = {}
+        """{slot: what this worker has of its last assignment}."""
+        self._traffic = _Traffic(spec, params)
+        self.bytes_up = 0
+        self.bytes_down = 0
+        """What workers have sent and fetched so far, as tensor messages."""
+
+    def advance(self) -> None:
+        """Hold one round.
+
+        Raises:
+            FedSophiaError: a worker or the server could not do its part, as when a loss is NaN.
+        """
+        number = self.version + 1
+        cohort = self._spec.cohort_of(self._workers)
+        slots = sample(self._spec.seed, number, tuple(range(self._workers)), cohort)
+        jobs = [Job(slot, self._assignment(slot, number), self._kept.get(slot)) for slot in slots]
+        self._count_downloads(slots)
+        sent_down = {name: self.state[name] for name in self._algorithm.sent_down if name in self.state}
+        trained = self._trainer.train(jobs, sent_down)
+        self.bytes_up += len(jobs) * self._traffic.update_bytes(jobs[0].assignment)
+        for job, each in zip(jobs, trained, strict=True):
+            self._kept[job.worker] = each.kept
+        changed = self._combined(slots, trained, partial=cohort < self._workers)
+        self.version = number
+        self.state |= changed
+        self._digests |= {bundle: f"{bundle}@{number}" for bundle in changed}
+
+    def _assignment(self, slot: int, number: int) -> Assignment:
+        part = Part(
+            assignment_id=f"{number}-{slot}",
+            run_id="simulation",
+            round=number,
+            version=self.version,
+            slot=slot,
+            turn=number,
+            deadline_ms=0,
+            heartbeat_s=1.0,
+        )
+        return assignment(self._spec, part, {})
+
+    def _count_downloads(self, slots: Sequence[int]) -> None:
+        """A worker fetches the bundles that it does not hold from its last assignment."""
+        named = frozenset(
+            self._digests[bundle] for bundle in self._algorithm.sent_down if bundle in self._digests
+        )
+        for slot in slots:
+            lacking = named - self._held.get(slot, frozenset())
+            self.bytes_down += sum(self._traffic.state_bytes(name.partition("@")[0]) for name in lacking)
+            self._held[slot] = named
+
+    def _combined(
+        self, slots: Sequence[int], trained: Sequence[Trained], *, partial: bool
+    ) -> dict[str, Bundle]:
+        """The bundles that the round changes."""
+        bundles = tuple(trained[0].bundles)
+        senders = [
+            Sent(slot, each.local_steps, each.num_examples) for slot, each in zip(slots, trained, strict=True)
+        ]
+        round_step = RoundStep(
+            self._spec, dict.fromkeys(bundles, senders), partial=partial, workers=self._workers
+        )
+
+        def rows(bundle: str, name: str, start: int, stop: int) -> Chunk:
+            flat = [each.bundles[bundle][name].reshape(-1)[start:stop] for each in trained]
+            return np.stack(flat)
+
+        weights = round_step.decide(rows, _CHUNK_ELEMENTS)
+        changed: dict[str, dict[str, Chunk]] = {}
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
+            for tensor in self._spec.model:
+                pieces: dict[str, list[Chunk]] = {}
+                for start, stop in chunks(tensor.num_elements, _CHUNK_ELEMENTS):
+                    state = {
+                        bundle: self._state(bundle, tensor.name, start, stop)
+                        for bundle in self._algorithm.global_state
+                    }
+                    received = {bundle: rows(bundle, tensor.name, start, stop) for bundle in bundles}
+                    starts = [state["params"]] * len(trained)
+                    for bundle, values in round_step.apply(weights, state, received, starts).items():
+                        pieces.setdefault(bundle, []).append(values)
+                for bundle, parts in pieces.items():
+                    values = np.concatenate(parts).reshape(tensor.shape)
+                    require_finite(f"the next {bundle}: {tensor.name}", values)
+                    changed.setdefault(bundle, {})[tensor.name] = values
+        return dict(changed)
+
+    def _state(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
+        if bundle not in self.state:
+            return np.zeros(stop - start, dtype=np.float32)
+        return self.state[bundle][name].reshape(-1)[start:stop]
+
+
+class _Traffic:
+    """How many bytes messages take; that follows from the shapes of the model, whatever the values."""
+
+    def __init__(self, spec: RunSpec, params: Bundle) -> None:
+        self._spec = spec
+        self._zeros = {name: np.zeros_like(values) for name, values in params.items()}
+        self._updates: dict[tuple[str, ...], int] = {}
+        self._states: dict[str, int] = {}
+
+    def update_bytes(self, assigned: Assignment) -> int:
+        if assigned.bundles not in self._updates:
+            bundles = dict.fromkeys(assigned.bundles, self._zeros)
+            nothing = Trained(bundles, None, num_examples=1, local_steps=1, metrics={})
+            header, _ = pack(assigned, self._zeros, nothing)
+            self._updates[assigned.bundles] = header.size_bytes
+        return self._updates[assigned.bundles]
+
+    def state_bytes(self, bundle: str) -> int:
+        if bundle not in self._states:
+            self._states[bundle] = sum(part.nbytes for part in encode_bundle(bundle, self._zeros))
+        return self._states[bundle]
