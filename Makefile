@@ -10,7 +10,7 @@ EXTRAS := server,worker,experiments,dev
 TORCH := $(shell grep -h '^torch==' $(LOCK) 2>/dev/null || echo torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare test test-long check lock clean
+.PHONY: help setup demo compare experiments-quick test test-long check lock clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,6 +23,9 @@ demo: $(VENV)/.installed ## Train a real federation on this machine; options by 
 
 compare: $(VENV)/.installed ## The demo with all three algorithms, side by side
 	@$(BIN)/fed-sophia demo --compare $(ARGS)
+
+experiments-quick: $(VENV)/.installed ## Compare five algorithms on two data sets, in minutes; plots and tables in build/
+	@$(BIN)/fed-sophia experiment run digits quick-mlp-shards2 --in-process --results build/experiments-quick $(ARGS)
 
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/pytest $(ARGS)

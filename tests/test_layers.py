@@ -166,7 +166,7 @@ def loaded_by(module: str) -> set[str]:
         ("worker", {"torch", "sklearn"}),
         ("worker.client", {"torch", "sklearn", "fastapi"}),
         ("fed_sophia", {"torch", "sklearn"}),
-        ("fed_sophia.cli", {"torch", "sklearn"}),
+        ("fed_sophia.cli", {"torch", "sklearn", "matplotlib"}),
     ],
 )
 def test_a_room_is_entered_without_loading_what_it_does_not_need(module: str, heavy: set[str]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fed-sophia experiment …`: run a comparison of algorithms, and show what it found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from fed_sophia.experiments.choice import choices
-from fed_sophia.experiments.engine import Engine
+from fed_sophia.experiments.engine import IN_PROCESS, WIRE, Engine
 from fed_sophia.experiments.pages import compared, write_pages
+from fed_sophia.experiments.results import Result
 from fed_sophia.experiments.results_file import Stored, load_results
 from fed_sophia.experiments.scenario import SCENARIOS, Scenario, load_scenario, scenario_files
 from fed_sophia.experiments.sweep import Sweep, untried
@@ -74,7 +75,7 @@ Results = Annotated[
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option("--only", metavar="LABEL", help="Only this algorithm of the scenario. Repeatable."),
+    typer.Option("--only", metavar="LABEL", help="Only the algorithm with this label. Repeatable."),
 ]
 
 
@@ -83,7 +84,7 @@ def run(
     in_process: Annotated[
         bool,
         typer.Option(
-            "--in-process", help="Train all workers' models stacked in this process, not over the wire."
+            "--in-process", help="Train with all workers' models stacked, not with a server and workers."
         ),
     ] = False,
     results: Results = None,
@@ -106,10 +107,9 @@ def run(
     output = output_for(json_lines)
     loaded = [load_scenario(each) for each in scenarios]
     _check_labels(loaded, only)
-    folder = _folder(results)
+    folder, engine = _folder(results), IN_PROCESS if in_process else WIRE
     stored = _stored(folder, output)
-    engine = _engine(in_process, device, threads, data_dir)
-    done = stored.by_engine(engine.name)
+    done = stored.by_engine(engine)
     wanted = [
         trial
         for scenario in loaded
@@ -117,11 +117,17 @@ def run(
             scenario,
             seeds=_seeds(scenario, seeds),
             labels=only,
-            points=_chosen(scenario, stored, engine) if points is Points.CHOSEN else None,
+            points=_chosen(scenario, only, done) if points is Points.CHOSEN else None,
         )
     ]
-    _train(untried(wanted, done), len(wanted), loaded, engine, folder, output)
-    _show(loaded, load_results(folder), folder, [engine.name], None, output)
+    left = untried(wanted, done)
+    text = f"{len(left)} trials to train; {len(wanted) - len(left)} have their results in {folder} already"
+    fields: Fields = {"trials": len(left), "skipped": len(wanted) - len(left), "results": str(folder)}
+    output.event("begin", text, fields)
+    if left:
+        finals = {scenario.name: scenario.final_evaluations for scenario in loaded}
+        _train(left, finals, _engine(in_process, device, threads, data_dir), folder, output)
+    _show(loaded, load_results(folder), folder, [engine], None, output)
 
 
 def report(
@@ -163,17 +169,8 @@ def list_scenarios(results: Results = None, json_lines: JsonLines = False) -> No
 
 
 def _train(
-    trials: Sequence[Trial],
-    wanted: int,
-    loaded: Sequence[Scenario],
-    engine: Engine,
-    folder: Path,
-    output: Output,
+    trials: Sequence[Trial], finals: dict[str, int], engine: Engine, folder: Path, output: Output
 ) -> None:
-    skipped = wanted - len(trials)
-    said = f"{len(trials)} trials to train, {skipped} of {wanted} have their results in {folder} already"
-    output.event("begin", said, {"trials": len(trials), "skipped": skipped, "results": str(folder)})
-    finals = {scenario.name: scenario.final_evaluations for scenario in loaded}
     try:
         with sweep_shown(output, finals) as view:
             Sweep(trials, engine, folder, view).run()
@@ -232,22 +229,24 @@ def _folder(results: Path | None) -> Path:
     return RESULTS if RESULTS.is_dir() else _RESULTS_ELSEWHERE
 
 
-def _chosen(scenario: Scenario, stored: Stored, engine: Engine) -> dict[str, int]:
-    """{label: its chosen point}, the only one where there is but one.
+def _chosen(scenario: Scenario, only: Sequence[str] | None, done: Mapping[str, Result]) -> dict[str, int]:
+    """{label: its chosen point} of the algorithms wanted; the only point where there is but one.
 
     Raises:
         InvalidUsage: an algorithm has several points and no result to choose by.
     """
-    chosen = choices(scenario, stored.by_engine(engine.name))
+    chosen = choices(scenario, done)
+    points = {}
     for each in scenario.algorithms:
+        if only is not None and each.label not in only:
+            continue
         if each.label not in chosen and len(each.all_points) > 1:
             raise InvalidUsage(
                 f"--points chosen: {scenario.name} has no result of {each.label} to choose by; "
                 "run it with --points all for at least one seed first"
             )
-    return {
-        each.label: chosen[each.label].point if each.label in chosen else 0 for each in scenario.algorithms
-    }
+        points[each.label] = chosen[each.label].point if each.label in chosen else 0
+    return points
 
 
 def _seeds(scenario: Scenario, text: str | None) -> tuple[int, ...]:

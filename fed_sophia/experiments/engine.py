@@ -11,6 +11,8 @@ from typing import Protocol
 
 from fed_sophia.experiments.trials import Trial
 
+IN_PROCESS, WIRE = "in-process", "wire"
+
 
 @dataclass(frozen=True)
 class Evaluated:

@@ -30,7 +30,7 @@ def compared(scenario: Scenario, stored: Stored, engines: Sequence[str]) -> list
 
 
 def write_pages(comparison: Comparison, folder: Path, labels: Collection[str] | None) -> Pages:
-    """Write SCENARIO-ENGINE.md, .png and .svg; the plots show these labels only (None: all).
+    """Write SCENARIO-ENGINE.md, .png and .svg; the plots show these labels (None: the first few).
 
     Raises:
         InvalidUsage: a file cannot be written.

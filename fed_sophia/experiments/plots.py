@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
+_AT_MOST = 6
 # dark and light take turns, and no two lines share both dashes and marker
 _COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#7f7f7f", "#e69f00", "#56b4e9")
 _DASHES = ("-", "--", "-.", ":")
@@ -44,9 +45,15 @@ class Curve:
 
 
 def curves(comparison: Comparison, labels: Collection[str] | None = None) -> list[Curve]:
-    """The curves of the algorithms wanted (None: all), the most accurate first; failed trials are left out."""
-    wanted = [row.label for row in comparison.rows if labels is None or row.label in labels]
-    found = (_curve(label, comparison.chosen[label].results) for label in wanted)
+    """The curves of the algorithms wanted, in the order of the scenario; failed trials are left out.
+
+    None means the scenario's first six: more cannot be told apart.
+    """
+    order = [each.label for each in comparison.scenario.algorithms]
+    wanted = order[:_AT_MOST] if labels is None else [label for label in order if label in labels]
+    found = (
+        _curve(label, comparison.chosen[label].results) for label in wanted if label in comparison.chosen
+    )
     return [curve for curve in found if curve is not None]
 
 
@@ -127,7 +134,7 @@ def _draw(figure: "Figure", title: str, drawn: Sequence[Curve]) -> None:
             handles,
             labels,
             loc="outside lower center",
-            ncols=min(len(labels), 5),
+            ncols=min(len(labels), _AT_MOST),
             frameon=False,
             handlelength=4,
         )

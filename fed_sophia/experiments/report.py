@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from fed_sophia.experiments.choice import Choice, choices, results_of
+from fed_sophia.experiments.engine import IN_PROCESS, WIRE
 from fed_sophia.experiments.results import Result
 from fed_sophia.experiments.scenario import Scenario
 from fed_sophia.experiments.table import Row, Spread, ToTarget, not_told_apart, rows_of
@@ -13,8 +14,8 @@ from protocol.algorithms import algorithm_named
 
 NOTHING = "–"
 _TRAINED = {
-    "in-process": "in one process, all workers' models stacked",
-    "wire": "by a server and workers over HTTP",
+    IN_PROCESS: "in one process, all workers' models stacked",
+    WIRE: "by a server and workers over HTTP",
 }
 
 

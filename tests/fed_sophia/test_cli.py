@@ -29,6 +29,9 @@ COMMANDS = [
     "run cancel",
     "run export",
     "run import",
+    "experiment run",
+    "experiment report",
+    "experiment list",
 ]
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
@@ -75,7 +78,7 @@ def test_the_version_is_printed(fed_sophia: Run) -> None:
     assert fed_sophia("--version").stdout.startswith("fed-sophia 0.")
 
 
-@pytest.mark.parametrize("group", [[], ["run"], ["token"]])
+@pytest.mark.parametrize("group", [[], ["run"], ["token"], ["experiment"]])
 def test_without_a_command_the_commands_are_listed(group: list[str], fed_sophia: Run) -> None:
     done = fed_sophia(*group)
     assert done.code == 0
@@ -103,6 +106,13 @@ def test_without_a_command_the_commands_are_listed(group: list[str], fed_sophia:
         (["run", "export", "r", "-o", ""], "invalid-usage", 2),
         (["run", "create", "--task", "digits", "--cohort-size", "0"], "invalid-usage", 2),
         (["run", "create", "--task", "digits", "--set", "foo=1"], "invalid-usage", 2),
+        (["experiment", "run", "nonsense"], "invalid-usage", 2),
+        (["experiment", "run", "absent.toml"], "invalid-usage", 2),
+        (["experiment", "run", "digits", "--seeds", "one"], "invalid-usage", 2),
+        (["experiment", "run", "digits", "--seeds", "7"], "invalid-usage", 2),
+        (["experiment", "run", "digits", "--only", "fedmagic"], "invalid-usage", 2),
+        (["experiment", "run", "digits", "--points", "chosen"], "invalid-usage", 2),
+        (["experiment", "report", "digits", "--only", "fedmagic"], "invalid-usage", 2),
         (["demo", "--task", "digits", "--partition", "nope"], "invalid-usage", 2),
         (["demo", "--task", "digits", "--batch-size", "1"], "invalid-message", 1),
         (["demo", "--task", "digits", "--set", "clip_bound=-1"], "invalid-message", 1),

@@ -9,7 +9,7 @@ import pytest
 
 from fed_sophia.experiments.plots import curves, save_plots
 from fed_sophia.experiments.report import Comparison
-from tests.fed_sophia.experiments.formula_engine import FormulaEngine
+from tests.fed_sophia.experiments.formula_engine import SMALL, FormulaEngine
 from tests.fed_sophia.experiments.test_comparison import compared
 
 
@@ -26,6 +26,16 @@ def test_a_line_is_the_mean_over_the_seeds_between_the_lowest_and_the_highest(co
     assert curve.lowest == pytest.approx((40, 60))
     assert curve.highest == pytest.approx((41, 61))
     assert curve.along == ((2, 4), (10, 20), (2, 4))
+
+
+def test_of_many_algorithms_the_first_six_of_the_scenario_are_drawn(tmp_path: Path) -> None:
+    """The best six would leave out whom the others are compared with."""
+    more = "".join(
+        f'[[algorithms]]\nname = "fedavg"\nlabel = "{label}"\ngrid = {{ learning_rate = [0.1, 0.2] }}\n'
+        for label in "abcdef"
+    )
+    drawn = curves(compared(tmp_path, FormulaEngine(), SMALL + more))
+    assert [curve.label for curve in drawn] == ["fedavg", "fedavgm", "a", "b", "c", "d"]
 
 
 def test_only_the_lines_wanted_are_drawn(comparison: Comparison) -> None:

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fed-sophia experiment`: a sweep is trained once, told to people and machines, and goes on after a stop."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fed_sophia.cli import run_command
+from fed_sophia.experiments.engine import IN_PROCESS
+from fed_sophia.experiments.results_file import load_results
+from fed_sophia.experiments.scenario import load_scenario
+from fed_sophia.experiments.sweep import Sweep
+from fed_sophia.experiments.trials import trials_of
+from tests.fed_sophia.experiments.formula_engine import SMALL, FormulaEngine, scenario_file
+from tests.fed_sophia.experiments.test_sweep import Listener
+
+TWO_ROUNDS = SMALL.replace("rounds = 4", "rounds = 2").replace("seeds = [0, 1]", "seeds = [0]")
+
+
+class InProcess(FormulaEngine):
+    """Its results pass for those of the stacked engine."""
+
+    name = IN_PROCESS
+
+
+@pytest.fixture
+def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    return scenario_file(tmp_path)
+
+
+def trained(path: str, folder: Path, seeds: tuple[int, ...] = (0, 1)) -> None:
+    Sweep(trials_of(load_scenario(path), seeds=seeds), InProcess(), folder, Listener()).run()
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_what_has_its_results_is_shown_and_not_trained(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(scenario, tmp_path / "experiment-results")
+    assert run_command(["experiment", "run", scenario, "--in-process"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("0 trials to train; 8 have their results in experiment-results already\n# Small\n")
+    assert "| fedavg    | 60.50 ± 0.71 " in page
+    written = {path.name for path in (tmp_path / "experiment-results").iterdir()}
+    assert written >= {"small.jsonl", "small-in-process.md"}
+
+
+def test_the_chosen_point_alone_is_left_once_one_seed_has_chosen(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8 trials in all; after seed 0 the chosen points of two algorithms are left for seed 1."""
+    trained(scenario, tmp_path / "out", seeds=(0,))
+    chosen = trials_of(load_scenario(scenario), seeds=(1,), points={"fedavg": 1, "fedavgm": 0})
+    Sweep(chosen, InProcess(), tmp_path / "out", Listener()).run()
+    arguments = ["experiment", "run", scenario, "--in-process", "--results", "out", "--json"]
+    assert run_command([*arguments, "--points", "chosen"]) == 0
+    begin, *_, summary = said(capsys)
+    assert (begin["trials"], begin["skipped"]) == (0, 4)
+    assert summary["summary"] is True
+
+
+def test_a_machine_is_told_the_rows_and_the_files(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(scenario, tmp_path / "in")
+    assert run_command(["experiment", "report", scenario, "--results", "in", "--out", "new", "--json"]) == 0
+    *_, summary = said(capsys)
+    (comparison,) = summary["comparisons"]  # type: ignore[misc]
+    assert comparison["engine"] == "in-process"
+    assert [row["label"] for row in comparison["rows"]] == ["fedavg", "fedavgm"]
+    assert comparison["rows"][0]["accuracy"]["mean"] == pytest.approx(0.605)
+    assert "new/small-in-process.md" in comparison["files"]
+    assert all(Path(file).is_file() for file in comparison["files"])
+
+
+def test_a_torn_line_is_told_of(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(scenario, tmp_path / "out")
+    file = tmp_path / "out" / "small.jsonl"
+    file.write_bytes(file.read_bytes()[:-5])
+    assert run_command(["experiment", "report", scenario, "--results", "out"]) == 0
+    assert "out/small.jsonl: the last line has no end" in capsys.readouterr().out
+
+
+def test_a_list_tells_what_has_been_trained(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "benchmarks" / "experiments"
+    folder.mkdir(parents=True)
+    path = scenario_file(folder, name="here")
+    trained(path, folder / "results", seeds=(0,))
+    assert run_command(["experiment", "list", "--json"]) == 0
+    listed = {event.get("name"): event for event in said(capsys)}
+    assert (listed["here"]["trials"], listed["here"]["done"]) == (8, {"in-process": 4})
+    assert listed["mlp-shards2"]["done"] == {"in-process": 0}
+
+
+def test_without_results_there_is_no_table(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["experiment", "report", scenario]) == 0
+    assert capsys.readouterr().out == "There are no results yet.\n"
+
+
+@pytest.mark.parametrize("how", ["--in-process", "--device=cpu"])
+def test_digits_are_learned_by_either_engine(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = scenario_file(tmp_path, TWO_ROUNDS.replace("[0.1, 0.2]", "[0.3, 0.5]"), "brief")
+    arguments = ["experiment", "run", path, how, "--only", "fedavg", "--results", "out", "--json"]
+    assert run_command(arguments) == 0
+    first = load_results(tmp_path / "out").results
+    assert [len(result.evaluations.round) for result in first] == [1, 1]
+    assert all(result.failure is None and result.examples == 2 * 8 * 10 * 32 for result in first)
+    assert all(result.final_accuracy(1) > 0.15 for result in first)
+    capsys.readouterr()
+    assert run_command(arguments) == 0
+    assert said(capsys)[0]["trials"] == 0
+    assert load_results(tmp_path / "out").results == first
