@@ -2,7 +2,7 @@
 """A whole federation on this machine: a parameter server and swarms of workers, each a real process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -135,3 +135,25 @@ async def while_alive(children: Children, work: Coroutine[Any, Any, T]) -> T:
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+
+
+@asynccontextmanager
+async def side_by_side(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """These go on while the block does; the first error among them ends it.
+
+    Raises:
+        Exception: that error.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

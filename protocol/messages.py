@@ -161,7 +161,9 @@ class RoundSummary(Answered):
     """When the last update that it admitted came."""
     ended_ms: Count | None = None
     bytes_up: int
+    """Of the updates that were received."""
     bytes_down: int
+    """Of the tensors that trainers fetched while it was open; those of evaluators are not among them."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Evaluators' metrics of the version made, averaged over evaluators; train_loss of the workers."""
     staleness: tuple[int, ...] = ()

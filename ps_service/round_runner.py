@@ -208,10 +208,11 @@ class RoundRunner:
             ):
                 await metrics_reported(transition, run, report.version)
 
-    def count_sent(self, run_id: str, size_bytes: int) -> None:
-        """Note tensor bytes sent for a run; they are written down when its round ends."""
+    def count_sent(self, run_id: str, size_bytes: int, *, to_trainer: bool) -> None:
+        """Note tensor bytes sent for a run; those of its trainers are written down when its round ends."""
         self.meters.sent_bytes.inc(size_bytes)
-        self._sent_bytes[run_id] += size_bytes
+        if to_trainer:
+            self._sent_bytes[run_id] += size_bytes
 
     async def _decline(self, transition: Transition, assignment: StoredAssignment, reason: str) -> None:
         await found_again(transition, assignment)

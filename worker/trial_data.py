@@ -13,8 +13,11 @@ import numpy as np
 import torch
 
 from protocol.codec import Bundle
+from protocol.errors import InvalidTask
+from protocol.messages import Assignment
 from worker.draws import torch_seeded
 from worker.evaluation import measure
+from worker.local_state import Kept
 from worker.model import ExchangedParameters
 from worker.stacked import StackedTrainer
 from worker.tasks import load_task
@@ -23,7 +26,7 @@ from worker.tasks.failures import as_invalid_task
 from worker.tasks.held_out import hold_out
 from worker.tasks.likelihood import likelihood_named
 from worker.tasks.partition import Indices, parse_partition
-from worker.training import FROZEN_SEED, Trainer
+from worker.training import FROZEN_SEED, Trained, Trainer
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,13 @@ class TrialEvaluator:
         """The same in one, as an evaluator of a federation is asked for it."""
         self.note(state["params"])
         return len(self._parts["test"]), self.metrics(stop)
+
+    def train(
+        self,
+        assignment: Assignment,
+        state: Mapping[str, Bundle],
+        kept: Kept | None,
+        stop: threading.Event | None = None,
+    ) -> Trained:
+        """Raises: InvalidTask: it only measures."""
+        raise InvalidTask("an evaluator holds no training examples")

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of a whole federation under given disturbances: a server process, its workers, what they saw."""
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from benchmarks.disturbed.disturbances import Disturbances
 from benchmarks.disturbed.liar import lie
 from benchmarks.disturbed.mortal import Mortal, Paced, Surroundings, Watch
 from benchmarks.disturbed.record import Audit, Record, audit
-from fed_sophia.federation import federation, until_running, while_alive
+from fed_sophia.federation import federation, side_by_side, until_running, while_alive
 from fed_sophia.follow import follow
 from fed_sophia.new_run import RunRequest, begin
 from fed_sophia.operator_client import OperatorClient
@@ -70,7 +68,7 @@ async def federation_run(
             with ThreadPoolExecutor(crew.num_workers + 1, thread_name_prefix="train") as executor:
                 around = Surroundings(crew.task_name, disturbances, watch, record, executor)
                 lives = await _lives(client, crew, around, request.task, folder / "workers")
-                async with _side_by_side(lives):
+                async with side_by_side(lives):
                     await while_alive(children, until_running(client, run_id))
                     following = follow(client, run_id, watch, lambda _: _METRICS_WAIT_S)
                     with watch:
@@ -107,25 +105,3 @@ async def _lives(
         swarm.evaluator(), crew.task_name, measuring, lambda _event: None, executor=around.executor
     )
     return [*lives, evaluator_life]
-
-
-@asynccontextmanager
-async def _side_by_side(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """These go on while the block does; the first error among them ends it.
-
-    Raises:
-        Exception: that error.
-    """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-            yield
-            for task in tasks:
-                task.cancel()
-    except BaseExceptionGroup as errors:
-        raise _first(errors) from None
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

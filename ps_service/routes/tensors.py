@@ -153,6 +153,7 @@ def wanted_range(request: Request, digest: str, size_bytes: int) -> tuple[int, i
 async def _send(
     service: Service, caller: Caller, run_id: str, digest: str, first: int, last: int
 ) -> AsyncIterator[bytes]:
+    to_trainer = isinstance(caller, StoredWorker) and caller.role is Role.TRAINER
     with contextlib.ExitStack() as sending:
         if isinstance(caller, StoredWorker):
             sending.enter_context(service.presence.here(caller.worker_id))
@@ -161,5 +162,5 @@ async def _send(
             chunk = bytearray(min(CHUNK_BYTES, last + 1 - position))
             await asyncio.to_thread(service.stores.blobs.read_into, digest, position, chunk)
             yield bytes(chunk)
-            service.runner.count_sent(run_id, len(chunk))
+            service.runner.count_sent(run_id, len(chunk), to_trainer=to_trainer)
             position += len(chunk)

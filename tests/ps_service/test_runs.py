@@ -269,12 +269,14 @@ async def test_a_run_below_its_quorum_waits_for_new_workers(server):
     assert (await server.show(run_id)).status == "running"
 
 
-async def test_bytes_sent_are_counted_for_the_round(server):
+async def test_bytes_sent_to_trainers_are_counted_for_the_round(server):
     run_id, cohort = await server.a_round()
+    evaluator = await server.enrol("evaluator", role="evaluator")
     sent = 0
     for worker, assignment in cohort:
         url = f"/v1/runs/{run_id}/tensors/{assignment['tensors']['params']}"
         sent += len((await worker.http.get(url)).content)
+        assert (await evaluator.http.get(url)).status_code == 200
         await worker.send(assignment)
     await server.aggregate_now()
     first = (await server.rounds(run_id))[0]

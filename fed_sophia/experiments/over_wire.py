@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine over the real wire: a server process, and a whole agent for every worker.
+
+The agents share this process; they enrol, wait, pull, train, push and keep their state on disk as anywhere.
+Each round waits until the version before it is evaluated, so that every version is.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fed_sophia.experiments.data import DataOfTrials
+from fed_sophia.experiments.energy import EnergyMeter, counters_for
+from fed_sophia.experiments.engine import Engine, Evaluated, Outcome, Report
+from fed_sophia.experiments.trials import Trial
+from fed_sophia.federation import federation, side_by_side, until_running, while_alive
+from fed_sophia.follow import follow
+from fed_sophia.interruptible import run_interruptibly
+from fed_sophia.new_run import begin
+from fed_sophia.operator_client import OperatorClient
+from protocol.messages import (
+    JoinTokenRequest,
+    Role,
+    RoundStatus,
+    RoundSummary,
+    RunStatus,
+    RunSummary,
+    TargetMetric,
+)
+from worker.agent import Trains, serve
+from worker.machine import description, intra_op_threads, usable_cores
+from worker.options import SwarmOptions, WorkerOptions
+from worker.training import choose_device
+from worker.trial_data import TrialData, TrialEvaluator
+
+_EVALUATION_S = 600.0
+_NEVER = TargetMetric(name="test_loss", at_most=-1e30, wait_s=_EVALUATION_S)
+"""A target only for the sake of the waiting."""
+
+
+class OverWire:
+    """Trains by a federation on this machine; each trial has a new one."""
+
+    name = "wire"
+
+    def __init__(self, device: str, threads: int | None, data_dir: Path | None) -> None:
+        self._device = choose_device(device)
+        self._threads = threads or usable_cores()
+        self._data = DataOfTrials(data_dir)
+
+    @property
+    def environment(self) -> Mapping[str, str | int]:
+        return description(self._device, self._threads)
+
+    def run(self, trial: Trial, report: Report) -> Outcome:
+        """Train; the server, the workers and their files are gone afterwards, however this ends.
+
+        Raises:
+            Interrupted: a signal came.
+            FedSophiaError: it cannot be trained here at all, or the server or a worker has failed.
+        """
+        data = self._data(trial)
+        with (
+            tempfile.TemporaryDirectory(prefix="fed-sophia-trial-", ignore_cleanup_errors=True) as folder,
+            ThreadPoolExecutor(self._threads, thread_name_prefix="train") as executor,
+            intra_op_threads(1),
+        ):
+            return run_interruptibly(self._held(trial, data, Path(folder), executor, report))
+
+    async def _held(
+        self, trial: Trial, data: TrialData, folder: Path, executor: Executor, report: Report
+    ) -> Outcome:
+        request = self._data.request(trial)
+        request.policies["target_metric"] = _NEVER.model_dump()
+        counters = counters_for(str(self._device))
+        async with federation(folder, _Silent()) as (local, children):
+            _, client = await local.start_server()
+            async with client:
+                run_id = (await begin(client, request)).run_id
+                lives = await self._lives(trial, data, client, folder / "workers", executor)
+                async with side_by_side(lives):
+                    await while_alive(children, until_running(client, run_id))
+                    meter, view = EnergyMeter(counters), _Reporting(trial, report)
+                    following = follow(client, run_id, view, lambda _: _EVALUATION_S)
+                    run, rounds = await while_alive(children, following)
+        return _outcome(trial, run, rounds, meter.joules())
+
+    async def _lives(
+        self, trial: Trial, data: TrialData, client: OperatorClient, folder: Path, executor: Executor
+    ) -> list[Coroutine[Any, Any, None]]:
+        """What every worker, and the evaluator, is to do until the run is over."""
+        trainers = await client.create_token(JoinTokenRequest(uses=trial.workers))
+        evaluator = await client.create_token(JoinTokenRequest(role=Role.EVALUATOR))
+        swarm = SwarmOptions(
+            server_url=client.server_url,
+            join_token=trainers.join_token,
+            state_dir=folder,
+            task=trial.task,
+            num_workers=trial.workers,
+            evaluator_token=evaluator.join_token,
+        )
+        training = await asyncio.to_thread(data.trainers, self._device)
+        measuring = TrialEvaluator(data, self._device, iterate_average=trial.iterate_average)
+        everyone: list[tuple[WorkerOptions, Trains]] = [
+            *((swarm.member(index), trainer) for index, trainer in zip(swarm.indices, training, strict=True)),
+            (swarm.evaluator(), measuring),
+        ]
+        return [
+            serve(options, data.task.name, trainer, lambda _: None, executor=executor)
+            for options, trainer in everyone
+        ]
+
+
+class _Reporting:
+    """A view that hands on every evaluation, each once and in order."""
+
+    def __init__(self, trial: Trial, report: Report) -> None:
+        self._trial = trial
+        self._report = report
+        self._reported = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, rounds: Sequence[RoundSummary], finished: bool = False) -> None:
+        seconds, up, down = 0.0, 0, 0
+        for round_ in rounds:
+            if round_.ended_ms is None:
+                return
+            seconds += (round_.ended_ms - round_.opened_ms) / 1000
+            up, down = up + round_.bytes_up, down + round_.bytes_down
+            version = round_.version
+            if version is None or version <= self._reported:
+                continue
+            if "test_accuracy" not in round_.metrics:
+                return
+            self._reported = version
+            if self._trial.is_evaluated(version):
+                self._report(Evaluated(version, seconds, up, down, round_.metrics))
+
+
+class _Silent:
+    """Nobody listens to a trial's processes; what they say is in their logs."""
+
+    def event(self, event: str, text: str, fields: dict[str, object]) -> None: ...
+
+    def summary(self, text: str, fields: dict[str, object]) -> None: ...
+
+    def error(self, error: Exception) -> None: ...
+
+
+def _outcome(trial: Trial, run: RunSummary, rounds: Sequence[RoundSummary], joules: float | None) -> Outcome:
+    committed = [round_ for round_ in rounds if round_.status is RoundStatus.COMMITTED]
+    seconds = sum(((each.ended_ms or each.opened_ms) - each.opened_ms) / 1000 for each in rounds)
+    examples = sum(each.admitted for each in committed) * trial.local_steps * trial.batch_size
+    failure = None
+    unmeasured = [each for each in committed if "test_accuracy" not in each.metrics]
+    if run.status is not RunStatus.FINISHED:
+        failure = f"the run {run.status.value} after version {run.version}: {run.reason}"
+    elif unmeasured:
+        failure = f"version {unmeasured[0].version} could not be evaluated"
+    return Outcome(seconds, examples, joules, failure)
+
+
+def make_engine(device: str, threads: int | None, data_dir: Path | None) -> Engine:
+    """The engine on a device as `choose_device` names it; None lets as many workers train at a time as
+    there are cores.
+
+    Raises:
+        DeviceUnavailable: this machine has no such device.
+    """
+    return OverWire(device, threads, data_dir)
