@@ -183,10 +183,12 @@ def _train(
 def _engine(in_process: bool, device: str, threads: int | None, data_dir: Path | None) -> Engine:
     with needing("worker"):
         if in_process:
-            from fed_sophia.experiments.in_process import make_engine
-        else:
-            from fed_sophia.experiments.over_wire import make_engine
-    return make_engine(device, threads, data_dir)
+            from fed_sophia.experiments import in_process as stacked
+
+            return stacked.make_engine(device, threads, data_dir)
+        from fed_sophia.experiments import over_wire
+
+        return over_wire.make_engine(device, threads, data_dir)
 
 
 def _show(

@@ -74,7 +74,7 @@ def accuracy_table(comparison: Comparison) -> str:
     body = [
         [
             row.label,
-            _spread_text(row.accuracy, scale=100),
+            _fixed_text(_in_percent(row.accuracy), decimals=2),
             *(_reached_text(each, each.rounds) for each in row.targets),
             str(len(row.seeds)),
             point_text(row.varied),
@@ -101,8 +101,8 @@ def cost_table(comparison: Comparison) -> str:
                 _reached_text(each, each.megabytes_down),
                 _reached_text(each, each.seconds),
             ]
-        cells += [_spread_text(row.seconds), _spread_text(row.examples_per_second, digits=0)]
-        body.append([*cells, _spread_text(row.joules, digits=0)] if with_joules else cells)
+        cells += [_spread_text(row.seconds), _spread_text(row.examples_per_second)]
+        body.append([*cells, _spread_text(row.joules)] if with_joules else cells)
     return _table([*heading, "joules"] if with_joules else heading, body)
 
 
@@ -112,9 +112,7 @@ def notes(comparison: Comparison) -> list[str]:
     sentences = [
         significance(rows),
         _setting(scenario),
-        f"The final accuracy is the mean of the last {scenario.final_evaluations} evaluations, one every "
-        f"{scenario.evaluate_every} rounds; ± is the standard deviation over the seeds (n − 1). Where (k/n) "
-        "is said, only k of n seeds reached the accuracy, and the mean is over these.",
+        _reading(scenario),
         _selection(comparison),
     ]
     if scenario.iterate_average:
@@ -176,6 +174,15 @@ def _setting(scenario: Scenario) -> str:
     )
 
 
+def _reading(scenario: Scenario) -> str:
+    every = "round" if scenario.evaluate_every == 1 else f"{scenario.evaluate_every} rounds"
+    return (
+        f"The final accuracy is the mean of the last {scenario.final_evaluations} evaluations, one every "
+        f"{every}; ± is the standard deviation over the seeds (n − 1). Where (k/n) is said, only k of n "
+        "seeds reached the accuracy, and the mean is over these."
+    )
+
+
 def _selection(comparison: Comparison) -> str:
     by_seeds = sorted({row.chosen_by_seeds for row in comparison.rows if row.points > 1})
     if not by_seeds:
@@ -204,15 +211,24 @@ def _reached_text(target: ToTarget, value: Spread | None) -> str:
     if value is None:
         return NOTHING
     share = "" if target.reached == target.of else f" ({target.reached}/{target.of})"
-    return _spread_text(value, digits=0 if value.mean >= 10 else 1) + share
+    return _spread_text(value) + share
 
 
-def _spread_text(value: Spread | None, scale: float = 1, digits: int | None = None) -> str:
+def _spread_text(value: Spread | None) -> str:
+    """Mean ± deviation to two digits of the mean, or to ones."""
     if value is None:
         return NOTHING
-    places = (2 if scale == 100 else 1) if digits is None else digits
-    mean = f"{value.mean * scale:.{places}f}"
-    return mean if value.deviation is None else f"{mean} ± {value.deviation * scale:.{places}f}"
+    return _fixed_text(value, 0 if value.mean >= 10 else 1 if value.mean >= 1 else 2)
+
+
+def _fixed_text(value: Spread, decimals: int) -> str:
+    mean = f"{value.mean:.{decimals}f}"
+    return mean if value.deviation is None else f"{mean} ± {value.deviation:.{decimals}f}"
+
+
+def _in_percent(value: Spread) -> Spread:
+    deviation = None if value.deviation is None else 100 * value.deviation
+    return Spread(100 * value.mean, deviation, value.count)
 
 
 def _table(heading: list[str], body: list[list[str]]) -> str:

@@ -2,6 +2,9 @@
 """`fed-sophia experiment`: a sweep is trained once, told to people and machines, and goes on after a stop."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from fed_sophia.experiments.trials import trials_of
 from tests.fed_sophia.experiments.formula_engine import SMALL, FormulaEngine, scenario_file
 from tests.fed_sophia.experiments.test_sweep import Listener
 
+ROOT = Path(__file__).parents[3]
 TWO_ROUNDS = SMALL.replace("rounds = 4", "rounds = 2").replace("seeds = [0, 1]", "seeds = [0]")
 
 
@@ -103,6 +107,26 @@ def test_a_list_tells_what_has_been_trained(
 def test_without_results_there_is_no_table(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["experiment", "report", scenario]) == 0
     assert capsys.readouterr().out == "There are no results yet.\n"
+
+
+def test_after_ctrl_c_what_has_ended_is_kept_and_the_way_on_is_told(tmp_path: Path) -> None:
+    """The first trial ends after two rounds; Ctrl-C comes while the second is at its ten thousand."""
+    endless = TWO_ROUNDS.replace("fixed = ", "rounds = 10_000\nfixed = ")
+    command = [sys.executable, "-m", "fed_sophia", "experiment", "run", scenario_file(tmp_path, endless)]
+    options = ["--in-process", "--results", str(tmp_path / "out"), "--json"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("round") == 4:
+                process.send_signal(signal.SIGINT)
+                break
+        *_, interrupted, summary = [json.loads(line) for line in process.stdout]
+    assert process.returncode == 130
+    assert interrupted == {"event": "interrupted", "results": str(tmp_path / "out")}
+    assert summary == {"summary": True, "interrupted": "SIGINT"}
+    stored = load_results(tmp_path / "out")
+    assert [result.label for result in stored.results] == ["fedavg"]
+    assert stored.torn == ()
 
 
 @pytest.mark.parametrize("how", ["--in-process", "--device=cpu"])
