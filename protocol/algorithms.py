@@ -9,12 +9,12 @@ a worker are the settings of its optimizer.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from pydantic import ValidationError
 
 from protocol.baselines import (
     CurvatureWeightedHyperparameters,
+    DoneHyperparameters,
     FedAdagradHyperparameters,
     FedAdamHyperparameters,
     FedAvgHyperparameters,
@@ -53,7 +53,12 @@ class Algorithm:
     """Bundles the server step computes from a sent one before combining: {derived: sent}."""
     synchronous_because: str | None = None
     """Why asynchronous runs of it are refused; None if they are not."""
-    phases: ClassVar[tuple[str, ...]] = ("train",)
+    phases: tuple[str, ...] = ("train",)
+    """What rounds are for, in turn: an algorithm of several takes so many to move the parameters once."""
+
+    def phase_of(self, count: int) -> str:
+        """What an update is part of; `count` as in `Hyperparameters.bundles_wanted`."""
+        return self.phases[count % len(self.phases)]
 
     @property
     def sent_down(self) -> tuple[str, ...]:
@@ -197,6 +202,17 @@ ALGORITHMS: dict[str, Algorithm] = {
             hyperparameters=CurvatureWeightedHyperparameters,
             combiners={"delta": "mean", "hessian": "mean"},
             derived={"weighted_delta": "delta"},
+        ),
+        Algorithm(
+            name="done",
+            summary="Approximate Newton steps: a gradient in one round, a direction in the next",
+            optimizer="done",
+            server_step="done",
+            hyperparameters=DoneHyperparameters,
+            combiners={"gradient": "mean", "delta": "mean"},
+            state_bundles=("gradient",),
+            synchronous_because="its workers must all go by the same gradient",
+            phases=("gradient", "direction"),
         ),
     )
 }

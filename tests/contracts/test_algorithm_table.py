@@ -43,13 +43,30 @@ def test_the_defaults_are_hyperparameters_that_work(row: Algorithm) -> None:
 @every_row
 def test_every_bundle_a_worker_may_send_has_a_combiner_and_the_delta_is_one(row: Algorithm) -> None:
     hyperparameters = row.parse({})
-    wanted = {bundle for version in range(100) for bundle in hyperparameters.bundles_wanted(version)}
-    assert wanted == set(row.combiners)
-    assert all("delta" in hyperparameters.bundles_wanted(version) for version in range(100))
-    assert all(
-        len(set(hyperparameters.bundles_wanted(version))) == len(hyperparameters.bundles_wanted(version))
-        for version in range(100)
-    )
+    wanted = [hyperparameters.bundles_wanted(version) for version in range(100)]
+    assert {bundle for bundles in wanted for bundle in bundles} == set(row.combiners)
+    assert all(len(set(bundles)) == len(bundles) > 0 for bundles in wanted)
+    assert set(hyperparameters.periods()) == set(row.combiners)
+
+
+@every_row
+def test_a_delta_is_wanted_of_every_version_or_of_one_phase_of_several(row: Algorithm) -> None:
+    hyperparameters = row.parse({})
+    with_a_delta = {
+        row.phase_of(count) for count in range(100) if "delta" in hyperparameters.bundles_wanted(count)
+    }
+    assert len(with_a_delta) == 1
+    for count in range(100):
+        wants_a_delta = "delta" in hyperparameters.bundles_wanted(count)
+        assert wants_a_delta == (row.phase_of(count) in with_a_delta)
+
+
+@every_row
+def test_phases_take_turns_and_are_none_where_workers_do_not_wait_for_each_other(row: Algorithm) -> None:
+    assert len(set(row.phases)) == len(row.phases) > 0
+    assert [row.phase_of(count) for count in range(len(row.phases))] == list(row.phases)
+    assert row.phase_of(len(row.phases)) == row.phases[0]
+    assert len(row.phases) == 1 or row.synchronous_because
 
 
 @every_row
