@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from protocol.algorithms import ALGORITHMS, algorithm_named
+from protocol.algorithms import ALGORITHMS, JOINED, LOCALS, SERVERS, algorithm_named
 from protocol.errors import InvalidUsage
 from protocol.fields import Identifier
 
@@ -93,7 +93,23 @@ RunId = Annotated[
     str,
     typer.Argument(metavar="RUN", help="The run's id, as `run list` shows it.", callback=run_id),
 ]
-AlgorithmName = Annotated[str, typer.Option("--algorithm", help=f"One of {', '.join(ALGORITHMS)}.")]
+
+
+def algorithm_names(incomplete: str) -> list[str]:
+    """What `--algorithm` may go on as, for the shell: two that are joined once there is a plus sign."""
+    names = JOINED if "+" in incomplete else ALGORITHMS
+    return [name for name in names if name.startswith(incomplete)]
+
+
+AlgorithmName = Annotated[
+    str,
+    typer.Option(
+        "--algorithm",
+        help=f"One of {', '.join(ALGORITHMS)}; or two, as in fedprox+fedadam: one of {', '.join(LOCALS)} "
+        f"on the workers, one of {', '.join(SERVERS)} on the server.",
+        autocompletion=algorithm_names,
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", envvar="FED_SOPHIA_DATA_DIR", help="Where to look for data sets first."),

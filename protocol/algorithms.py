@@ -5,16 +5,21 @@ A row is data. Its optimizer is looked up in `worker.optimizers`, its combiners 
 in `ps_service.combiners` and `ps_service.server_steps`; nothing else knows an algorithm's name.
 Hyper-parameters are classes in `fed_sophia.py` and `baselines.py`, and are validated here once; what reaches
 a worker are the settings of its optimizer.
+
+`LOCAL+SERVER` names a row that is made of two: what the workers do is of the one, what the server makes of it
+of the other. That means something where the one's server step only adds what is combined, and the other's
+workers only do SGD.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 from pydantic import ValidationError
 
 from protocol.baselines import (
     CurvatureWeightedHyperparameters,
+    DoneHyperparameters,
     FedAdagradHyperparameters,
     FedAdamHyperparameters,
     FedAvgHyperparameters,
@@ -29,6 +34,7 @@ from protocol.baselines import (
 from protocol.errors import InvalidMessage, UnknownAlgorithm
 from protocol.fed_sophia import FedSophiaHyperparameters, FedSophiaSharedHyperparameters
 from protocol.hyperparameters import Hyperparameters
+from protocol.joined import joined
 
 MIN_REFRESH_BATCH = 8
 """Examples that a Hessian estimate is taken over, at least: that of a single one reveals its gradient."""
@@ -53,7 +59,12 @@ class Algorithm:
     """Bundles the server step computes from a sent one before combining: {derived: sent}."""
     synchronous_because: str | None = None
     """Why asynchronous runs of it are refused; None if they are not."""
-    phases: ClassVar[tuple[str, ...]] = ("train",)
+    phases: tuple[str, ...] = ("train",)
+    """What rounds are for, in turn: an algorithm of several takes so many to move the parameters once."""
+
+    def phase_of(self, count: int) -> str:
+        """What an update is part of; `count` as in `Hyperparameters.bundles_wanted`."""
+        return self.phases[count % len(self.phases)]
 
     @property
     def sent_down(self) -> tuple[str, ...]:
@@ -198,17 +209,56 @@ ALGORITHMS: dict[str, Algorithm] = {
             combiners={"delta": "mean", "hessian": "mean"},
             derived={"weighted_delta": "delta"},
         ),
+        Algorithm(
+            name="done",
+            summary="Approximate Newton steps: a gradient in one round, a direction in the next",
+            optimizer="done",
+            server_step="done",
+            hyperparameters=DoneHyperparameters,
+            combiners={"gradient": "mean", "delta": "mean"},
+            state_bundles=("gradient",),
+            synchronous_because="its workers must all go by the same gradient",
+            phases=("gradient", "direction"),
+        ),
     )
 }
 
 
+LOCALS = tuple(name for name, row in ALGORITHMS.items() if row.server_step == "average")
+"""What may stand before the plus sign."""
+SERVERS = tuple(
+    name for name, row in ALGORITHMS.items() if row.optimizer == "sgd" and row.server_step != "average"
+)
+"""What may stand behind it."""
+JOINED = tuple(f"{local}+{server}" for local in LOCALS for server in SERVERS)
+
+
 def algorithm_named(name: str) -> Algorithm:
-    """Give the row with this name.
+    """Give the row with this name, or the one that is made of two.
 
     Raises:
-        UnknownAlgorithm: there is none.
+        UnknownAlgorithm: there is none, or the two have no meaning together.
     """
-    try:
+    if name in ALGORITHMS:
         return ALGORITHMS[name]
-    except KeyError:
-        raise UnknownAlgorithm(f"algorithm {name!r}: expected one of {', '.join(ALGORITHMS)}") from None
+    if name in JOINED:
+        return _joined(name)
+    if "+" in name:
+        raise UnknownAlgorithm(
+            f"algorithm {name!r}: expected LOCAL+SERVER, with one of {', '.join(LOCALS)} and then one of "
+            f"{', '.join(SERVERS)}"
+        )
+    raise UnknownAlgorithm(f"algorithm {name!r}: expected one of {', '.join(ALGORITHMS)}, or LOCAL+SERVER")
+
+
+@cache
+def _joined(name: str) -> Algorithm:
+    local, server = (ALGORITHMS[half] for half in name.split("+"))
+    return replace(
+        local,
+        name=name,
+        summary=f"{local.summary}; the server's half of {server.name}",
+        server_step=server.server_step,
+        server_bundles=server.server_bundles,
+        hyperparameters=joined(name, local.hyperparameters, server.hyperparameters),
+    )

@@ -153,3 +153,24 @@ class CurvatureWeightedHyperparameters(FedAvgHyperparameters):
 
     def periods(self) -> Mapping[str, int]:
         return {"delta": 1, "hessian": 1}
+
+
+class DoneHyperparameters(Hyperparameters):
+    """DONE (Dinh et al. 2022, arXiv 2012.05625): Newton's direction by Richardson iteration."""
+
+    richardson_rate: Rate = 0.005
+    """ω, the paper's α; above 2/λ_max of a worker's Hessian its direction grows without end."""
+    server_learning_rate: Rate = 1.0
+    """η_s."""
+
+    def optimizer_settings(self, local_steps: int) -> dict[str, float]:
+        return {"richardson_rate": self.richardson_rate}
+
+    def periods(self) -> Mapping[str, int]:
+        return {"gradient": 2, "delta": 2}
+
+    def bundles_wanted(self, count: int) -> tuple[str, ...]:
+        return ("delta",) if count % 2 else ("gradient",)
+
+    def bound(self, steps: int, local_steps: int) -> DeltaBound | None:
+        return None

@@ -33,6 +33,10 @@ class Hyperparameters(BaseModel, ABC):
         """The same, with what is left to the algorithm chosen for an asynchronous run."""
         return self
 
+    def for_server_step(self) -> "Hyperparameters":
+        """Those that the server step is of; another algorithm's where two are joined."""
+        return self
+
     @abstractmethod
     def periods(self) -> Mapping[str, int]:
         """{bundle: every how many versions it is combined}, in the order in which an update carries them.

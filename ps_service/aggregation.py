@@ -73,7 +73,7 @@ def aggregate(
 
     Args:
         tensors: {bundle: digest} of the version that is followed; absent bundles are zeros.
-        rows: {bundle: the updates that bring it, in slot order, at least one}; `delta` is among them.
+        rows: {bundle: the updates that bring it, in slot order, at least one}.
         partial, share, workers: as in `StepContext`.
         chunk_elements: coordinates at a time; None fits the number of workers. It changes no bit.
 
@@ -168,7 +168,7 @@ class _Aggregation:
         }
         self.rows = {bundle: [messages[update.digest] for update in rows[bundle]] for bundle in rows}
         self.state = {bundle: StoredMessage(blobs, digest) for bundle, digest in tensors.items()}
-        self.start_of_each = [update.params for update in rows["delta"]]
+        self.start_of_each = [update.params for update in rows.get("delta", ())]
         self.starts = {params: StoredMessage(blobs, params) for params in set(self.start_of_each)}
 
     def run(self, chunk_elements: int) -> dict[str, str]:

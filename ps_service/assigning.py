@@ -28,7 +28,11 @@ class Part:
 def bundles_wanted(spec: RunSpec, version: int, turn: int) -> tuple[str, ...]:
     """What an update must carry: told by its version, or by the worker's turn where versions do not wait."""
     hyperparameters = algorithm_named(spec.algorithm).parse(spec.hyperparameters)
-    return hyperparameters.bundles_wanted(version if spec.asynchronous is None else turn - 1)
+    return hyperparameters.bundles_wanted(_count(spec, version, turn))
+
+
+def _count(spec: RunSpec, version: int, turn: int) -> int:
+    return version if spec.asynchronous is None else turn - 1
 
 
 def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignment:
@@ -47,7 +51,7 @@ def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignm
         round=part.round,
         version=part.version,
         slot=part.slot,
-        phase="train",
+        phase=algorithm.phase_of(_count(spec, part.version, part.turn)),
         task=spec.task,
         tensors=sent_down(spec, tensors),
         bundles=bundles,

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which updates a closed round combines, bundle by bundle.
 
-Deltas are those of the round. A bundle that is combined only every so many versions (`hessian`) comes, in a
-synchronous run, with all the updates of the round that is to combine it. In an asynchronous run each worker
-sends it in a turn of its own: what arrived since the last time is combined together, once, and of each worker
-its newest, so that the fast have no more say. A few that could not be trimmed are left out.
+In a synchronous run all updates of a round were made from one version, and all carry what was wanted of it.
+
+In an asynchronous run deltas are those of the round. A bundle that is combined only every so many versions
+(`hessian`) comes from each worker in a turn of its own: what arrived since the last time is combined
+together, once, and of each worker its newest, so that the fast have no more say. A few that could not be
+trimmed are left out.
 """
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,7 +28,7 @@ async def contributions(
     """{bundle: the updates whose tensors this round combines, in the order in which they are summed}."""
     base_version = round_.base_version
     updates = await update_records.updates_of_round(connection, run.run_id, round_.number)
-    bringing = {"delta": updates}
+    bringing = dict.fromkeys(_of_the_round(run.spec, base_version), updates)
     for bundle, first in windows(run.spec, base_version).items():
         earlier = await update_records.updates_in_versions(connection, run.run_id, first, base_version)
         newest = {each.slot: each for each in [*earlier, *updates] if bundle in each.header.bundles}
@@ -56,7 +58,7 @@ async def digests_still_needed(connection: AsyncConnection, run: StoredRun) -> s
     if run.spec.asynchronous is None or run.state.status.ended:
         return set()
     version, needed = run.state.version, set()
-    for bundle, period in _periods(run.spec).items():
+    for bundle, period in _in_turns(run.spec).items():
         first = windows(run.spec, version + -version % period)[bundle]
         for update in await update_records.updates_in_versions(connection, run.run_id, first, version):
             if bundle in update.header.bundles:
@@ -65,19 +67,30 @@ async def digests_still_needed(connection: AsyncConnection, run: StoredRun) -> s
 
 
 def windows(spec: RunSpec, base_version: int) -> dict[str, int]:
-    """{bundle: the first version whose updates bring it}, of those but `delta` that are combined next."""
+    """{bundle: the first version whose updates bring it}, of those in turns that are combined next."""
     return {
-        bundle: base_version + (1 if spec.asynchronous is None else 2 - period)
-        for bundle, period in _periods(spec).items()
+        bundle: base_version + 2 - period
+        for bundle, period in _in_turns(spec).items()
         if base_version % period == 0
     }
 
 
 def fewest(round_: Round) -> int:
-    """How many workers must bring a bundle for it to be combined."""
-    return 1 if round_.concurrency is None else min(round_.concurrency, FEWEST_OF_A_BUNDLE)
+    """How many workers must bring a bundle that comes in turns for it to be combined."""
+    assert round_.concurrency is not None
+    return min(round_.concurrency, FEWEST_OF_A_BUNDLE)
 
 
-def _periods(spec: RunSpec) -> dict[str, int]:
+def _of_the_round(spec: RunSpec, base_version: int) -> tuple[str, ...]:
+    """The bundles that are combined of the round's own updates, all of which carry them."""
+    if spec.asynchronous is not None:
+        return ("delta",)
+    return algorithm_named(spec.algorithm).parse(spec.hyperparameters).bundles_wanted(base_version)
+
+
+def _in_turns(spec: RunSpec) -> dict[str, int]:
+    """{bundle: its period} of those that workers send in turns of their own."""
+    if spec.asynchronous is None:
+        return {}
     periods = algorithm_named(spec.algorithm).parse(spec.hyperparameters).periods()
     return {bundle: period for bundle, period in periods.items() if bundle != "delta"}

@@ -70,7 +70,7 @@ class RoundStep:
         hyperparameters = algorithm.parse(spec.hyperparameters)
         steps = tuple(update.local_steps for update in sent.get("delta", ()))
         self._context = StepContext(
-            hyperparameters=hyperparameters,
+            hyperparameters=hyperparameters.for_server_step(),
             bounds=tuple(hyperparameters.bound(done, spec.local_steps) for done in steps),
             partial=partial,
             share=share,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimates of the diagonal of a loss's curvature. Pure: no state, randomness as an argument.
+"""A loss's curvature: estimates of its diagonal, and products with it. Pure: randomness as an argument.
 
 Gauss–Newton–Bartlett:
 
@@ -10,6 +10,13 @@ Gauss–Newton–Bartlett:
 Source: Liu et al. 2023 (arXiv 2305.14342), Algorithm 2. Where we differ: the estimate is taken on the
 outputs of the training step it falls on (one forward pass, two backward passes) where the paper draws
 a mini-batch of its own; and B counts loss terms, which are tokens for a language model, without padding.
+
+Hessian-vector product:
+
+    H·v = ∇⟨∇ℓ, v⟩                            exact, by a second backward pass through the first
+
+Source: Pearlmutter 1994 (Fast exact multiplication by the Hessian), with two reverse passes in place of his
+forward one.
 """
 
 from collections.abc import Sequence
@@ -57,3 +64,23 @@ def gauss_newton_bartlett(
     gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True)
     num_terms = likelihood.num_terms(drawn)
     return [gradient.square().mul_(num_terms) for gradient in gradients]
+
+
+def hessian_vector_product(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], vector: Sequence[Tensor]
+) -> list[Tensor]:
+    """Multiply the Hessian of a loss with a vector.
+
+    Args:
+        gradients: of the loss, made with `create_graph`; the graph is used up.
+        vector: one tensor for each parameter, of its shape.
+
+    Returns:
+        For each parameter its part of H·v: same shape and type; zeros where the loss does not bend.
+    """
+    # a gradient that depends on no parameter has no graph to go back through
+    pairs = [(gradient, v) for gradient, v in zip(gradients, vector, strict=True) if gradient.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(parameter) for parameter in parameters]
+    outputs, weights = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(outputs, parameters, weights, materialize_grads=True))

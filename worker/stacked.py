@@ -32,6 +32,7 @@ from worker.local_state import Kept
 from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart, Tensors
+from worker.slope import slope_at
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
@@ -181,14 +182,13 @@ class StackedTrainer:
         mean_loss = torch.zeros((), device=self._device)
         with torch_seeded(draws[0].model_seed, self._device):
             for step in range(1, first.local_steps + 1):
-                batch = self._batch(jobs, draws, first.batch_size)
+                if step == 1 or not optimizer.one_batch:
+                    batch = self._batch(jobs, draws, first.batch_size)
                 outputs = self._outputs(model, parameters, batch.inputs)
-                estimate = None
-                if optimizer.wants_hessian:
-                    estimate = self._hessian(outputs, batch.targets, parameters, draws)
                 loss = self._sum_of_losses(outputs, batch.targets)
-                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                optimizer = optimizer.step(parameters, gradients, estimate)
+                estimate = partial(self._hessian, outputs, batch.targets, parameters, draws)
+                slope = slope_at(parameters, loss, optimizer, estimate)
+                optimizer = optimizer.step(parameters, slope.gradients, slope.curvature)
                 mean_loss += (loss.detach() / len(jobs) - mean_loss) / step
         train_loss = mean_loss.item()
         if not math.isfinite(train_loss):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from worker.local_state import Kept
 from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
+from worker.slope import slope_at
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
@@ -187,24 +189,22 @@ class Trainer:
         with torch_seeded(draws.model_seed, self._device):
             for step in range(1, assignment.local_steps + 1):
                 heed(stop)
-                rows = torch.randint(len(examples), (assignment.batch_size,), generator=draws.batches)
-                batch = examples.batch(rows)
+                if step == 1 or not optimizer.one_batch:
+                    rows = torch.randint(len(examples), (assignment.batch_size,), generator=draws.batches)
+                    batch = examples.batch(rows)
                 outputs = self._model(batch.inputs)
                 loss = self._likelihood.loss(outputs, batch.targets)
-                estimate = None
-                if optimizer.wants_hessian:
-                    estimate = tuple(
-                        gauss_newton_bartlett(
-                            outputs,
-                            batch.targets,
-                            parameters,
-                            self._likelihood,
-                            draws.labels,
-                            retain_graph=True,
-                        )
-                    )
-                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                optimizer = optimizer.step(parameters, gradients, estimate)
+                estimate = partial(
+                    gauss_newton_bartlett,
+                    outputs,
+                    batch.targets,
+                    parameters,
+                    self._likelihood,
+                    draws.labels,
+                    retain_graph=True,
+                )
+                slope = slope_at(parameters, loss, optimizer, estimate)
+                optimizer = optimizer.step(parameters, slope.gradients, slope.curvature)
                 # kept on the device; one loss that is not finite makes it NaN for good
                 mean_loss += (loss.detach() - mean_loss) / step
         train_loss = mean_loss.item()

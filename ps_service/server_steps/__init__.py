@@ -7,6 +7,7 @@ from ps_service.server_steps.average import Average
 from ps_service.server_steps.base import ServerStep, StepContext
 from ps_service.server_steps.curvature_weighted import CurvatureWeighted
 from ps_service.server_steps.direction import Direction
+from ps_service.server_steps.done import Done
 from ps_service.server_steps.momentum import Momentum
 from ps_service.server_steps.scaffold import Scaffold
 from ps_service.server_steps.shared_momentum import SharedMomentum
@@ -21,6 +22,7 @@ SERVER_STEPS: dict[str, ServerStep] = {
     "average": Average(),
     "curvature_weighted": CurvatureWeighted(),
     "direction": Direction(),
+    "done": Done(),
     "momentum": Momentum(),
     "scaffold": Scaffold(),
     "shared_momentum": SharedMomentum(),

@@ -24,6 +24,7 @@ class StepContext:
     """What a server step may know of the round it closes."""
 
     hyperparameters: Hyperparameters
+    """Of the algorithm that the step belongs to."""
     bounds: tuple[DeltaBound | None, ...]
     """For each delta, what bounds it after the steps its worker did."""
     partial: bool

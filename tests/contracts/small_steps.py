@@ -22,7 +22,7 @@ def step_of(server_step, state, received, context, chunk=slice(None)):
     step = SERVER_STEPS[server_step]
     state = {bundle: values[chunk].copy() for bundle, values in state.items()}
     received = {bundle: rows[:, chunk].copy() for bundle, rows in received.items()}
-    starts = [state["params"]] * len(received["delta"])
+    starts = [state["params"]] * len(received.get("delta", ()))
     everything = received | dict(step.derive(received, starts, context))
     combined = {bundle: sum(rows) / np.float32(len(rows)) for bundle, rows in everything.items()}
     return dict(step.apply(state, combined, context))

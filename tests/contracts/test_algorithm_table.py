@@ -7,12 +7,14 @@ import re
 
 import pytest
 
-from protocol.algorithms import ALGORITHMS, Algorithm, algorithm_named
+from protocol.algorithms import ALGORITHMS, JOINED, Algorithm, algorithm_named
 from protocol.bound import DeltaBound
 from protocol.errors import InvalidMessage, UnknownAlgorithm
 from protocol.fed_sophia import momentum_decay_for
 
-every_row = pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in ALGORITHMS.items()])
+every_row = pytest.mark.parametrize(
+    "row", [pytest.param(algorithm_named(name), id=name) for name in (*ALGORITHMS, *JOINED)]
+)
 clipped_rows = pytest.mark.parametrize("name", ["fed-sophia", "fed-sophia-shared"])
 KEBAB = r"[a-z0-9]+(-[a-z0-9]+)*"
 SNAKE = r"[a-z]+(_[a-z]+)*"
@@ -20,8 +22,8 @@ SNAKE = r"[a-z]+(_[a-z]+)*"
 
 @every_row
 def test_algorithms_are_written_with_hyphens_and_what_they_are_made_of_like_its_files(row: Algorithm) -> None:
-    assert ALGORITHMS[row.name] is row
-    assert re.fullmatch(KEBAB, row.name)
+    assert algorithm_named(row.name) is row
+    assert all(re.fullmatch(KEBAB, name) for name in row.name.split("+"))
     parts = (row.optimizer, row.server_step, *row.combiners.values())
     for name in (*parts, *row.combiners, *row.global_state, *row.derived):
         assert re.fullmatch(SNAKE, name)
@@ -43,13 +45,30 @@ def test_the_defaults_are_hyperparameters_that_work(row: Algorithm) -> None:
 @every_row
 def test_every_bundle_a_worker_may_send_has_a_combiner_and_the_delta_is_one(row: Algorithm) -> None:
     hyperparameters = row.parse({})
-    wanted = {bundle for version in range(100) for bundle in hyperparameters.bundles_wanted(version)}
-    assert wanted == set(row.combiners)
-    assert all("delta" in hyperparameters.bundles_wanted(version) for version in range(100))
-    assert all(
-        len(set(hyperparameters.bundles_wanted(version))) == len(hyperparameters.bundles_wanted(version))
-        for version in range(100)
-    )
+    wanted = [hyperparameters.bundles_wanted(version) for version in range(100)]
+    assert {bundle for bundles in wanted for bundle in bundles} == set(row.combiners)
+    assert all(len(set(bundles)) == len(bundles) > 0 for bundles in wanted)
+    assert set(hyperparameters.periods()) == set(row.combiners)
+
+
+@every_row
+def test_a_delta_is_wanted_of_every_version_or_of_one_phase_of_several(row: Algorithm) -> None:
+    hyperparameters = row.parse({})
+    with_a_delta = {
+        row.phase_of(count) for count in range(100) if "delta" in hyperparameters.bundles_wanted(count)
+    }
+    assert len(with_a_delta) == 1
+    for count in range(100):
+        wants_a_delta = "delta" in hyperparameters.bundles_wanted(count)
+        assert wants_a_delta == (row.phase_of(count) in with_a_delta)
+
+
+@every_row
+def test_phases_take_turns_and_are_none_where_workers_do_not_wait_for_each_other(row: Algorithm) -> None:
+    assert len(set(row.phases)) == len(row.phases) > 0
+    assert [row.phase_of(count) for count in range(len(row.phases))] == list(row.phases)
+    assert row.phase_of(len(row.phases)) == row.phases[0]
+    assert len(row.phases) == 1 or row.synchronous_because
 
 
 @every_row
@@ -74,7 +93,7 @@ def test_a_bound_grows_with_the_steps_done_or_there_is_none(row: Algorithm) -> N
 
 @every_row
 def test_an_unknown_hyperparameter_is_refused_by_name(row: Algorithm) -> None:
-    with pytest.raises(InvalidMessage, match=f"warmup of {row.name}"):
+    with pytest.raises(InvalidMessage, match=re.escape(f"warmup of {row.name}")):
         row.parse({"warmup": 3})
 
 

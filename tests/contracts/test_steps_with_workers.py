@@ -8,6 +8,7 @@ import pytest
 
 from protocol.baselines import (
     CurvatureWeightedHyperparameters,
+    DoneHyperparameters,
     FedCmHyperparameters,
     FedLionHyperparameters,
     ScaffoldHyperparameters,
@@ -79,3 +80,11 @@ def test_the_more_damping_the_nearer_to_the_plain_mean():
     ]
     assert moved == sorted(moved, reverse=True)
     np.testing.assert_allclose([moved[0], moved[-1]], [3, 2], rtol=1e-5)
+
+
+def test_done_by_hand():
+    """Gradients 2 and 4: g = 3, θ = 1 stays. Directions −2 and −4, η_s = 0.5: θ = 1 − 1.5, and g stays."""
+    context = context_of(DoneHyperparameters(server_learning_rate=0.5))
+    state = one(params=1, gradient=9)
+    assert step_of("done", state, sent(gradient=[2, 4]), context) == one(gradient=3)
+    assert step_of("done", state, sent(delta=[-2, -4]), context) == one(params=-0.5)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fed_sophia.options import (
+    algorithm_names,
     duration_s,
     hyperparameters,
     is_loopback,
@@ -30,6 +31,21 @@ def test_durations_have_units(text: str, seconds: float) -> None:
 def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(InvalidUsage, match="--deadline"):
         duration_s(text, "--deadline")
+
+
+def test_the_shell_is_offered_algorithms_and_after_a_plus_sign_what_may_follow() -> None:
+    assert algorithm_names("fed-") == ["fed-sophia-shared", "fed-sophia"]
+    assert algorithm_names("fedprox+fedad") == ["fedprox+fedadam", "fedprox+fedadagrad"]
+    assert algorithm_names("fedlion+") == []
+
+
+def test_two_algorithms_that_are_joined_take_the_numbers_of_both() -> None:
+    assert hyperparameters(["server_epsilon=0.1", "proximal_weight=1"], "fedprox+fedadam") == {
+        "server_epsilon": 0.1,
+        "proximal_weight": 1,
+    }
+    with pytest.raises(InvalidUsage, match=r"--set epsilon: fedprox\+fedadam has .*server_epsilon"):
+        hyperparameters(["epsilon=0.1"], "fedprox+fedadam")
 
 
 def test_hyperparameters_keep_whole_numbers_whole() -> None:

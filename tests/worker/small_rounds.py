@@ -62,7 +62,7 @@ def an_assignment(
         round=version + 1,
         version=version,
         slot=0,
-        phase="train",
+        phase=row.phase_of(version),
         task="digits",
         tensors={},
         bundles=values.bundles_wanted(version),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Gauss–Newton–Bartlett estimate against exact curvature."""
+"""The Gauss–Newton–Bartlett estimate, and products with the Hessian, against exact curvature."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from protocol.errors import NotFinite
-from worker.curvature import gauss_newton_bartlett
+from worker.curvature import gauss_newton_bartlett, hessian_vector_product
 from worker.tasks.likelihood import LIKELIHOODS, PADDING
 
 DRAWS = 4000
@@ -114,3 +114,39 @@ def test_outputs_that_are_not_numbers_are_refused() -> None:
             torch.Generator().manual_seed(0),
             retain_graph=False,
         )
+
+
+# --- the Hessian's product with a vector ---------------------------------------------------------
+
+
+def test_a_product_is_that_of_the_whole_hessian() -> None:
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(16, 4, generator=generator)
+    shapes = [(3, 4), (1, 3)]
+    flat, vector = (torch.randn(15, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def loss(flat: Tensor) -> Tensor:
+        first, second = flat[:12].reshape(shapes[0]), flat[12:].reshape(shapes[1])
+        return (torch.tanh(inputs.double() @ first.T) @ second.T).square().mean()
+
+    def parts(flat: Tensor) -> list[Tensor]:
+        return [flat[:12].reshape(shapes[0]), flat[12:].reshape(shapes[1])]
+
+    parameters = [part.clone().requires_grad_() for part in parts(flat)]
+    value = loss(torch.cat([parameter.flatten() for parameter in parameters]))
+    gradients = torch.autograd.grad(value, parameters, create_graph=True)
+    product = hessian_vector_product(gradients, parameters, parts(vector))
+
+    expected = torch.autograd.functional.hessian(loss, flat) @ vector
+    assert [part.shape for part in product] == [parameter.shape for parameter in parameters]
+    torch.testing.assert_close(torch.cat([part.flatten() for part in product]), expected)
+
+
+def test_where_the_loss_does_not_bend_the_product_is_zero() -> None:
+    """A loss that is a line in one parameter, a parabola in another, and knows nothing of a third."""
+    line, parabola, unknown = (torch.ones(2, requires_grad=True) for _ in range(3))
+    parameters, vector = [line, parabola, unknown], [torch.ones(2) for _ in range(3)]
+    for loss, expected in ((line.sum() + parabola.square().sum(), 2), (line.sum(), 0)):
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        product = hessian_vector_product(gradients, parameters, vector)
+        assert [part.tolist() for part in product] == [[0, 0], [expected] * 2, [0, 0]]

@@ -74,17 +74,22 @@ def assert_same(found: Trained, expected: Trained) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_stack_gives_what_its_workers_give_one_by_one(algorithm: str, stack: int) -> None:
     """Three rounds by some of the workers: their counts of steps, and what they kept, come apart."""
-    task, params = digits(), initial_parameters(digits(), 0)
+    task, state = digits(), {"params": initial_parameters(digits(), 0)}
     together, alone = stacked_trainer(task, stack), one_by_one(task)
     kept: dict[int, Kept | None] = {}
     for version, workers in enumerate(([0, 1, 3], [0, 2, 3, 4], [0, 1, 2, 3, 4])):
         jobs = jobs_of(algorithm, version, kept, workers)
-        found = together.train(jobs, {"params": params})
-        expected = [alone[job.worker].train(job.assignment, {"params": params}, job.kept) for job in jobs]
+        found = together.train(jobs, state)
+        expected = [alone[job.worker].train(job.assignment, state, job.kept) for job in jobs]
         for job, each, own in zip(jobs, found, expected, strict=True):
             assert_same(each, own)
             kept[job.worker] = own.kept
-        params = {name: values + expected[0].bundles["delta"][name] for name, values in params.items()}
+        sent = expected[0].bundles
+        if "gradient" in sent:
+            state = state | {"gradient": sent["gradient"]}
+        if "delta" in sent:
+            moved = {name: values + sent["delta"][name] for name, values in state["params"].items()}
+            state = state | {"params": moved}
 
 
 def test_threads_and_the_size_of_stacks_change_rounding_at_most() -> None:

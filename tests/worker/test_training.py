@@ -24,8 +24,8 @@ from worker.training import Trainer, initial_parameters
 
 torch.set_num_threads(1)
 
-LED_BY_THE_SERVER = ("fedcm", "scaffold")
-"""Without what the server sends down, the steps of these are short or pull back to where they were."""
+LED_BY_THE_SERVER = ("done", "fedcm", "scaffold")
+"""Without what the server sends down, these do not move, or by little, or pull back to where they were."""
 
 
 # --- what a round gives ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 """Menu: optimizers, the worker half of an algorithm. To add one, copy `sgd.py` and add a line below."""
 
 from protocol.errors import InvalidMessage
+from worker.optimizers import done
 from worker.optimizers.adamw import AdamW
 from worker.optimizers.base import BeginRound
 from worker.optimizers.guided import Guided
@@ -14,6 +15,7 @@ from worker.optimizers.sophia import Sophia, SophiaShared
 
 OPTIMIZERS: dict[str, BeginRound] = {
     "adamw": AdamW.begin,
+    "done": done.begin,
     "guided": Guided.begin,
     "lion": Lion.begin,
     "measured": Measured.begin,

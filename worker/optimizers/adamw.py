@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, averaged, setting, zeros_like
+from worker.optimizers.base import KeptTensors, PlainSteps, RoundStart, Tensors, averaged, setting, zeros_like
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class AdamWSettings:
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(PlainSteps):
     """Where it stands: m, v and t."""
 
     settings: AdamWSettings
@@ -62,12 +62,8 @@ class AdamW:
         bundles = start.kept.bundles
         return cls(parsed, start.kept.step, bundles["momentum"], bundles["second_moment"])
 
-    @property
-    def wants_hessian(self) -> bool:
-        return False
-
     @torch.no_grad()
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "AdamW":
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "AdamW":
         settings, steps = self.settings, self.steps + 1
         momentum = averaged(self.momentum, gradients, settings.momentum_decay)
         squares = tuple(torch._foreach_mul(gradients, gradients))
@@ -81,13 +77,7 @@ class AdamW:
         torch._foreach_add_(parameters, torch._foreach_div(momentum, scales), alpha=-rate)
         return replace(self, steps=steps, momentum=momentum, second_moment=second_moment)
 
-    def uploads(self) -> Mapping[str, Tensors]:
-        return {}
-
     def kept(self) -> KeptTensors | None:
         if not self.settings.keep_state:
             return None
         return KeptTensors(self.steps, {"momentum": self.momentum, "second_moment": self.second_moment})
-
-    def metrics(self) -> dict[str, float]:
-        return {}

@@ -50,18 +50,32 @@ class Optimizer(Protocol):
 
     @property
     def wants_hessian(self) -> bool:
-        """Whether the next step is to be given a fresh Hessian estimate."""
+        """Whether the next step is to be given a fresh estimate of the Hessian's diagonal."""
         ...
 
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Optimizer":
+    @property
+    def vector(self) -> Tensors | None:
+        """What the next step is to be given the Hessian's product with; None beside an estimate."""
+        ...
+
+    @property
+    def one_batch(self) -> bool:
+        """Whether all steps of the round are made on the mini-batch of the first."""
+        ...
+
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "Optimizer":
         """Move `parameters` in place by one local step; return where the optimizer stands after it.
 
-        Gradients and estimate are those of the parameters before the step; they are not changed.
+        Coordinate by coordinate: tensors may have a leading dimension more, of workers that step together.
+
+        Args:
+            gradients: those at the parameters before the step, on its mini-batch; not changed.
+            curvature: what was wanted, an estimate or a product, at the same place; not changed.
         """
         ...
 
     def uploads(self) -> Mapping[str, Tensors]:
-        """Bundles for the server, beside the delta."""
+        """Bundles for the server; the delta is how far the parameters moved, unless it is among them."""
         ...
 
     def kept(self) -> KeptTensors | None:
@@ -71,6 +85,34 @@ class Optimizer(Protocol):
     def metrics(self) -> dict[str, float]:
         """Numbers about the last step."""
         ...
+
+
+class PlainSteps:
+    """What holds for an optimizer where it says nothing else.
+
+    Each step wants a new mini-batch and its gradient alone; nothing but the delta is sent, nothing kept.
+    """
+
+    @property
+    def wants_hessian(self) -> bool:
+        return False
+
+    @property
+    def vector(self) -> Tensors | None:
+        return None
+
+    @property
+    def one_batch(self) -> bool:
+        return False
+
+    def uploads(self) -> Mapping[str, Tensors]:
+        return {}
+
+    def kept(self) -> KeptTensors | None:
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
 
 class BeginRound(Protocol):

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, setting
+from worker.optimizers.base import PlainSteps, RoundStart, Tensors, setting
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(PlainSteps):
     """Its numbers and d."""
 
     learning_rate: float
@@ -31,22 +31,9 @@ class Guided:
         learning_rate = setting(settings, "learning_rate")
         return cls(learning_rate, setting(settings, "gradient_weight"), start.shared_or_zeros("direction"))
 
-    @property
-    def wants_hessian(self) -> bool:
-        return False
-
     @torch.no_grad()
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Guided":
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "Guided":
         rate, weight = self.learning_rate, self.gradient_weight
         torch._foreach_add_(parameters, gradients, alpha=-rate * weight)
         torch._foreach_add_(parameters, self.direction, alpha=rate * (1 - weight))
         return self
-
-    def uploads(self) -> Mapping[str, Tensors]:
-        return {}
-
-    def kept(self) -> KeptTensors | None:
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        return {}

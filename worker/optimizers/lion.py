@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, averaged, setting
+from worker.optimizers.base import PlainSteps, RoundStart, Tensors, averaged, setting
 
 
 @dataclass(frozen=True)
-class Lion:
+class Lion(PlainSteps):
     """Its numbers and m."""
 
     learning_rate: float
@@ -41,21 +41,11 @@ class Lion:
             start.shared_or_zeros("momentum"),
         )
 
-    @property
-    def wants_hessian(self) -> bool:
-        return False
-
     @torch.no_grad()
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Lion":
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "Lion":
         moves = torch._foreach_sign(averaged(self.momentum, gradients, self.momentum_weight))
         torch._foreach_add_(parameters, moves, alpha=-self.learning_rate)
         return replace(self, momentum=averaged(self.momentum, gradients, self.momentum_decay))
 
     def uploads(self) -> Mapping[str, Tensors]:
         return {"momentum": self.momentum}
-
-    def kept(self) -> KeptTensors | None:
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        return {}

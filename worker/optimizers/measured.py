@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from protocol.errors import InvalidMessage
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, setting, zeros_like
+from worker.optimizers.base import PlainSteps, RoundStart, Tensors, setting, zeros_like
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(PlainSteps):
     """Its numbers, and the estimates so far."""
 
     learning_rate: float
@@ -43,20 +43,14 @@ class Measured:
         return self.steps % self.hessian_every == 0
 
     @torch.no_grad()
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Measured":
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "Measured":
         torch._foreach_add_(parameters, gradients, alpha=-self.learning_rate)
         after = replace(self, steps=self.steps + 1)
-        if hessian_estimate is None:
+        if curvature is None:
             return after
         estimates = self.estimates + 1
-        mean = torch._foreach_lerp(self.mean_estimate, hessian_estimate, 1 / estimates)
+        mean = torch._foreach_lerp(self.mean_estimate, curvature, 1 / estimates)
         return replace(after, estimates=estimates, mean_estimate=tuple(mean))
 
     def uploads(self) -> Mapping[str, Tensors]:
         return {"hessian": self.mean_estimate}
-
-    def kept(self) -> KeptTensors | None:
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        return {}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, copies_of, setting
+from worker.optimizers.base import PlainSteps, RoundStart, Tensors, copies_of, setting
 
 
 @dataclass(frozen=True)
-class Proximal:
+class Proximal(PlainSteps):
     """Its rate, how strongly it is drawn back, and where to."""
 
     learning_rate: float
@@ -31,22 +31,9 @@ class Proximal:
         learning_rate = setting(settings, "learning_rate")
         return cls(learning_rate, setting(settings, "proximal_weight"), copies_of(start.parameters))
 
-    @property
-    def wants_hessian(self) -> bool:
-        return False
-
     @torch.no_grad()
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Proximal":
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "Proximal":
         away = torch._foreach_sub(parameters, self.start)
         moves = torch._foreach_add(gradients, away, alpha=self.proximal_weight)
         torch._foreach_add_(parameters, moves, alpha=-self.learning_rate)
         return self
-
-    def uploads(self) -> Mapping[str, Tensors]:
-        return {}
-
-    def kept(self) -> KeptTensors | None:
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        return {}

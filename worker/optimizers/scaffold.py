@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, setting, zeros_like
+from worker.optimizers.base import KeptTensors, PlainSteps, RoundStart, Tensors, setting, zeros_like
 
 
 @dataclass(frozen=True)
-class Scaffold:
+class Scaffold(PlainSteps):
     """Its rate, its control variate before the round, and the gradients of the round."""
 
     learning_rate: float
@@ -41,12 +41,8 @@ class Scaffold:
         before = 0 if kept is None else kept.step
         return cls(setting(settings, "learning_rate"), control, correction, before, 0, zeros)
 
-    @property
-    def wants_hessian(self) -> bool:
-        return False
-
     @torch.no_grad()
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Scaffold":
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "Scaffold":
         moves = torch._foreach_add(gradients, self.correction)
         torch._foreach_add_(parameters, moves, alpha=-self.learning_rate)
         total = tuple(torch._foreach_add(self.sum_of_gradients, gradients))
@@ -57,9 +53,6 @@ class Scaffold:
 
     def kept(self) -> KeptTensors | None:
         return KeptTensors(self.steps_before + self.steps, {"control": self._next_control()})
-
-    def metrics(self) -> dict[str, float]:
-        return {}
 
     def _next_control(self) -> Tensors:
         return tuple(torch._foreach_div(self.sum_of_gradients, float(self.steps)))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, setting
+from worker.optimizers.base import PlainSteps, RoundStart, Tensors, setting
 
 
 @dataclass(frozen=True)
-class Sgd:
+class Sgd(PlainSteps):
     """Plain SGD: nothing but its rate."""
 
     learning_rate: float
@@ -25,20 +25,7 @@ class Sgd:
     def begin(cls, settings: Mapping[str, float], start: RoundStart) -> "Sgd":
         return cls(setting(settings, "learning_rate"))
 
-    @property
-    def wants_hessian(self) -> bool:
-        return False
-
     @torch.no_grad()
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Sgd":
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "Sgd":
         torch._foreach_add_(parameters, gradients, alpha=-self.learning_rate)
         return self
-
-    def uploads(self) -> Mapping[str, Tensors]:
-        return {}
-
-    def kept(self) -> KeptTensors | None:
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        return {}

@@ -26,7 +26,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from protocol.errors import InvalidMessage
-from worker.optimizers.base import KeptTensors, RoundStart, Tensors, averaged, setting, zeros_like
+from worker.optimizers.base import KeptTensors, PlainSteps, RoundStart, Tensors, averaged, setting, zeros_like
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def clip_fraction(state: SophiaState, settings: SophiaSettings) -> float:
 
 
 @dataclass(frozen=True)
-class Sophia:
+class Sophia(PlainSteps):
     """The paper's form: the whole state stays on the worker."""
 
     settings: SophiaSettings
@@ -118,13 +118,8 @@ class Sophia:
     def wants_hessian(self) -> bool:
         return self.state.step % self.hessian_every == 0
 
-    def step(self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None) -> "Sophia":
-        return replace(
-            self, state=sophia_step(parameters, gradients, self.state, self.settings, hessian_estimate)
-        )
-
-    def uploads(self) -> Mapping[str, Tensors]:
-        return {}
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "Sophia":
+        return replace(self, state=sophia_step(parameters, gradients, self.state, self.settings, curvature))
 
     def kept(self) -> KeptTensors | None:
         bundles = {"momentum": self.state.momentum, "hessian": self.state.hessian}
@@ -135,7 +130,7 @@ class Sophia:
 
 
 @dataclass(frozen=True)
-class SophiaShared:
+class SophiaShared(PlainSteps):
     """The shared form: curvature and direction come from the server, and nothing is kept."""
 
     settings: SophiaSettings
@@ -158,17 +153,12 @@ class SophiaShared:
     def wants_hessian(self) -> bool:
         return self.hessian_wanted and self.state.step == 0
 
-    def step(
-        self, parameters: Tensors, gradients: Tensors, hessian_estimate: Tensors | None
-    ) -> "SophiaShared":
-        state = sophia_step(parameters, gradients, self.state, self.settings, hessian_estimate)
-        return replace(self, state=state, estimate=self.estimate or hessian_estimate)
+    def step(self, parameters: Tensors, gradients: Tensors, curvature: Tensors | None) -> "SophiaShared":
+        state = sophia_step(parameters, gradients, self.state, self.settings, curvature)
+        return replace(self, state=state, estimate=self.estimate or curvature)
 
     def uploads(self) -> Mapping[str, Tensors]:
         return {} if self.estimate is None else {"hessian": self.estimate}
-
-    def kept(self) -> KeptTensors | None:
-        return None
 
     def metrics(self) -> dict[str, float]:
         return {"clip_fraction": clip_fraction(self.state, self.settings)}
