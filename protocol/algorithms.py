@@ -208,6 +208,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             hyperparameters=CurvatureWeightedHyperparameters,
             combiners={"delta": "mean", "hessian": "mean"},
             derived={"weighted_delta": "delta"},
+            synchronous_because="it weighs each delta by the curvature that came beside it",
         ),
         Algorithm(
             name="done",

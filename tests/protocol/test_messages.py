@@ -173,6 +173,16 @@ def test_a_message_cannot_be_changed(name: str) -> None:
             },
             "asynchronous: scaffold cannot be, because its control variates",
         ),
+        (
+            {
+                "algorithm": "curvature-weighted",
+                "hyperparameters": {},
+                "combiners": {},
+                "encodings": {},
+                "asynchronous": {},
+            },
+            "asynchronous: curvature-weighted cannot be, because it weighs each delta",
+        ),
         ({"combiners": {"params": "mean"}}, "combiners: fed-sophia-shared sends no bundle 'params'"),
         ({"encodings": {"direction": "f32"}}, "encodings: fed-sophia-shared sends no bundle 'direction'"),
         ({"encodings": {"delta": "f8"}}, "encodings: expected some of f32, bf16, f16"),

@@ -63,7 +63,7 @@ async def test_a_step_knows_how_many_workers_a_part_of_them_was_chosen_from(serv
         np.testing.assert_allclose(control[name], change / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("algorithm", ["fedlion", "fedcm", "curvature-weighted", "fedadam", "fedavgm"])
+@pytest.mark.parametrize("algorithm", ["fedlion", "fedcm", "fedadam", "fedavgm"])
 async def test_in_an_asynchronous_run_a_version_of_one_of_two_updates_goes_half_the_way(server, algorithm):
     run = await server.a_run(
         algorithm=algorithm, cohort_size=1, min_workers=2, asynchronous={}, hyperparameters=PLAIN[algorithm]
