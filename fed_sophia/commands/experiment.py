@@ -34,7 +34,7 @@ Examples:
 REPORT_EXAMPLES = """\b
 Examples:
   fed-sophia experiment report mlp-shards2
-  fed-sophia experiment report mlp-shards2 cnn-dir01 --out /tmp/tables
+  fed-sophia experiment report mlp-shards2 cnn-dir01 --out tables
 """
 LIST_EXAMPLES = """\b
 Examples:

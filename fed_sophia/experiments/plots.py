@@ -123,6 +123,7 @@ def _draw(figure: "Figure", title: str, drawn: Sequence[Curve]) -> None:
     for number, (panel, name) in enumerate(zip(panels, _PANELS, strict=True)):
         _draw_panel(panel, number, drawn)
         panel.set_xlabel(name)
+        panel.set_xlim(left=0)
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
     panels[0].set_ylabel("test accuracy, %")

@@ -105,6 +105,18 @@ def test_under_the_table_stands_what_is_needed_to_judge_it(tmp_path: Path) -> No
         assert said in page
 
 
+def test_both_exchanges_of_a_two_phase_algorithm_are_rounds_and_it_is_said(tmp_path: Path) -> None:
+    """8 rounds of its own are 4 steps; it is at 0.5 after round 6: 6 s, 6·2 MB up."""
+    done = '[[algorithms]]\nname = "done"\nrounds = 8\ngrid = { richardson_rate = [0.001, 0.002] }\n'
+    engine = FormulaEngine(lambda trial, number: number / 12, lambda trial, number: number / 12)
+    page = markdown(compared(tmp_path, engine, SMALL + done))
+    accuracy, cost = cells(page, "done")
+    assert accuracy[2] == "6.0 ± 0.0"
+    assert cost[1] == "12 ± 0"
+    assert "- done needs 2 exchanges for each of its steps; all of them are counted as rounds." in page
+    assert page.count("exchanges for each") == 1
+
+
 def test_a_sweep_that_has_just_begun_says_what_is_missing(tmp_path: Path) -> None:
     scenario = load_scenario(scenario_file(tmp_path))
     engine, evaluated = FormulaEngine(), []
