@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Average deltas by curvature: where a worker's loss is steep, its delta counts for more.
 
-    θ ← θ + s·combine((h_i + γ)⊙Δ_i) / (combine(h_i) + γ)       s: the share, 1 but in asynchronous runs
+    θ ← θ + combine((h_i + γ)⊙Δ_i) / (combine(h_i) + γ)
 
 With `mean` for both combiners this is the minimum of Σ w_i·½(x − θ_i)ᵀ(diag(h_i) + γ)(x − θ_i), the
 workers' losses taken as parabolas around where each ended. γ, `damping`, draws it to the plain mean.
@@ -9,8 +9,8 @@ workers' losses taken as parabolas around where each ended. γ, `damping`, draws
 Source: merging by a diagonal Fisher matrix, Matena & Raffel 2021 (arXiv 2111.09832); in a federation, FedPM
 (arXiv 2511.09100) mixes parameters by curvature. Where we differ: h_i is the Gauss–Newton–Bartlett estimate
 of a few mini-batches on the worker's way, where Fisher merging measures a model that is trained; γ is ours,
-since so small a sample of a curvature is often almost zero. In an asynchronous run deltas begin at differing
-versions, and it is they that are averaged, not the places they led to.
+since so small a sample of a curvature is often almost zero. Synchronous runs only: a delta is
+weighed by the curvature that came beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,17 +27,13 @@ class CurvatureWeighted:
     def derive(
         self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
-        if "hessian" not in received:  # too few bring it where an asynchronous run has no quorum
-            return {}
         return {"weighted_delta": (received["hessian"] + _damping(context)) * received["delta"]}
 
     def apply(
         self, state: Mapping[str, Chunk], combined: Mapping[str, Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
-        delta = combined["delta"]
-        if "weighted_delta" in combined:
-            delta = combined["weighted_delta"] / (combined["hessian"] + _damping(context))
-        return {"params": state["params"] + np.float32(context.share) * delta}
+        delta = combined["weighted_delta"] / (combined["hessian"] + _damping(context))
+        return {"params": state["params"] + delta}
 
 
 def _damping(context: StepContext) -> np.float32:
