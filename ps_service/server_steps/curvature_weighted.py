@@ -27,12 +27,16 @@ class CurvatureWeighted:
     def derive(
         self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
+        if "hessian" not in received:  # the contract: a step can do with deltas alone
+            return {}
         return {"weighted_delta": (received["hessian"] + _damping(context)) * received["delta"]}
 
     def apply(
         self, state: Mapping[str, Chunk], combined: Mapping[str, Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
-        delta = combined["weighted_delta"] / (combined["hessian"] + _damping(context))
+        delta = combined["delta"]
+        if "weighted_delta" in combined:
+            delta = combined["weighted_delta"] / (combined["hessian"] + _damping(context))
         return {"params": state["params"] + delta}
 
 
