@@ -22,7 +22,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from protocol.codec import Bundle, require_finite
 from protocol.errors import InvalidTask, NotFinite
@@ -33,6 +32,7 @@ from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart, Tensors
 from worker.slope import slope_at
+from worker.stacked_outputs import stacked_outputs
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
@@ -184,7 +184,7 @@ class StackedTrainer:
             for step in range(1, first.local_steps + 1):
                 if step == 1 or not optimizer.one_batch:
                     batch = self._batch(jobs, draws, first.batch_size)
-                outputs = self._outputs(model, parameters, batch.inputs)
+                outputs = stacked_outputs(model, self._exchanged.names, parameters, batch.inputs)
                 loss = self._sum_of_losses(outputs, batch.targets)
                 estimate = partial(self._hessian, outputs, batch.targets, parameters, draws)
                 slope = slope_at(parameters, loss, optimizer, estimate)
@@ -203,15 +203,6 @@ class StackedTrainer:
             for own, each in zip(rows, draws, strict=True)
         ]
         return self._examples.batch(torch.stack(chosen).to(self._device))
-
-    def _outputs(self, model: nn.Module, parameters: Tensors, inputs: Tensor) -> Tensor:
-        def outputs_of_one(own: Tensors, of_one: Tensor) -> Tensor:
-            named = dict(zip(self._exchanged.names, own, strict=True))
-            outputs: Tensor = functional_call(model, named, (of_one,))
-            return outputs
-
-        stacked: Tensor = vmap(outputs_of_one, randomness="different")(parameters, inputs)
-        return stacked
 
     def _sum_of_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Σ over the workers of their mean losses; all have equally many terms."""
