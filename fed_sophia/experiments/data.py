@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a trial becomes before it is trained: divided data, and the run that an operator would ask for."""
 
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,7 +54,3 @@ class DataOfTrials:
             combiners=dict(trial.combiners),
             data_dir=self._data_dir,
         )
-
-
-def with_policies(request: RunRequest, policies: dict[str, object]) -> RunRequest:
-    return replace(request, policies=request.policies | policies)

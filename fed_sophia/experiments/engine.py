@@ -39,6 +39,8 @@ class Outcome:
     """Examples trained on: counted once for every gradient they were part of."""
     joules: float | None
     """What the device used meanwhile; None where it does not tell."""
+    data: str
+    """Digest of the examples that were trained and evaluated on."""
     failure: str | None
     """One sentence where the trial could not go on, as when a loss became NaN."""
 

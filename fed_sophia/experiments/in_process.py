@@ -15,7 +15,7 @@ from protocol.codec import decode_message
 from protocol.errors import NotFinite
 from worker.machine import description, intra_op_threads, usable_cores
 from worker.training import choose_device
-from worker.trial_data import TrialEvaluator
+from worker.trial_data import TrialData, TrialEvaluator
 
 STACK_ON_CPU = 8
 """Workers in a stack: a larger one outgrows a processor's caches."""
@@ -52,12 +52,10 @@ class InProcess:
             threads=self._threads if on_cpu else 1,
         )
         simulation = Simulation(spec, params, trainer, trial.workers)
-        evaluator = TrialEvaluator(data, self._device, iterate_average=trial.iterate_average)
-        return self._rounds(trial, simulation, evaluator, report)
+        return self._rounds(trial, data, simulation, report)
 
-    def _rounds(
-        self, trial: Trial, simulation: Simulation, evaluator: TrialEvaluator, report: Report
-    ) -> Outcome:
+    def _rounds(self, trial: Trial, data: TrialData, simulation: Simulation, report: Report) -> Outcome:
+        evaluator = TrialEvaluator(data, self._device, iterate_average=trial.iterate_average)
         counters = counters_for(str(self._device))
         seconds, joules, examples, failure = 0.0, 0.0, 0, None
         for number in range(1, trial.rounds + 1):
@@ -77,7 +75,7 @@ class InProcess:
             except NotFinite as error:
                 failure = f"round {number}: {error.detail}"
                 break
-        return Outcome(seconds, examples, joules if counters else None, failure)
+        return Outcome(seconds, examples, joules if counters else None, data.digest, failure)
 
 
 def make_engine(device: str, threads: int | None, data_dir: Path | None) -> Engine:

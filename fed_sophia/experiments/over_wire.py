@@ -87,7 +87,7 @@ class OverWire:
                     meter, view = EnergyMeter(counters), _Reporting(trial, report)
                     following = follow(client, run_id, view, lambda _: _EVALUATION_S)
                     run, rounds = await while_alive(children, following)
-        return _outcome(trial, run, rounds, meter.joules())
+        return _outcome(trial, run, rounds, meter.joules(), data.digest)
 
     async def _lives(
         self, trial: Trial, data: TrialData, client: OperatorClient, folder: Path, executor: Executor
@@ -157,7 +157,9 @@ class _Silent:
     def error(self, error: Exception) -> None: ...
 
 
-def _outcome(trial: Trial, run: RunSummary, rounds: Sequence[RoundSummary], joules: float | None) -> Outcome:
+def _outcome(
+    trial: Trial, run: RunSummary, rounds: Sequence[RoundSummary], joules: float | None, data: str
+) -> Outcome:
     committed = [round_ for round_ in rounds if round_.status is RoundStatus.COMMITTED]
     seconds = sum(((each.ended_ms or each.opened_ms) - each.opened_ms) / 1000 for each in rounds)
     examples = sum(each.admitted for each in committed) * trial.local_steps * trial.batch_size
@@ -167,7 +169,7 @@ def _outcome(trial: Trial, run: RunSummary, rounds: Sequence[RoundSummary], joul
         failure = f"the run {run.status.value} after version {run.version}: {run.reason}"
     elif unmeasured:
         failure = f"version {unmeasured[0].version} could not be evaluated"
-    return Outcome(seconds, examples, joules, failure)
+    return Outcome(seconds, examples, joules, data, failure)
 
 
 def make_engine(device: str, threads: int | None, data_dir: Path | None) -> Engine:

@@ -73,6 +73,8 @@ class Result(_Kept):
     seconds: Finite
     examples: Count
     joules: Finite | None
+    data: str | None = None
+    """Digest of the examples; None in lines that were written before it was."""
     failure: str | None
     evaluations: Evaluations
 
@@ -120,6 +122,7 @@ def result_of(trial: Trial, engine: Engine, evaluated: Sequence[Evaluated], outc
         seconds=rounded(outcome.seconds),
         examples=outcome.examples,
         joules=None if outcome.joules is None else rounded(outcome.joules),
+        data=outcome.data,
         failure=outcome.failure,
         evaluations=Evaluations.of(evaluated),
     )

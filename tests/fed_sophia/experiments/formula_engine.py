@@ -66,7 +66,7 @@ class FormulaEngine:
                     "test_loss": 1.0 / number,
                 }
                 report(Evaluated(number, float(number), 2_000_000 * number, 3_000_000 * number, metrics))
-        return Outcome(float(trial.rounds), 100 * trial.rounds, None, self._failure(trial))
+        return Outcome(float(trial.rounds), 100 * trial.rounds, None, "paper", self._failure(trial))
 
 
 def scenario_file(folder: Path, text: str = SMALL, name: str = "small") -> str:
