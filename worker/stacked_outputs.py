@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's forward pass with many workers' parameters at once."""
+"""A model's forward pass with many workers' parameters at once.
 
-from collections.abc import Callable
+vmap alone gives the same numbers. What stands beside it here are the layers of which a processor makes much
+slower work that way than of each worker's layer by itself.
+"""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from worker.optimizers.base import Tensors
+
+Convolution = Callable[..., Tensor]
+_CONVOLUTIONS: tuple[Convolution, ...] = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
 def stacked_outputs(model: nn.Module, names: tuple[str, ...], parameters: Tensors, inputs: Tensor) -> Tensor:
@@ -26,28 +35,56 @@ def stacked_outputs(model: nn.Module, names: tuple[str, ...], parameters: Tensor
         outputs: Tensor = functional_call(model, dict(zip(names, own, strict=True)), (of_one,))
         return outputs
 
-    with _LinearByRows():
+    with _FasterLayers():
         stacked: Tensor = vmap(outputs_of_one, randomness="different")(parameters, inputs)
     return stacked
 
 
-class _LinearByRows(TorchFunctionMode):
-    """Computes W·xᵀ where a linear layer computes x·Wᵀ: the same numbers, transposed.
-
-    vmap gives W of x·Wᵀ a gradient whose rows do not lie one behind the other, and each of an optimizer's
-    many passes over it then takes five to ten times as long.
-    """
+class _FasterLayers(TorchFunctionMode):
+    """Puts `linear_by_rows` and, on a CPU, `_ConvolutionOfEach` where a model's code says linear or conv."""
 
     def __torch_function__(
         self,
         func: Callable[..., object],
         types: object,
-        args: tuple[Tensor, ...] = (),
-        kwargs: dict[str, Tensor] | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
-        if func is not linear or kwargs or args[0].ndim < 2:
-            return func(*args, **kwargs or {})
-        inputs, weight, *bias = args
-        outputs = (weight @ inputs.reshape(-1, inputs.shape[-1]).mT).mT
-        outputs = outputs.reshape(*inputs.shape[:-1], len(weight))
-        return outputs + bias[0] if bias and bias[0] is not None else outputs
+        if func is linear and not kwargs and args[0].ndim > 1:
+            return linear_by_rows(*args)
+        if func in _CONVOLUTIONS and not kwargs and args[0].device.type == "cpu":
+            each: Tensor = _ConvolutionOfEach.apply(func, *args)  # type: ignore[no-untyped-call]
+            return each
+        return func(*args, **kwargs or {})
+
+
+def linear_by_rows(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute W·xᵀ where a linear layer computes x·Wᵀ: the same numbers, transposed.
+
+    vmap gives W of x·Wᵀ a gradient whose rows do not lie one behind the other, and each of an optimizer's
+    many passes over it then takes five to ten times as long.
+    """
+    outputs = (weight @ inputs.reshape(-1, inputs.shape[-1]).mT).mT
+    outputs = outputs.reshape(*inputs.shape[:-1], len(weight))
+    return outputs if bias is None else outputs + bias
+
+
+class _ConvolutionOfEach(torch.autograd.Function):
+    """Each worker's convolution by itself: a CPU takes twice as long for one with a group for each worker."""
+
+    @staticmethod
+    def forward(convolution: Convolution, *args: Any) -> Tensor:
+        return convolution(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing: `vmap` stands for `forward`, and gradients flow through the convolutions in it."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[Any], convolution: Convolution, *args: Any) -> tuple[Tensor, int]:
+        of_each = [
+            [arg] * info.batch_size if dim is None else arg.unbind(dim)
+            for arg, dim in zip(args[:3], in_dims[1:4], strict=True)
+        ]
+        outputs = [convolution(*own, *args[3:]) for own in zip(*of_each, strict=True)]
+        return torch.stack(outputs), 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.curvature import gauss_newton_bartlett
+from worker.stacked_outputs import stacked_outputs
 from worker.tasks import TASKS, Task, load_task
 from worker.tasks.fashion_mnist_data import DEBIAN_FOLDER
 from worker.tasks.likelihood import LIKELIHOODS
@@ -90,14 +91,7 @@ def stacked(models: list[nn.Module]) -> dict[str, Tensor]:
 
 
 def all_at_once(model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Outputs of every model on its own part of the inputs; a warning that one had to wait is an error."""
-
-    def outputs_of_one(own: dict[str, Tensor], part: Tensor) -> Tensor:
-        outputs: Tensor = torch.func.functional_call(model, own, (part,))
-        return outputs
-
-    outputs: Tensor = torch.func.vmap(outputs_of_one, randomness="different")(parameters, inputs)
-    return outputs
+    return stacked_outputs(model, tuple(parameters), tuple(parameters.values()), inputs)
 
 
 def parts_of(task: Task) -> tuple[Tensor, Tensor]:
