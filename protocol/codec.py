@@ -310,6 +310,9 @@ def _refuse_long_message(layout: Layout, limits: Limits) -> None:
         raise MessageTooLarge(f"{layout.size_bytes} bytes; at most {limits.message_bytes} are accepted")
 
 
+NAN_OR_INFINITY = "holds NaN or an infinity"
+
+
 def require_finite(name: str, values: Float32Array) -> None:
     """Let finite values pass.
 
@@ -317,7 +320,7 @@ def require_finite(name: str, values: Float32Array) -> None:
         NotFinite: `values` holds NaN or an infinity.
     """
     if not np.isfinite(values).all():
-        raise NotFinite(f"{name}: holds NaN or an infinity")
+        raise NotFinite(f"{name}: {NAN_OR_INFINITY}")
 
 
 def bundles_in(header: MessageHeader) -> tuple[str, ...]:

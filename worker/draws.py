@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 
 class Draws(NamedTuple):
@@ -46,3 +47,23 @@ def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def draws_by_itself(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether a training pass over these inputs draws from torch's global generators: dropout, for one.
+
+    It is tried, since a model's code may draw without a layer that says so.
+    """
+    device = inputs.device
+    with torch_seeded(0, device), torch.no_grad():
+        before = _generator_states(device)
+        model.train()
+        model(inputs)
+        return any(not torch.equal(*each) for each in zip(before, _generator_states(device), strict=True))
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states

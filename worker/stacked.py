@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from protocol.codec import Bundle, require_finite
 from protocol.errors import InvalidTask, NotFinite
 from protocol.messages import Assignment
-from worker.draws import Draws, torch_seeded
+from worker.draws import Draws, draws_by_itself, torch_seeded
 from worker.local_state import Kept
 from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
@@ -84,10 +85,11 @@ class StackedTrainer:
                 model = task.model().to(device).train()
             self._exchanged = ExchangedParameters.of(model)
             self._examples = examples.to(device)
+            self._draws = draws_by_itself(model, self._examples.inputs[:1])
         self._rows = [torch.from_numpy(np.asarray(each, dtype=np.int64)) for each in rows]
         self._stack = stack
-        # models that draw by themselves share torch's global generator, so one at a time
-        lanes = 1 if _draws(model) else threads
+        # models that draw share torch's global generators, so one at a time
+        lanes = 1 if self._draws else threads
         # a model each: a call puts the parameters it is given into the module
         self._models = [model, *(copy.deepcopy(model) for _ in range(lanes - 1))]
 
@@ -164,7 +166,10 @@ class StackedTrainer:
         metrics = {"train_loss": train_loss} | optimizer.metrics()
         return [
             Trained(
-                bundles={bundle: _row(arrays, index) for bundle, arrays in bundles.items()},
+                bundles={
+                    bundle: {name: values[index] for name, values in arrays.items()}
+                    for bundle, arrays in bundles.items()
+                },
                 kept=kept[index],
                 num_examples=len(self._rows[job.worker]),
                 local_steps=job.assignment.local_steps,
@@ -180,7 +185,9 @@ class StackedTrainer:
         first = jobs[0].assignment
         draws = [Draws.seeded(job.assignment.seed, self._device) for job in jobs]
         mean_loss = torch.zeros((), device=self._device)
-        with torch_seeded(draws[0].model_seed, self._device):
+        # seeded only where it matters: the generators are the whole process's, and lanes go side by side
+        seeding = torch_seeded(draws[0].model_seed, self._device) if self._draws else nullcontext()
+        with seeding:
             for step in range(1, first.local_steps + 1):
                 if step == 1 or not optimizer.one_batch:
                     batch = self._batch(jobs, draws, first.batch_size)
@@ -253,7 +260,11 @@ class StackedTrainer:
         return [
             Kept(
                 steps + (0 if job.kept is None else job.kept.step),
-                {bundle: _row(of_bundle, index) for bundle, of_bundle in arrays.items()},
+                # copied: a row alone would hold the memory of its whole stack
+                {
+                    bundle: {name: values[index].copy() for name, values in of_bundle.items()}
+                    for bundle, of_bundle in arrays.items()
+                },
             )
             for index, job in enumerate(jobs)
         ]
@@ -276,12 +287,3 @@ def _schedule(job: Job) -> int:
 
 def _stacked(tensor: Tensor, number: int) -> Tensor:
     return tensor.expand(number, *tensor.shape).clone()
-
-
-def _row(arrays: Arrays, index: int) -> Arrays:
-    return {name: values[index] for name, values in arrays.items()}
-
-
-def _draws(model: nn.Module) -> bool:
-    """Whether a forward pass in training draws random numbers."""
-    return any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in model.modules())

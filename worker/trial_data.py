@@ -17,7 +17,7 @@ import torch
 from protocol.codec import Bundle
 from protocol.errors import InvalidTask
 from protocol.messages import Assignment
-from worker.draws import torch_seeded
+from worker.draws import draws_by_itself, torch_seeded
 from worker.evaluation import measure
 from worker.local_state import Kept
 from worker.model import ExchangedParameters
@@ -91,6 +91,12 @@ class TrialData:
             self.task, self.training, self.rows_of_each, device, stack=stack, threads=threads
         )
 
+    def trains_side_by_side(self, device: torch.device) -> bool:
+        """Whether trainers at work together give what each gives alone: not where the model draws."""
+        with as_invalid_task(self.task.name, device):
+            model = self.task.model().to(device)
+            return not draws_by_itself(model, self.training.inputs[:1].to(device))
+
     def trainers(self, device: torch.device) -> list[Trainer]:
         """One for each worker."""
         return [Trainer(self.task, self.training.batch(rows), device) for rows in self.rows_of_each]
@@ -109,12 +115,25 @@ class TrialEvaluator:
             self._model = data.task.model().to(device)
         self._exchanged = ExchangedParameters.of(self._model)
         self._parts = {"validation": data.validation.to(device), "test": data.test.to(device)}
+        self._require_accuracy(data.task)
         self._iterate_average = iterate_average
         self._average: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = {}
         self._versions = 0
+        self._newest: Bundle = {}
+
+    def _require_accuracy(self, task: Task) -> None:
+        outputs = self._model.eval()(self._parts["test"].inputs[:1])
+        if "accuracy" not in self._likelihood.metrics(outputs.detach(), self._parts["test"].targets[:1]):
+            raise InvalidTask(f"task {task.name}: its likelihood, {task.likelihood}, tells no accuracy")
 
     def note(self, params: Bundle) -> None:
-        """Take the next version's parameters in."""
+        """Take the next version's parameters in, unless they are those of the one before.
+
+        They are where a round of several only gathers something, and where a version is measured again.
+        """
+        if _same(params, self._newest):
+            return
+        self._newest = params
         self._versions += 1
         if not self._iterate_average:
             self._exchanged.load(params)
@@ -153,3 +172,9 @@ class TrialEvaluator:
     ) -> Trained:
         """Raises: InvalidTask: it only measures."""
         raise InvalidTask("an evaluator holds no training examples")
+
+
+def _same(params: Bundle, others: Bundle) -> bool:
+    return params.keys() == others.keys() and all(
+        np.array_equal(values, others[name]) for name, values in params.items()
+    )

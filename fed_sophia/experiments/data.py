@@ -8,6 +8,9 @@ from fed_sophia.experiments.trials import Trial
 from fed_sophia.new_run import RunRequest
 from worker.trial_data import TrialData
 
+_ROUND_S = 86_400.0
+"""No round is given up for being slow."""
+
 
 class DataOfTrials:
     """Loads and divides; the trial that follows usually needs the same again."""
@@ -36,7 +39,10 @@ class DataOfTrials:
         )
 
     def request(self, trial: Trial) -> RunRequest:
-        """The run: every update of a round counts, so that equal seeds give equal models."""
+        """The run: every update of a round counts, so that equal seeds give equal models.
+
+        A round that comes to nothing ends it: held again it would have other seeds than in a simulation.
+        """
         return RunRequest(
             task=trial.task,
             name=f"{trial.scenario}-{trial.key}",
@@ -45,6 +51,8 @@ class DataOfTrials:
                 "cohort_size": trial.cohort_size,
                 "min_workers": trial.workers,
                 "quorum": trial.cohort_size,
+                "max_abandoned_rounds": 1,
+                "deadline_s": _ROUND_S,
             },
             algorithm=trial.algorithm,
             local_steps=trial.local_steps,

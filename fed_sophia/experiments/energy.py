@@ -41,11 +41,12 @@ class EnergyMeter:
         return sum(counter.since(before) for counter, before in self._begun)
 
 
-def counters_for(device: str, powercap: Path = POWERCAP) -> list[Counter]:
-    """Those of `cpu` or of `cuda`, `cuda:1`; empty where none can be read."""
-    if device.startswith("cuda"):
-        return _nvidia_counters(int(device.partition(":")[2] or 0))
-    return _processor_counters(powercap)
+def counters_for(nvidia_uuid: str | None, powercap: Path = POWERCAP) -> list[Counter]:
+    """Those of an NVIDIA device, or with None of the processor; empty where none can be read.
+
+    Args: nvidia_uuid: `GPU-…`; its number would not do, since a process may see only some of the devices.
+    """
+    return _processor_counters(powercap) if nvidia_uuid is None else _nvidia_counters(nvidia_uuid)
 
 
 def _processor_counters(powercap: Path) -> list[Counter]:
@@ -68,14 +69,14 @@ def _microjoules(zone: Path) -> float:
     return float((zone / "energy_uj").read_text()) * _MICROJOULES
 
 
-def _nvidia_counters(index: int) -> list[Counter]:
+def _nvidia_counters(uuid: str) -> list[Counter]:
     try:
         import pynvml
     except ModuleNotFoundError:
         return []
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         counter = Counter(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * _MILLIJOULES)
         counter.read_joules()
     except pynvml.NVMLError:  # no such device, or one that does not count

@@ -2,7 +2,7 @@
 """The seam between a trial and what trains it.
 
 An engine does what a trial says and reports every version that is evaluated. The same trial under two
-engines differs by floating point alone.
+engines differs by floating point alone; and in what a model draws by itself (dropout).
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,8 @@ class Outcome:
     examples: int
     """Examples trained on: counted once for every gradient they were part of."""
     joules: float | None
-    """What the device used meanwhile; None where it does not tell."""
+    """What the device used meanwhile, evaluation left out; None where it does not tell, and over the wire,
+    where it serves and measures too."""
     data: str
     """Digest of the examples that were trained and evaluated on."""
     failure: str | None

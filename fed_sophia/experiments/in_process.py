@@ -13,7 +13,7 @@ from fed_sophia.experiments.trials import Trial
 from fed_sophia.new_run import prepare
 from protocol.codec import decode_message
 from protocol.errors import NotFinite
-from worker.machine import description, intra_op_threads, usable_cores
+from worker.machine import description, device_uuid, intra_op_threads, usable_cores, whole_float32
 from worker.training import choose_device
 from worker.trial_data import TrialData, TrialEvaluator
 
@@ -52,11 +52,12 @@ class InProcess:
             threads=self._threads if on_cpu else 1,
         )
         simulation = Simulation(spec, params, trainer, trial.workers)
-        return self._rounds(trial, data, simulation, report)
+        with whole_float32():
+            return self._rounds(trial, data, simulation, report)
 
     def _rounds(self, trial: Trial, data: TrialData, simulation: Simulation, report: Report) -> Outcome:
         evaluator = TrialEvaluator(data, self._device, iterate_average=trial.iterate_average)
-        counters = counters_for(str(self._device))
+        counters = counters_for(device_uuid(self._device))
         seconds, joules, examples, failure = 0.0, 0.0, 0, None
         for number in range(1, trial.rounds + 1):
             meter, begun = EnergyMeter(counters), time.perf_counter()

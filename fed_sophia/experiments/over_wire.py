@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from fed_sophia.experiments.data import DataOfTrials
-from fed_sophia.experiments.energy import EnergyMeter, counters_for
 from fed_sophia.experiments.engine import Engine, Evaluated, Outcome, Report
 from fed_sophia.experiments.trials import Trial
 from fed_sophia.federation import federation, side_by_side, until_running, while_alive
@@ -22,6 +21,8 @@ from fed_sophia.follow import follow
 from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.new_run import begin
 from fed_sophia.operator_client import OperatorClient
+from protocol.codec import NAN_OR_INFINITY
+from protocol.errors import Internal, NotFinite
 from protocol.messages import (
     JoinTokenRequest,
     Role,
@@ -32,7 +33,8 @@ from protocol.messages import (
     TargetMetric,
 )
 from worker.agent import Trains, serve
-from worker.machine import description, intra_op_threads, usable_cores
+from worker.events import AgentEvent, Refused
+from worker.machine import description, intra_op_threads, usable_cores, whole_float32
 from worker.options import SwarmOptions, WorkerOptions
 from worker.training import choose_device
 from worker.trial_data import TrialData, TrialEvaluator
@@ -64,10 +66,12 @@ class OverWire:
             FedSophiaError: it cannot be trained here at all, or the server or a worker has failed.
         """
         data = self._data(trial)
+        threads = self._threads if data.trains_side_by_side(self._device) else 1
         with (
             tempfile.TemporaryDirectory(prefix="fed-sophia-trial-", ignore_cleanup_errors=True) as folder,
-            ThreadPoolExecutor(self._threads, thread_name_prefix="train") as executor,
+            ThreadPoolExecutor(threads, thread_name_prefix="train") as executor,
             intra_op_threads(1),
+            whole_float32(),
         ):
             return run_interruptibly(self._held(trial, data, Path(folder), executor, report))
 
@@ -76,21 +80,26 @@ class OverWire:
     ) -> Outcome:
         request = self._data.request(trial)
         request.policies["target_metric"] = _NEVER.model_dump()
-        counters = counters_for(str(self._device))
+        refused: list[Refused] = []
         async with federation(folder, _Silent()) as (local, children):
             _, client = await local.start_server()
             async with client:
                 run_id = (await begin(client, request)).run_id
-                lives = await self._lives(trial, data, client, folder / "workers", executor)
+                lives = await self._lives(trial, data, client, folder / "workers", executor, refused)
                 async with side_by_side(lives):
                     await while_alive(children, until_running(client, run_id))
-                    meter, view = EnergyMeter(counters), _Reporting(trial, report)
-                    following = follow(client, run_id, view, lambda _: _EVALUATION_S)
+                    following = follow(client, run_id, _Reporting(trial, report), lambda _: _EVALUATION_S)
                     run, rounds = await while_alive(children, following)
-        return _outcome(trial, run, rounds, meter.joules(), data.digest)
+        return _outcome(trial, run, rounds, refused, data.digest)
 
     async def _lives(
-        self, trial: Trial, data: TrialData, client: OperatorClient, folder: Path, executor: Executor
+        self,
+        trial: Trial,
+        data: TrialData,
+        client: OperatorClient,
+        folder: Path,
+        executor: Executor,
+        refused: list[Refused],
     ) -> list[Coroutine[Any, Any, None]]:
         """What every worker, and the evaluator, is to do until the run is over."""
         trainers = await client.create_token(JoinTokenRequest(uses=trial.workers))
@@ -109,9 +118,13 @@ class OverWire:
             *((swarm.member(index), trainer) for index, trainer in zip(swarm.indices, training, strict=True)),
             (swarm.evaluator(), measuring),
         ]
+
+        def hear(event: AgentEvent) -> None:
+            if isinstance(event, Refused):
+                refused.append(event)
+
         return [
-            serve(options, data.task.name, trainer, lambda _: None, executor=executor)
-            for options, trainer in everyone
+            serve(options, data.task.name, trainer, hear, executor=executor) for options, trainer in everyone
         ]
 
 
@@ -158,18 +171,27 @@ class _Silent:
 
 
 def _outcome(
-    trial: Trial, run: RunSummary, rounds: Sequence[RoundSummary], joules: float | None, data: str
+    trial: Trial, run: RunSummary, rounds: Sequence[RoundSummary], refused: Sequence[Refused], data: str
 ) -> Outcome:
+    """How the run ended, joules unknown: the device measured and served meanwhile.
+
+    Raises:
+        Internal: it could not be brought to its end for another reason than that a number was not finite.
+    """
     committed = [round_ for round_ in rounds if round_.status is RoundStatus.COMMITTED]
     seconds = sum(((each.ended_ms or each.opened_ms) - each.opened_ms) / 1000 for each in rounds)
     examples = sum(each.admitted for each in committed) * trial.local_steps * trial.batch_size
-    failure = None
+    trouble = None
     unmeasured = [each for each in committed if "test_accuracy" not in each.metrics]
     if run.status is not RunStatus.FINISHED:
-        failure = f"the run {run.status.value} after version {run.version}: {run.reason}"
+        trouble = f"round {run.round}: the run {run.status.value}: {run.reason}"
     elif unmeasured:
-        failure = f"version {unmeasured[0].version} could not be evaluated"
-    return Outcome(seconds, examples, joules, data, failure)
+        trouble = f"round {unmeasured[0].round}: the version could not be evaluated"
+    not_finite = [each.detail for each in refused if each.code == NotFinite.code]
+    if trouble and not not_finite and NAN_OR_INFINITY not in trouble:
+        raise Internal(f"{trial.scenario}, {trial.label}, seed {trial.seed}: {trouble}")
+    failure = f"{trouble} ({not_finite[0]})" if trouble and not_finite else trouble
+    return Outcome(seconds, examples, None, data, failure)
 
 
 def make_engine(device: str, threads: int | None, data_dir: Path | None) -> Engine:

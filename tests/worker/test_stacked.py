@@ -10,7 +10,7 @@ from torch import nn
 
 from protocol.algorithms import ALGORITHMS
 from protocol.errors import InvalidTask, NotFinite
-from tests.worker.small_rounds import CPU, OnDigits, an_assignment, digits
+from tests.worker.small_rounds import CPU, OnDigits, a_bundle, an_assignment, digits
 from worker.local_state import Kept
 from worker.model import Arrays
 from worker.stacked import Job, StackedTrainer
@@ -93,6 +93,41 @@ def test_a_stack_gives_what_its_workers_give_one_by_one(algorithm: str, stack: i
         if "delta" in sent:
             moved = {name: values + sent["delta"][name] for name, values in state["params"].items()}
             state = state | {"params": moved}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_the_server_sends_down_is_the_same_for_all_workers_of_a_stack(algorithm: str) -> None:
+    params = initial_parameters(digits(), 0)
+    state = {"params": params}
+    for number, bundle in enumerate(ALGORITHMS[algorithm].state_bundles):
+        low = 0.0 if bundle == "hessian" else -0.1
+        state[bundle] = a_bundle(number, low, 0.1)
+    for version in (0, 1):
+        jobs = jobs_of(algorithm, version, {}, [0, 1, 2, 3, 4])
+        found = stacked_trainer(digits(), WORKERS).train(jobs, state)
+        for job, each in zip(jobs, found, strict=True):
+            assert_same(each, one_by_one(digits())[job.worker].train(job.assignment, state, None))
+
+
+class Draws(nn.Module):
+    """Dropout by a function: no layer of the model says so."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(inputs, 0.5, self.training)
+
+
+def test_threads_never_share_the_draws_of_a_model_that_draws() -> None:
+    task = OnDigits(lambda: nn.Sequential(nn.Linear(64, 32), Draws(), nn.Linear(32, 10)))
+    params = initial_parameters(task, 0)
+    before = torch.get_rng_state()
+    trainer = stacked_trainer(task, 1, threads=3)
+    jobs = jobs_of("fedavg", 1, {}, [0, 1, 2, 3, 4])
+    first, *others = [trainer.train(jobs, {"params": params}) for _ in range(4)]
+    for other in others:
+        for each, again in zip(first, other, strict=True):
+            for name, values in each.bundles["delta"].items():
+                np.testing.assert_array_equal(values, again.bundles["delta"][name])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_threads_and_the_size_of_stacks_change_rounding_at_most() -> None:

@@ -19,7 +19,7 @@ def a_zone(powercap: Path, name: str, energy_uj: int, wraps_at_uj: int = 10_000_
 def test_the_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> None:
     packages = [a_zone(tmp_path, f"intel-rapl:{number}", 1_000_000) for number in range(2)]
     part = a_zone(tmp_path, "intel-rapl:0:0", 1_000_000)
-    meter = EnergyMeter(counters_for("cpu", tmp_path))
+    meter = EnergyMeter(counters_for(None, tmp_path))
     for zone, energy_uj in zip([*packages, part], (3_500_000, 1_250_000, 9_000_000), strict=True):
         (zone / "energy_uj").write_text(f"{energy_uj}\n")
     assert meter.joules() == pytest.approx(2.5 + 0.25)
@@ -27,7 +27,7 @@ def test_the_packages_are_added_up_and_their_parts_are_not(tmp_path: Path) -> No
 
 def test_a_counter_that_began_anew_is_read_right(tmp_path: Path) -> None:
     zone = a_zone(tmp_path, "intel-rapl:0", 9_000_000)
-    meter = EnergyMeter(counters_for("cpu", tmp_path))
+    meter = EnergyMeter(counters_for(None, tmp_path))
     (zone / "energy_uj").write_text("500000\n")
     assert meter.joules() == pytest.approx(1.5)
 
@@ -35,6 +35,6 @@ def test_a_counter_that_began_anew_is_read_right(tmp_path: Path) -> None:
 def test_where_nothing_can_be_read_nothing_is_known(tmp_path: Path) -> None:
     zone = a_zone(tmp_path, "intel-rapl:0", 1)
     (zone / "energy_uj").write_text("no number")
-    assert EnergyMeter(counters_for("cpu", tmp_path)).joules() is None
-    assert EnergyMeter(counters_for("cpu", tmp_path / "absent")).joules() is None
-    assert EnergyMeter(counters_for("cuda:63", tmp_path)).joules() is None
+    assert EnergyMeter(counters_for(None, tmp_path)).joules() is None
+    assert EnergyMeter(counters_for(None, tmp_path / "absent")).joules() is None
+    assert EnergyMeter(counters_for("GPU-00000000-0000-0000-0000-000000000000", tmp_path)).joules() is None
