@@ -59,6 +59,8 @@ class Algorithm:
     """Bundles the server step computes from a sent one before combining: {derived: sent}."""
     synchronous_because: str | None = None
     """Why asynchronous runs of it are refused; None if they are not."""
+    combiners_because: str | None = None
+    """Why runs of it may not choose other combiners; None if they may."""
     phases: tuple[str, ...] = ("train",)
     """What rounds are for, in turn: an algorithm of several takes so many to move the parameters once."""
 
@@ -209,6 +211,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             combiners={"delta": "mean", "hessian": "mean"},
             derived={"weighted_delta": "delta"},
             synchronous_because="it weighs each delta by the curvature that came beside it",
+            combiners_because="deltas and the curvature they are weighed by must be combined alike",
         ),
         Algorithm(
             name="done",
@@ -225,10 +228,18 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
+def _takes_deltas_alone(row: Algorithm) -> bool:
+    """Whether its server step can follow any workers' deltas, and needs nothing that a join would drop."""
+    plain = not row.state_bundles and not row.derived and len(row.phases) == 1
+    return plain and set(row.combiners) == {"delta"} and row.synchronous_because is None
+
+
 LOCALS = tuple(name for name, row in ALGORITHMS.items() if row.server_step == "average")
 """What may stand before the plus sign."""
 SERVERS = tuple(
-    name for name, row in ALGORITHMS.items() if row.optimizer == "sgd" and row.server_step != "average"
+    name
+    for name, row in ALGORITHMS.items()
+    if row.optimizer == "sgd" and row.server_step != "average" and _takes_deltas_alone(row)
 )
 """What may stand behind it."""
 JOINED = tuple(f"{local}+{server}" for local in LOCALS for server in SERVERS)

@@ -6,7 +6,7 @@ algorithm's own `learning_rate` is that of its workers, who are not asked.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from pydantic import create_model
 
@@ -24,9 +24,6 @@ class JoinedHyperparameters(Hyperparameters):
 
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         return self._for_workers().optimizer_settings(local_steps)
-
-    def in_asynchronous_run(self) -> Self:
-        return self.model_copy(update=self._for_workers().in_asynchronous_run().model_dump())
 
     def for_server_step(self) -> Hyperparameters:
         names = _server_names(self.server)

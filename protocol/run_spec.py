@@ -5,7 +5,7 @@ import math
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import FailFast, Field, model_validator
+from pydantic import FailFast, Field, ValidationInfo, model_validator
 
 from protocol.algorithms import MIN_REFRESH_BATCH, Algorithm, algorithm_named
 from protocol.encodings import ENCODINGS, encoding_named
@@ -30,6 +30,8 @@ from protocol.header import (
     num_elements,
 )
 
+_STORED: dict[str, object] = {}
+"""The context in which a stored spec is read, known by its identity."""
 DEFAULT_CONCURRENCY = 4
 """Times `cohort_size`: updates are so many versions stale, on average, if all workers take alike."""
 
@@ -187,20 +189,35 @@ class RunSpec(Said):
     encodings: PerBundle = Field(default_factory=dict)
     """{bundle: encoding of its upload}; f32 unless said."""
 
+    @classmethod
+    def stored(cls, text: str) -> Self:
+        """Read the spec of a run that exists: what is no longer begun may still be looked at, and ended."""
+        return cls.model_validate_json(text, context=_STORED)
+
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self, info: ValidationInfo) -> Self:
         try:
             algorithm = algorithm_named(self.algorithm)
             algorithm.parse(self.hyperparameters).optimizer_settings(self.local_steps)
         except FedSophiaError as error:
             raise ValueError(error.detail) from None
         self._check_rounds()
+        self._check_bundles(algorithm)
+        if info.context is not _STORED:
+            self._check_means_something(algorithm)
+        return self
+
+    def _check_means_something(self, algorithm: Algorithm) -> None:
+        """What is refused for its sake alone: it could be held, but would not do what it is named for."""
         if self.asynchronous is not None and algorithm.synchronous_because is not None:
             raise ValueError(
                 f"asynchronous: {self.algorithm} cannot be, because {algorithm.synchronous_because}"
             )
-        self._check_bundles(algorithm)
-        return self
+        others = {name for bundle, name in self.combiners.items() if name != algorithm.combiners.get(bundle)}
+        if others and algorithm.combiners_because is not None:
+            raise ValueError(
+                f"combiners: {self.algorithm} has its own, because {algorithm.combiners_because}"
+            )
 
     def _check_rounds(self) -> None:
         if (self.cohort_size is None) == (self.cohort_fraction is None):

@@ -42,16 +42,17 @@ def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignm
     """
     algorithm = algorithm_named(spec.algorithm)
     hyperparameters = algorithm.parse(spec.hyperparameters)
+    count = _count(spec, part.version, part.turn)
+    bundles = hyperparameters.bundles_wanted(count)
     if spec.asynchronous is not None:
         hyperparameters = hyperparameters.in_asynchronous_run()
-    bundles = bundles_wanted(spec, part.version, part.turn)
     return Assignment(
         assignment_id=part.assignment_id,
         run_id=part.run_id,
         round=part.round,
         version=part.version,
         slot=part.slot,
-        phase=algorithm.phase_of(_count(spec, part.version, part.turn)),
+        phase=algorithm.phase_of(count),
         task=spec.task,
         tensors=sent_down(spec, tensors),
         bundles=bundles,

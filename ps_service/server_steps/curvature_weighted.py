@@ -20,6 +20,8 @@ import numpy as np
 from protocol.baselines import CurvatureWeightedHyperparameters
 from ps_service.server_steps.base import Chunk, StepContext
 
+LARGEST_CURVATURE = np.float32(1e18)
+
 
 class CurvatureWeighted:
     """Moves θ; keeps nothing but `params`."""
@@ -29,6 +31,8 @@ class CurvatureWeighted:
     ) -> Mapping[str, Chunk]:
         if "hessian" not in received:  # the contract: a step can do with deltas alone
             return {}
+        # capped, both times it is used: no product of finite numbers may leave the range of float32
+        np.minimum(received["hessian"], LARGEST_CURVATURE, out=received["hessian"])
         return {"weighted_delta": (received["hessian"] + _damping(context)) * received["delta"]}
 
     def apply(

@@ -52,7 +52,7 @@ class StoredRound:
 
 @lru_cache(maxsize=64)
 def _spec(text: str) -> RunSpec:
-    return RunSpec.model_validate_json(text)
+    return RunSpec.stored(text)
 
 
 # --- runs --------------------------------------------------------------------------------------

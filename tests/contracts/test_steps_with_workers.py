@@ -67,6 +67,14 @@ def test_equal_curvature_is_the_plain_mean_and_a_missing_one_too():
         assert step_of("curvature_weighted", one(params=1), received, context)["params"][0] == 3
 
 
+def test_no_finite_curvature_takes_the_step_out_of_range():
+    received = sent(delta=[1, 2], hessian=[1, 3e38])
+    moved = step_of(
+        "curvature_weighted", one(params=0), received, context_of(CurvatureWeightedHyperparameters())
+    )
+    np.testing.assert_allclose(moved["params"], 2, rtol=1e-6)
+
+
 def test_the_more_damping_the_nearer_to_the_plain_mean():
     received = sent(delta=[1, 3], hessian=[0, 2])
     moved = [

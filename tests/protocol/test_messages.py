@@ -138,6 +138,16 @@ def test_a_newer_server_may_say_more_of_a_run() -> None:
     assert parse(RunSummary, json.dumps(newer)) == parse(RunSummary, EXAMPLES["RunSummary"])
 
 
+def test_a_run_that_would_not_be_begun_any_more_can_still_be_read() -> None:
+    """Else one such run would stop the server from looking at all the others."""
+    plain = {"hyperparameters": {}, "encodings": {}, "algorithm": "curvature-weighted"}
+    for changes in ({"asynchronous": {}, "combiners": {}}, {"combiners": {"hessian": "median"}}):
+        spec = json.dumps(a_spec(**plain, **changes))
+        with pytest.raises(InvalidMessage, match="curvature-weighted"):
+            parse(RunSpec, spec)
+        assert RunSpec.stored(spec).algorithm == "curvature-weighted"
+
+
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_a_message_cannot_be_changed(name: str) -> None:
     message = parse(message_class(name), EXAMPLES[name])
@@ -182,6 +192,15 @@ def test_a_message_cannot_be_changed(name: str) -> None:
                 "asynchronous": {},
             },
             "asynchronous: curvature-weighted cannot be, because it weighs each delta",
+        ),
+        (
+            {
+                "algorithm": "curvature-weighted",
+                "hyperparameters": {},
+                "combiners": {"hessian": "trimmed_mean"},
+                "encodings": {},
+            },
+            "combiners: curvature-weighted has its own, because deltas",
         ),
         ({"combiners": {"params": "mean"}}, "combiners: fed-sophia-shared sends no bundle 'params'"),
         ({"encodings": {"direction": "f32"}}, "encodings: fed-sophia-shared sends no bundle 'direction'"),
