@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from fed_sophia.cli import app as command_line
-from protocol.algorithms import ALGORITHMS
+from protocol.algorithms import ALGORITHMS, JOINED, LOCALS, SERVERS, algorithm_named
 from protocol.errors import InvalidUsage, every_error
 from protocol.messages import RunSpec
 from ps_service.app import create_app
@@ -126,6 +126,15 @@ def test_every_hyperparameter_combiner_and_server_step_of_an_algorithm_is_told(n
         assert (text == "none") if value is None else (float(text) == pytest.approx(value, rel=1e-4)), field
     assert documented == algorithm.combiners
     assert f"Server step `{algorithm.server_step}`" in section
+
+
+def test_what_can_be_joined_is_told_and_nothing_else() -> None:
+    text = (REFERENCE / "algorithms.md").read_text(encoding="utf-8")
+    paragraph = text.partition("**Two algorithms in one**")[2].partition("\n\n")[0]
+    quoted = re.findall(r"`([^`]+)`", paragraph.replace("`--algorithm LOCAL+SERVER`", ""))
+    named = {name for name in quoted if "+" not in name and name != "server_"} - {"learning_rate"}
+    numbers = {name for pair in JOINED for name in algorithm_named(pair).hyperparameters.model_fields}
+    assert named == {*LOCALS, *SERVERS, *(name for name in numbers if name.startswith("server_"))}
 
 
 def test_every_combiner_is_told_before_the_algorithms_and_no_other() -> None:

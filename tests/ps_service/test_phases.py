@@ -85,3 +85,37 @@ async def test_an_update_of_the_other_phase_is_refused(start_server):
     other = assignment | {"bundles": ["delta"], "encodings": {"delta": "f32"}}
     answer = await worker.declare(assignment, server.an_update(other).header)
     assert answer.json()["code"] == "bundle-mismatch"
+
+
+async def test_other_workers_may_find_the_direction_than_found_the_gradient(start_server):
+    server = await start_server(performing=False)
+    run = await server.a_run(algorithm="done", rounds=4, cohort_size=1, quorum=1, min_workers=3)
+    workers = [await server.enrol(f"worker-{number}") for number in range(3)]
+    for worker in workers:
+        await worker.ask()
+    invited = []
+    for version in range(4):
+        answers = [(each, await each.ask()) for each in workers]
+        [(worker, assignment)] = [(each, found.json()) for each, found in answers if found.status_code == 200]
+        assert assignment["version"] == version
+        assert ("gradient" in assignment["tensors"]) == (version > 0)
+        invited.append(assignment["slot"])
+        await worker.send(assignment)
+        await server.aggregate_now()
+    assert len(set(invited)) > 1
+    assert (await server.show(run.run_id)).status == "finished"
+
+
+async def test_a_gradient_that_comes_when_the_direction_is_asked_for_is_too_late(start_server):
+    server = await start_server(performing=False)
+    run = await server.a_run(algorithm="done", rounds=4, cohort_size=2, quorum=1, min_workers=2)
+    first, late = [await server.enrol(f"worker-{number}") for number in range(2)]
+    for worker in (first, late):
+        await worker.ask()
+    assigned = await late.assignment()
+    await first.send(await first.assignment())
+    assert (await server.operator.post(f"/v1/runs/{run.run_id}/rounds/1/aggregate")).status_code == 202
+    await server.aggregate_now()
+    answer = await late.declare(assigned, server.an_update(assigned).header)
+    assert answer.json()["code"] == "round-closed"
+    assert asked(await late.assignment()) == (1, "direction", ["delta"])
