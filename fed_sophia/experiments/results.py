@@ -7,9 +7,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fed_sophia import __version__
 from fed_sophia.experiments.engine import Engine, Evaluated, Outcome
-from fed_sophia.experiments.trials import Trial
-from protocol.fields import Count, Finite, Int, Label, PerBundle
+from fed_sophia.experiments.trials import Described, Trial
+from protocol.fields import Count, Finite, Int, Label
 
 SCHEMA_VERSION = 1
 _DIGITS = 5
@@ -60,16 +61,15 @@ class Result(_Kept):
 
     schema_version: Annotated[Int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    """What was trained; see `Trial.key`."""
+    """What was trained, in few letters; see `Trial.key`."""
     scenario: Label
     """The scenario for which it was trained; another may have a trial of the same key."""
     label: Label
-    algorithm: Label
-    hyperparameters: dict[Label, Int | Finite]
-    combiners: PerBundle = Field(default_factory=dict)
-    seed: Count
+    trial: Described
+    """What was trained, in full; see `Trial.described`."""
     engine: Label
     environment: dict[Label, str | int]
+    """What the engine says of itself and of where it ran, and the version of fed-sophia."""
     seconds: Finite
     examples: Count
     joules: Finite | None
@@ -113,12 +113,9 @@ def result_of(trial: Trial, engine: Engine, evaluated: Sequence[Evaluated], outc
         key=trial.key,
         scenario=trial.scenario,
         label=trial.label,
-        algorithm=trial.algorithm,
-        hyperparameters=dict(trial.hyperparameters),
-        combiners=dict(trial.combiners),
-        seed=trial.seed,
+        trial=trial.described,
         engine=engine.name,
-        environment=dict(engine.environment),
+        environment={**engine.environment, "fed-sophia": __version__},
         seconds=rounded(outcome.seconds),
         examples=outcome.examples,
         joules=None if outcome.joules is None else rounded(outcome.joules),

@@ -55,14 +55,17 @@ def append_result(path: Path, result: Result) -> None:
     """Add a line, whole and on the disk when this returns; what a killed process left half is cut off first.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or not all of it, as on a full disk; what there is of it is a line
+            without an end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = (result.model_dump_json() + "\n").encode()
     with path.open("a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # another sweep may be writing; closing the file lets go
         file.truncate(_end_of_last_whole_line(path.read_bytes()))
-        file.write(line)
+        left = memoryview(line)
+        while left:  # one write may take a part of it, and says so only by its count
+            left = left[file.write(left) :]
         os.fsync(file.fileno())
 
 

@@ -7,11 +7,16 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+
+from pydantic import JsonValue
 
 from fed_sophia.experiments.scenario import Contender, Point, Scenario
 from protocol.algorithms import algorithm_named
+from protocol.errors import InvalidUsage
 
 _KEY_LENGTH = 16
+Described = dict[str, JsonValue]
 
 
 @dataclass(frozen=True)
@@ -50,28 +55,37 @@ class Trial:
         return round_number % self.evaluate_every == 0 or round_number == self.rounds
 
     @cached_property
-    def key(self) -> str:
-        """A name for all that changes the outcome: trials that have it in common need training once.
+    def described(self) -> Described:
+        """All that changes the outcome, each in its one spelling; JSON gives it back as it is.
 
         What the tables call a trial is no part of it, and neither is the engine. A hyper-parameter counts
-        with its default when it is left out, so that a changed default makes another trial.
+        with its default when it is left out, so that a changed default makes another trial. Of a task of
+        the user's the content of its file counts.
+
+        Raises:
+            InvalidUsage: that file cannot be read.
         """
         algorithm = algorithm_named(self.algorithm)
-        described = {
+        return {
             "algorithm": self.algorithm,
             "hyperparameters": algorithm.parse(self.hyperparameters).model_dump(exclude_none=True),
             "combiners": {**algorithm.combiners, **self.combiners},
+            "task": self.task,
+            **_digest_of_file(self.task),
+            "partition": _one_spelling(self.partition),
             **{name: getattr(self, name) for name in _COUNTED},
         }
-        canonical = json.dumps(described, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @cached_property
+    def key(self) -> str:
+        """A name for all that is described: trials that have it in common need training once."""
+        canonical = json.dumps(self.described, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:_KEY_LENGTH]
 
 
 _COUNTED = (
-    "task",
-    "partition",
     "workers",
-    "participation",
+    "cohort_size",
     "local_steps",
     "batch_size",
     "rounds",
@@ -81,6 +95,27 @@ _COUNTED = (
     "iterate_average",
     "seed",
 )
+
+
+def _digest_of_file(task: str) -> Described:
+    """The digest of the file that the task is in; nothing for one of the menu."""
+    path = task if task.endswith(".py") else task.rpartition(":")[0]  # as in file.py:ClassName
+    if not path.endswith(".py"):
+        return {}
+    try:
+        return {"task_digest": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    except OSError as error:
+        raise InvalidUsage(f"task {task}: {error.strerror}") from None
+
+
+def _one_spelling(partition: str) -> str:
+    """`dirichlet:0.1` for `dirichlet:0.10`; what is no partition stays as it is, and is refused later."""
+    name, colon, value = partition.partition(":")
+    try:
+        number = float(value) if name == "dirichlet" else int(value)
+    except ValueError:
+        return partition
+    return f"{name}{colon}{number}"
 
 
 def trials_of(

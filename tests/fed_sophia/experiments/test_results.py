@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results: what is computed of one, and files of them that survive a kill."""
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from fed_sophia import __version__
 from fed_sophia.experiments.engine import Evaluated
-from fed_sophia.experiments.results import Evaluations
-from fed_sophia.experiments.results_file import append_result, load_results
+from fed_sophia.experiments.results import Evaluations, result_of
+from fed_sophia.experiments.results_file import Stored, append_result, load_results
+from fed_sophia.experiments.scenario import load_scenario
+from fed_sophia.experiments.trials import trials_of
 from protocol.errors import InvalidUsage
-from tests.fed_sophia.experiments.formula_engine import a_result
+from tests.fed_sophia.experiments.formula_engine import FormulaEngine, a_result, scenario_file
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_final_accuracy_is_the_mean_of_the_last_evaluations() -> None:
@@ -50,6 +58,39 @@ def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert load_results(tmp_path).results == (second, first)
     assert load_results(tmp_path).by_engine("formula") == {first.key: first, second.key: second}
     assert load_results(tmp_path).by_engine("wire") == {}
+
+
+def test_a_line_says_what_was_trained_and_by_which_version(tmp_path: Path) -> None:
+    trial = trials_of(load_scenario(scenario_file(tmp_path)))[0]
+    engine, evaluated = FormulaEngine(), list[Evaluated]()
+    result = result_of(trial, engine, evaluated, engine.run(trial, evaluated.append))
+    append_result(tmp_path / "small.jsonl", result)
+    (line,) = (tmp_path / "small.jsonl").read_text().splitlines()
+    assert json.loads(line)["trial"] == trial.described
+    assert json.loads(line)["environment"] == {"device": "paper", "threads": 1, "fed-sophia": __version__}
+    assert load_results(tmp_path).results == (result,)
+
+
+def test_on_a_full_disk_a_result_is_refused_and_those_before_it_stay(tmp_path: Path) -> None:
+    """The file may grow by 100 bytes: the first write takes so many and no more."""
+    path = tmp_path / "small.jsonl"
+    append_result(path, a_result(seed=1))
+    code = (
+        "import resource\n"
+        "from pathlib import Path\n"
+        "from fed_sophia.experiments.results_file import append_result\n"
+        "from tests.fed_sophia.experiments.formula_engine import a_result\n"
+        f"path, size = Path({str(path)!r}), {path.stat().st_size + 100}\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+        "append_result(path, a_result(seed=2))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert "OSError: [Errno 27] File too large" in ended.stderr
+    assert load_results(tmp_path) == Stored((a_result(seed=1),), (path,))
+    append_result(path, a_result(seed=2))
+    assert load_results(tmp_path) == Stored((a_result(seed=1), a_result(seed=2)))
 
 
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trials: their order, and which of them are the same."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from fed_sophia.experiments.scenario import Scenario, load_scenario
 from fed_sophia.experiments.trials import Trial, point_text, trials_of
+from protocol.errors import InvalidUsage
 from tests.fed_sophia.experiments.formula_engine import SMALL, scenario_file
 
 
@@ -61,6 +64,8 @@ def test_an_algorithm_may_have_steps_batches_and_rounds_of_its_own(tmp_path: Pat
         ("[0.1, 0.2] }", '[0.1, 0.2] }\nlabel = "plain"'),
         ("learning_rate = [0.1, 0.2]", "learning_rate = [0.1, 0.7]"),
         ("workers = 8", "workers = 8\nparticipation = 1.0\nlocal_steps = 10"),
+        ("workers = 8", "workers = 8\nparticipation = 0.99"),  # of 8, too, are 8
+        ("shards:2", "shards:02"),
         ("[0.1, 0.2] }", '[0.1, 0.2] }\ncombiners = { delta = "mean" }'),
     ],
 )
@@ -105,8 +110,58 @@ def test_a_default_that_is_spelled_out_is_the_same_trial(trial: Trial) -> None:
     assert said.key == unsaid.key
 
 
+def test_a_partition_is_the_same_in_every_spelling(trial: Trial) -> None:
+    keys = {
+        replace(trial, partition=text).key for text in ("dirichlet:0.1", "dirichlet:0.10", "dirichlet:1e-1")
+    }
+    assert len(keys) == 1
+    assert replace(trial, partition="dirichlet:1").key not in keys
+    assert replace(trial, partition="dirichlet:x").described["partition"] == "dirichlet:x"
+
+
+def test_a_task_of_the_user_s_counts_with_what_stands_in_its_file(trial: Trial, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("first")
+    whole, named = replace(trial, task=str(file)), replace(trial, task=f"{file}:Mine")
+    before = [whole.key, named.key]
+    file.write_text("second")
+    assert [whole.key, named.key] == before  # a trial that has begun is still itself
+    after = [replace(whole).key, replace(named).key]
+    assert len({*before, *after}) == 4
+    file.write_text("first")
+    assert [replace(whole).key, replace(named).key] == before
+    assert "task_digest" not in trial.described
+
+
+def test_a_task_whose_file_is_not_there_is_refused(trial: Trial) -> None:
+    with pytest.raises(InvalidUsage, match=r"task absent\.py: No such file"):
+        replace(trial, task="absent.py").key  # noqa: B018
+
+
+def test_a_trial_is_described_in_full_and_its_key_is_made_of_that(trial: Trial) -> None:
+    assert trial.described == {
+        "algorithm": "fedavg",
+        "hyperparameters": {"learning_rate": 0.1},
+        "combiners": {"delta": "mean"},
+        "task": "digits",
+        "partition": "shards:2",
+        "workers": 8,
+        "cohort_size": 8,
+        "local_steps": 10,
+        "batch_size": 32,
+        "rounds": 4,
+        "validation": 100,
+        "validation_seed": 1234,
+        "evaluate_every": 2,
+        "iterate_average": False,
+        "seed": 0,
+    }
+    canonical = json.dumps(trial.described, sort_keys=True, separators=(",", ":"))
+    assert trial.key == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
 def test_a_key_is_the_same_in_every_process(trial: Trial) -> None:
-    assert trial.key == "1e3691f283ce91e6"
+    assert trial.key == "4a658e834a99b27d"
 
 
 def test_the_last_round_is_evaluated_also_when_it_is_not_due(trial: Trial) -> None:
