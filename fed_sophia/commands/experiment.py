@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fed_sophia.experiments.choice import choices
+from fed_sophia.experiments.choice import choices, missing_to_choose, results_of
 from fed_sophia.experiments.engine import IN_PROCESS, WIRE, Engine
 from fed_sophia.experiments.pages import compared, write_pages
 from fed_sophia.experiments.results import Result
@@ -105,8 +105,7 @@ def run(
     Every result is kept the moment its trial has ended; after Ctrl-C the same command goes on from there.
     """
     output = output_for(json_lines)
-    loaded = [load_scenario(each) for each in scenarios]
-    _check_labels(loaded, only)
+    loaded = _loaded(scenarios, only)
     folder, engine = _folder(results), IN_PROCESS if in_process else WIRE
     stored = _stored(folder, output)
     done = stored.by_engine(engine)
@@ -121,8 +120,9 @@ def run(
         )
     ]
     left = untried(wanted, done)
-    text = f"{len(left)} trials to train; {len(wanted) - len(left)} have their results in {folder} already"
-    fields: Fields = {"trials": len(left), "skipped": len(wanted) - len(left), "results": str(folder)}
+    skipped = len(untried(wanted, ())) - len(left)
+    text = f"{len(left)} trials to train; {skipped} have their results in {folder} already"
+    fields: Fields = {"trials": len(left), "skipped": skipped, "results": str(folder)}
     output.event("begin", text, fields)
     if left:
         finals = {scenario.name: scenario.final_evaluations for scenario in loaded}
@@ -142,8 +142,7 @@ def report(
 ) -> None:
     """Make the tables and plots of what has been trained so far."""
     output = output_for(json_lines)
-    loaded = [load_scenario(each) for each in scenarios]
-    _check_labels(loaded, only)
+    loaded = _loaded(scenarios, only)
     folder = _folder(results)
     stored = _stored(folder, output)
     _show(loaded, stored, out or folder, stored.engines, only, output)
@@ -157,7 +156,7 @@ def list_scenarios(results: Results = None, json_lines: JsonLines = False) -> No
     width = max(map(len, names), default=0)
     for name in names:
         scenario = load_scenario(name)
-        trials = trials_of(scenario)
+        trials = untried(trials_of(scenario), ())
         done = {
             engine: len(trials) - len(untried(trials, stored.by_engine(engine))) for engine in stored.engines
         }
@@ -235,16 +234,16 @@ def _chosen(scenario: Scenario, only: Sequence[str] | None, done: Mapping[str, R
     """{label: its chosen point} of the algorithms wanted; the only point where there is but one.
 
     Raises:
-        InvalidUsage: an algorithm has several points and no result to choose by.
+        InvalidUsage: an algorithm has several points, and no seed with which all of them were tried.
     """
     chosen = choices(scenario, done)
     points = {}
     for each in scenario.algorithms:
         if only is not None and each.label not in only:
             continue
-        if each.label not in chosen and len(each.all_points) > 1:
+        if missing := missing_to_choose(each, results_of(scenario, each, done)):
             raise InvalidUsage(
-                f"--points chosen: {scenario.name} has no result of {each.label} to choose by; "
+                f"--points chosen: {scenario.name}, {each.label}: {missing}; "
                 "run it with --points all for at least one seed first"
             )
         points[each.label] = chosen[each.label].point if each.label in chosen else 0
@@ -264,7 +263,20 @@ def _seeds(scenario: Scenario, text: str | None) -> tuple[int, ...]:
     return seeds
 
 
-def _check_labels(loaded: Sequence[Scenario], only: Sequence[str] | None) -> None:
+def _loaded(names: Sequence[str], only: Sequence[str] | None) -> list[Scenario]:
+    """The scenarios of a command.
+
+    Raises:
+        InvalidUsage: one cannot be read, two have one name, or none has an algorithm with a label wanted.
+    """
+    loaded = [load_scenario(each) for each in names]
+    for place, scenario in enumerate(loaded):
+        if any(scenario.name == earlier.name for earlier in loaded[:place]):
+            raise InvalidUsage(
+                f"scenario {names[place]}: two are called {scenario.name!r}, and results and pages go by the "
+                "name; give each its own command and --results"
+            )
     for label in only or ():
         if all(label != each.label for scenario in loaded for each in scenario.algorithms):
             loaded[0].contender(label)
+    return loaded

@@ -5,6 +5,7 @@ It is a small TOML file; `docs/howto/run-an-experiment.md` shows one whole.
 """
 
 import json
+import math
 import tomllib
 from itertools import product
 from pathlib import Path
@@ -137,6 +138,12 @@ class Scenario(_Read):
 
     def _check_training(self, contender: Contender) -> None:
         algorithm = algorithm_named(contender.name)
+        evaluations = math.ceil((contender.rounds or self.rounds) / self.evaluate_every)
+        if self.final_evaluations > evaluations:
+            raise ValueError(
+                f"final_evaluations: {self.final_evaluations}: {contender.label} has {evaluations}, "
+                f"one every {self.evaluate_every} rounds"
+            )
         local_steps = contender.local_steps or self.local_steps
         try:
             for point in contender.all_points:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fed_sophia import __version__
 from fed_sophia.experiments.engine import Outcome, Report
 from fed_sophia.experiments.report import Comparison, compare, markdown, significance
 from fed_sophia.experiments.results import result_of
@@ -99,7 +100,7 @@ def test_under_the_table_stands_what_is_needed_to_judge_it(tmp_path: Path) -> No
         "Task digits, partition shards:2, 8 workers, all in every round; 10 local steps of 32 examples",
         "mean final accuracy on 100 validation examples",
         "(seeds: 0 and 1)",
-        "device paper, threads 1",
+        f"device paper, fed-sophia {__version__}, threads 1",
         "average of its versions",
     ):
         assert said in page

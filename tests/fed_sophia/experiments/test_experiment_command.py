@@ -69,6 +69,40 @@ def test_the_chosen_point_alone_is_left_once_one_seed_has_chosen(
     assert summary["summary"] is True
 
 
+def test_nothing_is_called_chosen_while_points_are_untried(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = trials_of(load_scenario(scenario), seeds=(0,))[:3]  # fedavg at both of its points, fedavgm at one
+    Sweep(first, InProcess(), tmp_path / "out", Listener()).run()
+    arguments = ["experiment", "run", scenario, "--in-process", "--results", "out", "--points", "chosen"]
+    assert run_command(arguments) == 2
+    assert (
+        "--points chosen: small, fedavgm: no result at 1 of 2 points (server_learning_rate 1); run it with "
+        "--points all for at least one seed first"
+    ) in capsys.readouterr().err
+
+
+def test_trials_that_are_the_same_count_once(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = scenario_file(tmp_path, SMALL.replace("Small", "Other"), "other")
+    trained(scenario, tmp_path / "out")
+    arguments = ["experiment", "run", scenario, other, "--in-process", "--results", "out", "--json"]
+    assert run_command(arguments) == 0
+    begin = said(capsys)[0]
+    assert (begin["trials"], begin["skipped"]) == (0, 8)
+
+
+def test_two_scenarios_of_one_name_are_refused_together(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    other = scenario_file(tmp_path / "elsewhere")
+    for command in ("run", "report"):
+        assert run_command(["experiment", command, scenario, other]) == 2
+        assert f"scenario {other}: two are called 'small'" in capsys.readouterr().err
+
+
 def test_a_machine_is_told_the_rows_and_the_files(
     scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

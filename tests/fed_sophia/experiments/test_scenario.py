@@ -51,6 +51,7 @@ def test_what_is_fixed_is_part_of_every_point_but_tells_none_from_the_others(tmp
         ("workers = 8", "workers = 8\nparticipation = 0.0", "participation: "),
         ("workers = 8", 'workers = 8\nname = "x"', "name: it is the file's own"),
         ("[0.5, 0.9]", "[50]", "targets: 0: "),
+        ("final_evaluations = 1", "final_evaluations = 3", "final_evaluations: 3: fedavg has 2, one every 2"),
         ('name = "fedavgm"', 'name = "fedmagic"', "algorithms: fedmagic: algorithm 'fedmagic': expected one"),
         ('name = "fedavgm"', 'name = "fedavg"', "server_learning_rate of fedavg"),
         ("[0.1, 0.2]", "[0.1, -0.2]", "algorithms: fedavg: hyper-parameter learning_rate of fedavg"),
