@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fed_sophia.experiments.plots import save_plots
-from fed_sophia.experiments.report import Comparison, compare, markdown
+from fed_sophia.experiments.report import markdown
 from fed_sophia.experiments.results_file import Stored
 from fed_sophia.experiments.scenario import Scenario
+from fed_sophia.experiments.table import Comparison, compare
 from fed_sophia.whole_file import whole_file
 from protocol.errors import InvalidUsage
 

@@ -12,9 +12,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from fed_sophia.experiments.choice import BySeed
-from fed_sophia.experiments.report import Comparison
 from fed_sophia.experiments.results import Evaluations
-from fed_sophia.experiments.table import BYTES_OF_A_MB
+from fed_sophia.experiments.table import BYTES_OF_A_MB, Comparison
 from fed_sophia.extras import needing
 from fed_sophia.whole_file import whole_file
 
@@ -42,6 +41,14 @@ class Curve:
     """Test accuracies in per cent."""
     lowest: tuple[float, ...]
     highest: tuple[float, ...]
+    seeds: int
+    """Over how many it is: those that failed have no part."""
+    of: int
+
+    @property
+    def legend(self) -> str:
+        """The label, and how many of the seeds are shown where it is not all."""
+        return self.label if self.seeds == self.of else f"{self.label} ({self.seeds}/{self.of} seeds)"
 
 
 def curves(comparison: Comparison, labels: Collection[str] | None = None) -> list[Curve]:
@@ -104,6 +111,8 @@ def _curve(label: str, results: BySeed) -> Curve | None:
         tuple(map(fmean, accuracies)),
         tuple(map(min, accuracies)),
         tuple(map(max, accuracies)),
+        len(evaluations),
+        len(results),
     )
 
 
@@ -126,8 +135,9 @@ def _draw(figure: "Figure", title: str, drawn: Sequence[Curve]) -> None:
         panel.set_xlim(left=0)
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
-    panels[0].set_ylabel("test accuracy, %")
-    panels[0].set_ylim(*_limits(drawn))
+    bottom, top = limits(drawn)
+    panels[0].set_ylabel(f"test accuracy, %{cut_text(drawn, bottom)}")
+    panels[0].set_ylim(bottom, top)
     figure.suptitle(title)
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
@@ -150,7 +160,7 @@ def _draw_panel(panel: "Axes", number: int, drawn: Sequence[Curve]) -> None:
         panel.plot(
             along,
             curve.mean,
-            label=curve.label,
+            label=curve.legend,
             color=colour,
             linestyle=dashes,
             marker=marker,
@@ -160,10 +170,20 @@ def _draw_panel(panel: "Axes", number: int, drawn: Sequence[Curve]) -> None:
         )
 
 
-def _limits(drawn: Sequence[Curve]) -> tuple[float, float]:
-    """From a little below what half the curves have passed after a tenth of their way, to the top."""
+def limits(drawn: Sequence[Curve]) -> tuple[float, float]:
+    """From a little below what half the curves have passed after a tenth of their way, to the top.
+
+    No lower than that, but for a curve whose best is lower: some of each is seen.
+    """
     if not drawn:
         return 0.0, 100.0
     early = sorted(curve.mean[len(curve.mean) // 10] for curve in drawn)[len(drawn) // 2]
+    worst = min(max(curve.mean) for curve in drawn)
     top = max(max(curve.highest) for curve in drawn)
-    return max(0.0, early - 5), min(100.0, top + 1)
+    return max(0.0, min(early, worst) - 5), min(100.0, top + 1)
+
+
+def cut_text(drawn: Sequence[Curve], bottom: float) -> str:
+    """What the axis says where a curve begins or falls below it."""
+    lowest = min((min(curve.lowest) for curve in drawn), default=bottom)
+    return f" (what is below {bottom:.0f} is cut off)" if lowest < bottom else ""

@@ -85,6 +85,15 @@ class Contender(_Read):
             if any(other.get(name) != value for other in self.all_points)
         }
 
+    def on_edge(self, point: Point) -> Point:
+        """What of `point` is the least or the greatest of the values tried; a switch (0 or 1) has no edge."""
+        found = {}
+        for name, value in self.varied(point).items():
+            values = {other[name] for other in self.all_points if name in other}
+            if len(values) > 1 and values != {0, 1} and value in (min(values), max(values)):
+                found[name] = value
+        return found
+
 
 class Scenario(_Read):
     """What a file says, with its name."""

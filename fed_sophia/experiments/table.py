@@ -3,10 +3,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
-from fed_sophia.experiments.choice import BySeed, Choice
+from fed_sophia.experiments.choice import BySeed, Choice, choices, results_of
 from fed_sophia.experiments.results import Result
 from fed_sophia.experiments.scenario import Contender, Point, Scenario
 
@@ -50,6 +50,8 @@ class Row:
     targets: tuple[ToTarget, ...]
     varied: Point
     """The chosen point, without what is the same at all of them."""
+    on_edge: Point
+    """What of it is the least or the greatest value that stood to choice."""
     points_tried: int
     points: int
     chosen_by_seeds: tuple[int, ...]
@@ -59,6 +61,59 @@ class Row:
     joules: Spread | None
     failures: tuple[str, ...]
     """`seed 2: …` for each trial that failed."""
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether its spread is one of accuracies: two at least, and none a failure that counts as 0."""
+        return self.accuracy.count > 1 and not self.failures
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How rows stand to the best of them, as far as their spreads tell."""
+
+    best: Row | None
+    """The most accurate that can be compared; None where fewer than two can."""
+    near: tuple[Row, ...]
+    """Within one pooled standard deviation of the best."""
+    far: tuple[Row, ...]
+    not_comparable: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the results of one engine say of a scenario."""
+
+    scenario: Scenario
+    engine: str
+    chosen: Mapping[str, Choice]
+    rows: Sequence[Row]
+    failed_elsewhere: int
+    """Trials that failed at points that were not chosen."""
+
+    def fields(self) -> dict[str, object]:
+        """The same for machines."""
+        rows = [asdict(row) for row in self.rows]
+        return {"scenario": self.scenario.name, "engine": self.engine, "rows": rows}
+
+
+def compare(scenario: Scenario, engine: str, stored: Mapping[str, Result]) -> Comparison | None:
+    """Compare a scenario's algorithms at their chosen points; None where none has a result.
+
+    Args:
+        stored: {key: result} of what the engine trained.
+    """
+    chosen = choices(scenario, stored)
+    if not chosen:
+        return None
+    rows = rows_of(scenario, chosen)
+    failed = sum(
+        result.failure is not None
+        for each in scenario.algorithms
+        for by_seed in results_of(scenario, each, stored)
+        for result in by_seed.values()
+    )
+    return Comparison(scenario, engine, chosen, rows, failed - sum(len(row.failures) for row in rows))
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -86,15 +141,20 @@ def pooled_deviation(one: Spread, other: Spread) -> float | None:
     return math.sqrt(squares / freedom)
 
 
-def not_told_apart(rows: Sequence[Row]) -> list[str]:
-    """The labels whose mean accuracy is within one pooled standard deviation of the best row's."""
-    best = rows[0].accuracy
-    near = []
-    for row in rows[1:]:
-        deviation = pooled_deviation(best, row.accuracy)
-        if deviation is not None and best.mean - row.accuracy.mean <= deviation:
-            near.append(row.label)
-    return near
+def standing(rows: Sequence[Row]) -> Standing:
+    """Tell which rows are near the best and which are not; of rows with one seed or a failure neither."""
+    not_comparable = tuple(row for row in rows if not row.is_comparable)
+    comparable = [row for row in rows if row.is_comparable]
+    if len(comparable) < 2:
+        return Standing(None, (), (), not_comparable)
+    best, *others = comparable
+    near = tuple(row for row in others if _is_near(best.accuracy, row.accuracy))
+    return Standing(best, near, tuple(row for row in others if row not in near), not_comparable)
+
+
+def _is_near(best: Spread, other: Spread) -> bool:
+    deviation = pooled_deviation(best, other)
+    return deviation is not None and best.mean - other.mean <= deviation
 
 
 def _row(scenario: Scenario, contender: Contender, choice: Choice) -> Row:
@@ -110,6 +170,7 @@ def _row(scenario: Scenario, contender: Contender, choice: Choice) -> Row:
         seeds=tuple(choice.results),
         targets=tuple(_to_target(target, choice.results) for target in scenario.targets),
         varied=contender.varied(contender.all_points[choice.point]),
+        on_edge=contender.on_edge(contender.all_points[choice.point]),
         points_tried=choice.points_tried,
         points=len(contender.all_points),
         chosen_by_seeds=choice.seeds,

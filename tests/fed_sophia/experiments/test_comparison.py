@@ -9,13 +9,16 @@ import pytest
 
 from fed_sophia import __version__
 from fed_sophia.experiments.engine import Outcome, Report
-from fed_sophia.experiments.report import Comparison, compare, markdown, significance
+from fed_sophia.experiments.notes import significance
+from fed_sophia.experiments.report import markdown
 from fed_sophia.experiments.results import result_of
 from fed_sophia.experiments.results_file import load_results
 from fed_sophia.experiments.scenario import load_scenario
-from fed_sophia.experiments.table import Row, Spread, pooled_deviation, spread
+from fed_sophia.experiments.sweep import Sweep
+from fed_sophia.experiments.table import Comparison, Row, Spread, compare, pooled_deviation, spread
 from fed_sophia.experiments.trials import Trial, trials_of
 from tests.fed_sophia.experiments.formula_engine import SMALL, FormulaEngine, by_rate, scenario_file
+from tests.fed_sophia.experiments.test_sweep import Listener
 
 
 def compared(folder: Path, engine: FormulaEngine, text: str = SMALL) -> Comparison:
@@ -133,20 +136,43 @@ def test_a_sweep_that_has_just_begun_says_what_is_missing(tmp_path: Path) -> Non
 
 
 def test_results_that_another_scenario_trained_count_where_the_trial_is_the_same(tmp_path: Path) -> None:
-    scenario = load_scenario(scenario_file(tmp_path))
-    comparison = compared(tmp_path, FormulaEngine())
-    stored = {
-        result.key: result for choice in comparison.chosen.values() for result in choice.results.values()
+    """The other has a third point for each algorithm, which nobody trained."""
+    small = load_scenario(scenario_file(tmp_path))
+    Sweep(trials_of(small), FormulaEngine(), tmp_path, Listener()).run()
+    text = SMALL.replace("[0.1, 0.2]", "[0.1, 0.2, 0.3]").replace(
+        "1.0 }]", "1.0 }, { server_learning_rate = 2.0 }]"
+    )
+    other = load_scenario(scenario_file(tmp_path, text, "other"))
+    stored = load_results(tmp_path).by_engine("formula")
+    first, second = (compare(scenario, "formula", stored) for scenario in (small, other))
+    assert first is not None and second is not None
+    assert [(row.label, row.accuracy, row.varied) for row in second.rows] == [
+        (row.label, row.accuracy, row.varied) for row in first.rows
+    ]
+    assert {row.label: (row.points_tried, row.points) for row in second.rows} == {
+        "fedavg": (2, 3),
+        "fedavgm": (2, 3),
     }
-    other = load_scenario(scenario_file(tmp_path, SMALL.replace("Small", "Other"), "other"))
-    assert compare(other, "formula", stored) is not None
-    assert load_results(tmp_path).results == ()
-    assert scenario.name != other.name
 
 
-def a_row(label: str, mean: float, deviation: float | None, count: int = 3) -> Row:
+def a_row(
+    label: str, mean: float, deviation: float | None, count: int = 3, failures: tuple[str, ...] = ()
+) -> Row:
     return Row(
-        label, "fedavg", Spread(mean, deviation, count), (0, 1, 2), (), {}, 1, 1, (), None, None, None, ()
+        label=label,
+        algorithm="fedavg",
+        accuracy=Spread(mean, deviation, count),
+        seeds=tuple(range(count)),
+        targets=(),
+        varied={},
+        on_edge={},
+        points_tried=1,
+        points=1,
+        chosen_by_seeds=(),
+        seconds=None,
+        examples_per_second=None,
+        joules=None,
+        failures=failures,
     )
 
 
@@ -160,15 +186,73 @@ def test_what_lies_within_a_pooled_deviation_of_the_best_is_called_not_significa
     """s = 0.01 for both: 0.795 is within 0.01 of 0.80, 0.785 is not."""
     said = significance([a_row("a", 0.80, 0.01), a_row("b", 0.795, 0.01), a_row("c", 0.785, 0.01)])
     assert said == (
-        "b is within one pooled standard deviation of a, the best: not a significant difference at this "
-        "number of seeds (3)."
+        "b (n = 3) is within one pooled standard deviation of a (n = 3), the best: not a significant "
+        "difference at so few seeds. c (n = 3) is more than one pooled standard deviation below it."
     )
-    assert "All others are more than" in significance([a_row("a", 0.8, 0.01), a_row("c", 0.7, 0.01)])
+    assert significance([a_row("a", 0.8, 0.01), a_row("b", 0.7, 0.01), a_row("c", 0.6, 0.01)]) == (
+        "b (n = 3) and c (n = 3) are more than one pooled standard deviation below a (n = 3), the best."
+    )
 
 
 def test_one_seed_tells_nothing_apart() -> None:
     said = significance([a_row("a", 0.8, None, 1), a_row("b", 0.1, None, 1)])
     assert said == "With one seed no difference is known to be more than chance."
+
+
+def test_an_algorithm_with_one_seed_is_not_compared_with_others_that_have_three() -> None:
+    said = significance([a_row("a", 0.8, 0.01), a_row("b", 0.7, 0.01), a_row("c", 0.69, None, 1)])
+    assert said == (
+        "b (n = 3) is more than one pooled standard deviation below a (n = 3), the best of those that can "
+        "be compared. Not compared, for that takes two seeds or more and no failure: c (n = 1)."
+    )
+    assert significance([a_row("a", 0.8, None, 1), a_row("b", 0.7, 0.01)]) == (
+        "No difference can be judged yet. Not compared, for that takes two seeds or more and no failure: "
+        "a (n = 1)."
+    )
+
+
+def test_a_seed_that_failed_makes_no_algorithm_look_near_the_best() -> None:
+    """0, 0.8 and 0.8 have s = 0.46, within which 0.53 and 0.85 would lie."""
+    failed = a_row("b", 0.5333, 0.4619, failures=("seed 0: the loss became NaN",))
+    assert significance([a_row("a", 0.85, 0.01), a_row("c", 0.845, 0.01, 2), failed]) == (
+        "c (n = 2) is within one pooled standard deviation of a (n = 3), the best of those that can be "
+        "compared: not a significant difference at so few seeds. Not compared, for that takes two seeds or "
+        "more and no failure: b (n = 3, 1 failed)."
+    )
+
+
+def test_what_an_algorithm_has_of_its_own_is_told_and_what_all_have_is_not(tmp_path: Path) -> None:
+    own = 'local_steps = 20\nbatch_size = 32\nrounds = 6\ncombiners = { delta = "median" }\nfixed'
+    page = markdown(compared(tmp_path, FormulaEngine(), SMALL.replace("fixed", own)))
+    assert (
+        "- fedavgm has its own: 20 local steps, 6 rounds, the combiner median for delta, "
+        "learning_rate 0.1 at every point.\n"
+    ) in page
+    assert page.count("has its own") == 1
+
+
+def test_a_choice_on_the_edge_of_its_grid_is_told(tmp_path: Path) -> None:
+    """fedavg's best is the greatest of its rates, then the middle one; fedavgm's the first of two."""
+    page = markdown(compared(tmp_path, FormulaEngine()))
+    assert (
+        "- On the edge of its grid: fedavg (learning_rate 0.2) and fedavgm (server_learning_rate 0.5); "
+        "the best may lie beyond.\n"
+    ) in page
+    inner = SMALL.replace("[0.1, 0.2]", "[0.1, 0.2, 0.05]").replace(
+        "1.0 }]", "1.0 }, { server_learning_rate = 2.0 }]"
+    )
+    engine = FormulaEngine(validation=lambda trial, number: -abs(by_rate(trial, 0) - 0.1))
+    assert "On the edge of its grid: fedavgm (" in markdown(compared(tmp_path, engine, inner))
+
+
+def test_a_switch_has_no_edge(tmp_path: Path) -> None:
+    kept = (
+        '[[algorithms]]\nname = "local-adamw"\nfixed = { learning_rate = 0.3 }\n'
+        "grid = { keep_state = [0, 1] }\n"
+    )
+    page = markdown(compared(tmp_path, FormulaEngine(), SMALL + kept))
+    assert "local-adamw (keep_state" not in page
+    assert "local-adamw has its own: learning_rate 0.3 at every point." in page
 
 
 def test_the_spread_is_the_sample_s() -> None:

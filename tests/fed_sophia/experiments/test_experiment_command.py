@@ -168,13 +168,15 @@ def test_digits_are_learned_by_either_engine(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = scenario_file(tmp_path, TWO_ROUNDS.replace("[0.1, 0.2]", "[0.3, 0.5]"), "brief")
+    path = scenario_file(
+        tmp_path, TWO_ROUNDS.replace("[0.1, 0.2]", "[0.3, 0.5]").replace("shards:2", "iid"), "brief"
+    )
     arguments = ["experiment", "run", path, how, "--only", "fedavg", "--results", "out", "--json"]
     assert run_command(arguments) == 0
     first = load_results(tmp_path / "out").results
     assert [len(result.evaluations.round) for result in first] == [1, 1]
     assert all(result.failure is None and result.examples == 2 * 8 * 10 * 32 for result in first)
-    assert all(result.final_accuracy(1) > 0.15 for result in first)
+    assert all(result.final_accuracy(1) > 0.5 for result in first)  # chance is 0.1
     capsys.readouterr()
     assert run_command(arguments) == 0
     assert said(capsys)[0]["trials"] == 0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fed_sophia.experiments.plots import curves, save_plots
-from fed_sophia.experiments.report import Comparison
+from fed_sophia.experiments.plots import Curve, curves, cut_text, limits, save_plots
+from fed_sophia.experiments.table import Comparison
+from fed_sophia.experiments.trials import Trial
 from tests.fed_sophia.experiments.formula_engine import SMALL, FormulaEngine
 from tests.fed_sophia.experiments.test_comparison import compared
 
@@ -45,6 +46,32 @@ def test_only_the_lines_wanted_are_drawn(comparison: Comparison) -> None:
 def test_a_trial_that_failed_has_no_line(tmp_path: Path) -> None:
     failed = compared(tmp_path, FormulaEngine(failure=lambda trial: "NaN"))
     assert curves(failed) == []
+
+
+def test_a_line_over_some_of_the_seeds_says_so(tmp_path: Path) -> None:
+    def failure(trial: Trial) -> str | None:
+        return "NaN" if trial.label == "fedavg" and trial.seed == 0 else None
+
+    some, whole = curves(compared(tmp_path, FormulaEngine(failure=failure)))
+    assert (some.legend, whole.legend) == ("fedavg (1/2 seeds)", "fedavgm")
+    assert some.lowest == some.highest
+
+
+def a_curve(*accuracies: float) -> Curve:
+    return Curve("a", (), accuracies, accuracies, accuracies, 1, 1)
+
+
+def test_the_axis_begins_where_the_curves_part_and_says_what_it_cuts() -> None:
+    """The second of two begins at 40: the axis at 35; the first begins at 10."""
+    drawn = [a_curve(10, 60, 80), a_curve(40, 70, 85)]
+    assert limits(drawn) == (35, 86)
+    assert cut_text(drawn, 35) == " (what is below 35 is cut off)"
+    assert cut_text(drawn[1:], 35) == ""
+
+
+def test_no_curve_is_cut_off_whole() -> None:
+    drawn = [a_curve(10, 10, 12), a_curve(70, 70, 85), a_curve(71, 72, 85)]
+    assert limits(drawn) == (7, 86)
 
 
 def test_equal_results_give_equal_drawings(comparison: Comparison, tmp_path: Path) -> None:
