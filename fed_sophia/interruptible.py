@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a coroutine that Ctrl-C, SIGTERM and a closed terminal end tidily."""
+"""Runs a coroutine, or threads, that Ctrl-C, SIGTERM and a closed terminal end tidily."""
 
 import asyncio
 import signal
-from collections.abc import Coroutine
-from contextlib import suppress
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -53,6 +55,38 @@ async def _with_signals(work: Coroutine[Any, Any, T]) -> T:
         if received:
             raise Interrupted(received[0]) from None
         raise
+
+
+@contextmanager
+def signals_noted() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C, SIGTERM and a closed terminal set, for work in threads that heeds it.
+
+    An exception out of nowhere will not do there: raised while a thread is being started, it leaves that
+    thread running when Python ends, which kills the process.
+
+    Raises:
+        Interrupted: afterwards, if a signal came.
+    """
+    received: list[int] = []
+    stop = threading.Event()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        stop.set()
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other may say what signals do
+        before = {number: signal.signal(number, note) for number in _stopping_signals()}
+    try:
+        yield stop
+    except Exception:
+        if not received:
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise Interrupted(received[0])
 
 
 def _stopping_signals() -> list[signal.Signals]:

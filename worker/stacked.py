@@ -13,6 +13,7 @@ Stacks go side by side, each in a thread of its own: a small operation gains lit
 
 import copy
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -28,6 +29,7 @@ from protocol.codec import Bundle, require_finite
 from protocol.errors import InvalidTask, NotFinite
 from protocol.messages import Assignment
 from worker.draws import Draws, draws_by_itself, torch_seeded
+from worker.evaluation import heed
 from worker.local_state import Kept
 from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
@@ -93,14 +95,18 @@ class StackedTrainer:
         # a model each: a call puts the parameters it is given into the module
         self._models = [model, *(copy.deepcopy(model) for _ in range(lanes - 1))]
 
-    def train(self, jobs: Sequence[Job], state: Mapping[str, Bundle]) -> list[Trained]:
+    def train(
+        self, jobs: Sequence[Job], state: Mapping[str, Bundle], stop: threading.Event | None = None
+    ) -> list[Trained]:
         """Do the local steps of several workers in one round; one result a job, in their order.
 
         Args:
             jobs: assignments of the same round, which differ in slot and seed alone.
             state: the bundles that all of them start from.
+            stop: set from another thread, it ends the work within a local step.
 
         Raises:
+            Stopped: `stop` was set.
             InvalidTask: a worker has too few examples, or the task's code failed.
             ShapeMismatch, BundleMismatch, InvalidMessage: as in `Trainer.train`.
             NotFinite: a loss or a result is NaN or infinite.
@@ -108,7 +114,7 @@ class StackedTrainer:
         with as_invalid_task(self._task.name, self._device):
             shared = {name: self._exchanged.tensors_of(name, bundle) for name, bundle in state.items()}
             stacks = self._stacks(jobs)
-            lane = partial(self._lane, stacks, shared, state["params"])
+            lane = partial(self._lane, stacks, shared, state["params"], stop)
             if len(self._models) == 1:
                 results = lane(0)
             else:
@@ -132,17 +138,27 @@ class StackedTrainer:
         return stacks
 
     def _lane(
-        self, stacks: Sequence[Sequence[Job]], shared: Mapping[str, Tensors], params: Bundle, lane: int
+        self,
+        stacks: Sequence[Sequence[Job]],
+        shared: Mapping[str, Tensors],
+        params: Bundle,
+        stop: threading.Event | None,
+        lane: int,
     ) -> dict[int, Trained]:
         """Do one thread's stacks, one after the other; {worker: what it gave}."""
         results: dict[int, Trained] = {}
         for jobs in stacks[lane :: len(self._models)]:
-            trained = self._train(self._models[lane], jobs, shared, params)
+            trained = self._train(self._models[lane], jobs, shared, params, stop)
             results |= {job.worker: each for job, each in zip(jobs, trained, strict=True)}
         return results
 
     def _train(
-        self, model: nn.Module, jobs: Sequence[Job], shared: Mapping[str, Tensors], params: Bundle
+        self,
+        model: nn.Module,
+        jobs: Sequence[Job],
+        shared: Mapping[str, Tensors],
+        params: Bundle,
+        stop: threading.Event | None,
     ) -> list[Trained]:
         first = jobs[0].assignment
         parameters = tuple(_stacked(start, len(jobs)).requires_grad_() for start in shared["params"])
@@ -157,7 +173,7 @@ class StackedTrainer:
             bundles_wanted=first.bundles,
         )
         optimizer = optimizer_named(first.optimizer)(first.settings, start)
-        optimizer, train_loss = self._steps(model, jobs, parameters, optimizer)
+        optimizer, train_loss = self._steps(model, jobs, parameters, optimizer, stop)
         bundles = {"delta": self._deltas(parameters, params)}
         for name, tensors in optimizer.uploads().items():
             bundles[name] = self._exchanged.arrays_of(name, tensors)
@@ -179,7 +195,12 @@ class StackedTrainer:
         ]
 
     def _steps(
-        self, model: nn.Module, jobs: Sequence[Job], parameters: Tensors, optimizer: Optimizer
+        self,
+        model: nn.Module,
+        jobs: Sequence[Job],
+        parameters: Tensors,
+        optimizer: Optimizer,
+        stop: threading.Event | None,
     ) -> tuple[Optimizer, float]:
         """Do the local steps; give where the optimizer stands, and the mean loss of all these workers."""
         first = jobs[0].assignment
@@ -189,6 +210,7 @@ class StackedTrainer:
         seeding = torch_seeded(draws[0].model_seed, self._device) if self._draws else nullcontext()
         with seeding:
             for step in range(1, first.local_steps + 1):
+                heed(stop)
                 if step == 1 or not optimizer.one_batch:
                     batch = self._batch(jobs, draws, first.batch_size)
                 outputs = stacked_outputs(model, self._exchanged.names, parameters, batch.inputs)

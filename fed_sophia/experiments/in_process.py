@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine without a wire: all workers of a trial in this process, their models stacked."""
 
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from fed_sophia.experiments.energy import EnergyMeter, counters_for
 from fed_sophia.experiments.engine import Engine, Evaluated, Outcome, Report
 from fed_sophia.experiments.simulation import Simulation
 from fed_sophia.experiments.trials import Trial
+from fed_sophia.interruptible import signals_noted
 from fed_sophia.new_run import prepare
 from protocol.codec import decode_message
 from protocol.errors import NotFinite
@@ -40,6 +42,7 @@ class InProcess:
         """Train, in this thread and those of the stacks.
 
         Raises:
+            Interrupted: a signal came.
             FedSophiaError: it cannot be trained here at all.
         """
         data = self._data(trial)
@@ -52,10 +55,12 @@ class InProcess:
             threads=self._threads if on_cpu else 1,
         )
         simulation = Simulation(spec, params, trainer, trial.workers)
-        with whole_float32():
-            return self._rounds(trial, data, simulation, report)
+        with signals_noted() as stop, whole_float32():
+            return self._rounds(trial, data, simulation, report, stop)
 
-    def _rounds(self, trial: Trial, data: TrialData, simulation: Simulation, report: Report) -> Outcome:
+    def _rounds(
+        self, trial: Trial, data: TrialData, simulation: Simulation, report: Report, stop: threading.Event
+    ) -> Outcome:
         evaluator = TrialEvaluator(data, self._device, iterate_average=trial.iterate_average)
         counters = counters_for(device_uuid(self._device))
         seconds, joules, examples, failure = 0.0, 0.0, 0, None
@@ -63,14 +68,14 @@ class InProcess:
             meter, begun = EnergyMeter(counters), time.perf_counter()
             try:
                 with intra_op_threads(1 if self._device.type == "cpu" else self._threads):
-                    simulation.advance()
+                    simulation.advance(stop)
                 seconds += time.perf_counter() - begun
                 joules += meter.joules() or 0.0
                 examples += trial.cohort_size * trial.local_steps * trial.batch_size
                 evaluator.note(simulation.state["params"])
                 if trial.is_evaluated(number):
                     with intra_op_threads(self._threads):
-                        metrics = evaluator.metrics()
+                        metrics = evaluator.metrics(stop)
                     traffic = simulation.bytes_up, simulation.bytes_down
                     report(Evaluated(number, seconds, *traffic, metrics))
             except NotFinite as error:

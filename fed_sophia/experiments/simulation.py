@@ -7,6 +7,7 @@ workers have all come before the first round. What comes out is that of a run ov
 float32: there workers train one by one, here stacked.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,10 +59,13 @@ class Simulation:
         self.bytes_down = 0
         """What workers have sent and fetched so far, as tensor messages."""
 
-    def advance(self) -> None:
+    def advance(self, stop: threading.Event | None = None) -> None:
         """Hold one round.
 
+        Args: stop: set from another thread, it ends the round within a local step.
+
         Raises:
+            Stopped: `stop` was set.
             FedSophiaError: a worker or the server could not do its part, as when a loss is NaN.
         """
         number = self.version + 1
@@ -70,7 +74,7 @@ class Simulation:
         jobs = [Job(slot, self._assignment(slot, number), self._kept.get(slot)) for slot in slots]
         self._count_downloads(slots)
         sent_down = {name: self.state[name] for name in self._algorithm.sent_down if name in self.state}
-        trained = self._trainer.train(jobs, sent_down)
+        trained = self._trainer.train(jobs, sent_down, stop)
         self.bytes_up += len(jobs) * self._traffic.update_bytes(jobs[0].assignment)
         for job, each in zip(jobs, trained, strict=True):
             self._kept[job.worker] = each.kept
