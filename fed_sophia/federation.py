@@ -15,6 +15,7 @@ from fed_sophia.output import Output
 from fed_sophia.processes import Child, Children
 from protocol.errors import Internal
 from protocol.messages import JoinTokenRequest, Role, RunStatus, RunSummary
+from worker.options import SwarmOptions
 
 T = TypeVar("T")
 _READY_S = 60.0
@@ -100,6 +101,20 @@ async def federation(folder: Path, output: Output) -> AsyncIterator[tuple[Federa
         yield Federation(folder, children, output), children
     finally:
         await children.stop()
+
+
+async def swarm_of(client: OperatorClient, task: str, num_workers: int, folder: Path) -> SwarmOptions:
+    """Workers, and an evaluator, that may join: for agents of this process."""
+    trainers = await client.create_token(JoinTokenRequest(uses=num_workers))
+    evaluator = await client.create_token(JoinTokenRequest(role=Role.EVALUATOR))
+    return SwarmOptions(
+        server_url=client.server_url,
+        join_token=trainers.join_token,
+        state_dir=folder,
+        task=task,
+        num_workers=num_workers,
+        evaluator_token=evaluator.join_token,
+    )
 
 
 async def until_running(client: OperatorClient, run_id: str) -> RunSummary:

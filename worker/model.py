@@ -94,14 +94,18 @@ class ExchangedParameters:
             require_finite(f"{bundle_name}/{name}", array)
         return arrays
 
-    def delta_from(self, start: Mapping[str, Float32Array]) -> Arrays:
+    def delta_from(self, start: Mapping[str, Float32Array], ends: Tensors | None = None) -> Arrays:
         """θ_J − θ_0 in float32, as new arrays.
+
+        Args: ends: θ_J; None means the parameters themselves. With a dimension of workers in front, so has
+            the delta.
 
         Raises:
             NotFinite: a parameter is NaN or infinite, or as far from its start as float32 cannot hold.
         """
         with np.errstate(over="ignore"):
-            delta = {name: end - start[name] for name, end in self.arrays_of("params", self.tensors).items()}
+            arrays = self.arrays_of("params", self.tensors if ends is None else ends)
+            delta = {name: end - start[name] for name, end in arrays.items()}
         for name, array in delta.items():
             require_finite(f"delta/{name}", array)
         return delta

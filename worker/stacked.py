@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protocol.codec import Bundle, require_finite
+from protocol.codec import Bundle
 from protocol.errors import InvalidTask, NotFinite
 from protocol.messages import Assignment
 from worker.draws import Draws, draws_by_itself, torch_seeded
 from worker.evaluation import heed
 from worker.local_state import Kept
-from worker.model import Arrays, ExchangedParameters
+from worker.model import ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart, Tensors
 from worker.slope import slope_at
@@ -174,7 +174,7 @@ class StackedTrainer:
         )
         optimizer = optimizer_named(first.optimizer)(first.settings, start)
         optimizer, train_loss = self._steps(model, jobs, parameters, optimizer, stop)
-        bundles = {"delta": self._deltas(parameters, params)}
+        bundles = {"delta": self._exchanged.delta_from(params, parameters)}
         for name, tensors in optimizer.uploads().items():
             bundles[name] = self._exchanged.arrays_of(name, tensors)
         bundles = wanted_of(bundles, first)
@@ -290,14 +290,6 @@ class StackedTrainer:
             )
             for index, job in enumerate(jobs)
         ]
-
-    def _deltas(self, parameters: Tensors, params: Bundle) -> Arrays:
-        ends = self._exchanged.arrays_of("params", parameters)
-        with np.errstate(over="ignore"):
-            deltas = {name: end - params[name] for name, end in ends.items()}
-        for name, values in deltas.items():
-            require_finite(f"delta/{name}", values)
-        return deltas
 
 
 def _schedule(job: Job) -> int:

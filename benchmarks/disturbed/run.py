@@ -12,16 +12,15 @@ from benchmarks.disturbed.disturbances import Disturbances
 from benchmarks.disturbed.liar import lie
 from benchmarks.disturbed.mortal import Mortal, Paced, Surroundings, Watch
 from benchmarks.disturbed.record import Audit, Record, audit
-from fed_sophia.federation import federation, side_by_side, until_running, while_alive
+from fed_sophia.federation import federation, side_by_side, swarm_of, until_running, while_alive
 from fed_sophia.follow import follow
 from fed_sophia.new_run import RunRequest, begin
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.options import read_secret
 from fed_sophia.output import Output
 from fed_sophia.rounds_view import view_for
-from protocol.messages import JoinTokenRequest, Role, RoundSummary, RunSummary
+from protocol.messages import RoundSummary, RunSummary
 from worker.agent import Trains, serve
-from worker.options import SwarmOptions
 
 _METRICS_WAIT_S = 30.0
 
@@ -81,16 +80,7 @@ async def _lives(
     client: OperatorClient, crew: Crew, around: Surroundings, task: str, folder: Path
 ) -> list[Coroutine[Any, Any, None]]:
     """What every worker, and the evaluator, is to do until the run is over."""
-    trainers = await client.create_token(JoinTokenRequest(uses=crew.num_workers))
-    evaluator = await client.create_token(JoinTokenRequest(role=Role.EVALUATOR))
-    swarm = SwarmOptions(
-        server_url=client.server_url,
-        join_token=trainers.join_token,
-        state_dir=folder,
-        task=task,
-        num_workers=crew.num_workers,
-        evaluator_token=evaluator.join_token,
-    )
+    swarm = await swarm_of(client, task, crew.num_workers, folder)
     processor = threading.Lock()
     lives: list[Coroutine[Any, Any, None]] = []
     for number in swarm.indices:

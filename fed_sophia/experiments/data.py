@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a trial becomes before it is trained: divided data, and the run that an operator would ask for."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from fed_sophia.experiments.trials import Trial
 from fed_sophia.new_run import RunRequest
+from worker.machine import description, usable_cores
+from worker.training import choose_device
 from worker.trial_data import TrialData
 
 _ROUND_S = 86_400.0
@@ -62,3 +65,23 @@ class DataOfTrials:
             combiners=dict(trial.combiners),
             data_dir=self._data_dir,
         )
+
+
+class OnThisMachine:
+    """What every engine here is made with: a device, the threads it may use, and the data of its trials."""
+
+    def __init__(self, device: str, threads: int | None, data_dir: Path | None) -> None:
+        """Args:
+        device: as `choose_device` names it.
+        threads: None takes all the cores there are.
+
+        Raises:
+            DeviceUnavailable: this machine has no such device.
+        """
+        self._device = choose_device(device)
+        self._threads = threads or usable_cores()
+        self._data = DataOfTrials(data_dir)
+
+    @property
+    def environment(self) -> Mapping[str, str | int]:
+        return description(self._device, self._threads)

@@ -3,10 +3,9 @@
 
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from fed_sophia.experiments.data import DataOfTrials
+from fed_sophia.experiments.data import OnThisMachine
 from fed_sophia.experiments.energy import EnergyMeter, counters_for
 from fed_sophia.experiments.engine import Engine, Evaluated, Outcome, Report
 from fed_sophia.experiments.simulation import Simulation
@@ -15,8 +14,7 @@ from fed_sophia.interruptible import signals_noted
 from fed_sophia.new_run import prepare
 from protocol.codec import decode_message
 from protocol.errors import NotFinite
-from worker.machine import description, device_uuid, intra_op_threads, usable_cores, whole_float32
-from worker.training import choose_device
+from worker.machine import device_uuid, intra_op_threads, whole_float32
 from worker.trial_data import TrialData, TrialEvaluator
 
 STACK_ON_CPU = 8
@@ -24,19 +22,10 @@ STACK_ON_CPU = 8
 STACK_ON_DEVICE = 1024
 
 
-class InProcess:
+class InProcess(OnThisMachine):
     """Trains by `Simulation`."""
 
     name = "in-process"
-
-    def __init__(self, device: str, threads: int | None, data_dir: Path | None) -> None:
-        self._device = choose_device(device)
-        self._threads = threads or usable_cores()
-        self._data = DataOfTrials(data_dir)
-
-    @property
-    def environment(self) -> Mapping[str, str | int]:
-        return description(self._device, self._threads)
 
     def run(self, trial: Trial, report: Report) -> Outcome:
         """Train, in this thread and those of the stacks.

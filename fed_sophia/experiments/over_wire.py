@@ -7,16 +7,16 @@ Each round waits until the version before it is evaluated, so that every version
 
 import asyncio
 import tempfile
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fed_sophia.experiments.data import DataOfTrials
+from fed_sophia.experiments.data import OnThisMachine
 from fed_sophia.experiments.engine import Engine, Evaluated, Outcome, Report
 from fed_sophia.experiments.trials import Trial
-from fed_sophia.federation import federation, side_by_side, until_running, while_alive
+from fed_sophia.federation import federation, side_by_side, swarm_of, until_running, while_alive
 from fed_sophia.follow import follow
 from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.new_run import begin
@@ -24,8 +24,6 @@ from fed_sophia.operator_client import OperatorClient
 from protocol.codec import NAN_OR_INFINITY
 from protocol.errors import Internal, NotFinite
 from protocol.messages import (
-    JoinTokenRequest,
-    Role,
     RoundStatus,
     RoundSummary,
     RunStatus,
@@ -34,9 +32,8 @@ from protocol.messages import (
 )
 from worker.agent import Trains, serve
 from worker.events import AgentEvent, Refused
-from worker.machine import description, intra_op_threads, usable_cores, whole_float32
-from worker.options import SwarmOptions, WorkerOptions
-from worker.training import choose_device
+from worker.machine import intra_op_threads, whole_float32
+from worker.options import WorkerOptions
 from worker.trial_data import TrialData, TrialEvaluator
 
 _EVALUATION_S = 600.0
@@ -44,19 +41,10 @@ _NEVER = TargetMetric(name="test_loss", at_most=-1e30, wait_s=_EVALUATION_S)
 """A target only for the sake of the waiting."""
 
 
-class OverWire:
+class OverWire(OnThisMachine):
     """Trains by a federation on this machine; each trial has a new one."""
 
     name = "wire"
-
-    def __init__(self, device: str, threads: int | None, data_dir: Path | None) -> None:
-        self._device = choose_device(device)
-        self._threads = threads or usable_cores()
-        self._data = DataOfTrials(data_dir)
-
-    @property
-    def environment(self) -> Mapping[str, str | int]:
-        return description(self._device, self._threads)
 
     def run(self, trial: Trial, report: Report) -> Outcome:
         """Train; the server, the workers and their files are gone afterwards, however this ends.
@@ -102,16 +90,7 @@ class OverWire:
         refused: list[Refused],
     ) -> list[Coroutine[Any, Any, None]]:
         """What every worker, and the evaluator, is to do until the run is over."""
-        trainers = await client.create_token(JoinTokenRequest(uses=trial.workers))
-        evaluator = await client.create_token(JoinTokenRequest(role=Role.EVALUATOR))
-        swarm = SwarmOptions(
-            server_url=client.server_url,
-            join_token=trainers.join_token,
-            state_dir=folder,
-            task=trial.task,
-            num_workers=trial.workers,
-            evaluator_token=evaluator.join_token,
-        )
+        swarm = await swarm_of(client, trial.task, trial.workers, folder)
         training = await asyncio.to_thread(data.trainers, self._device)
         measuring = TrialEvaluator(data, self._device, iterate_average=trial.iterate_average)
         everyone: list[tuple[WorkerOptions, Trains]] = [
