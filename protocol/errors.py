@@ -163,6 +163,54 @@ class WorkerRevoked(FedSophiaError):
     fault = Fault.CALLER
 
 
+class WorkerExpired(FedSophiaError):
+    """The worker was idle for longer than its join token lets it be; it may enrol again."""
+
+    code = "worker-expired"
+    fault = Fault.CALLER
+
+
+class WorkerQuarantined(FedSophiaError):
+    """Too many of this worker's updates were refused for what is in them; an operator may release it."""
+
+    code = "worker-quarantined"
+    fault = Fault.CALLER
+
+
+class ApprovalPending(FedSophiaError):
+    """An operator has yet to approve this worker."""
+
+    code = "approval-pending"
+    fault = Fault.CALLER
+    retryable = True
+
+
+class MissingScope(FedSophiaError):
+    """The operator's key is valid and was not made for this."""
+
+    code = "missing-scope"
+    fault = Fault.CALLER
+
+
+class AssertionRefused(FedSophiaError):
+    """What a device has signed does not prove what it must."""
+
+    code = "assertion-refused"
+    fault = Fault.CALLER
+
+
+class ClockSkewed(FedSophiaError):
+    """What a device has signed is of another time than the server's; the answer says what time it is."""
+
+    code = "clock-skewed"
+    fault = Fault.CALLER
+
+    @property
+    def server_ms(self) -> int | None:
+        """The server's time, where it is known."""
+        return self.args[1] if len(self.args) > 1 else None
+
+
 # --- resources ---------------------------------------------------------------------------------
 
 

@@ -14,11 +14,15 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationE
 
 from protocol.enrolment import (
     PROTOCOL_VERSION,
+    AccessToken,
+    AccessTokenRequest,
     Enrolled,
     Enrolment,
     Heartbeat,
     JoinTokenIssued,
     JoinTokenRequest,
+    JoinTokenSummary,
+    KeyRotation,
     Role,
     WorkerSummary,
 )
@@ -51,6 +55,8 @@ from protocol.updates import Decline, Outcome, Receipt, UpdateHeader, UploadOffe
 __all__ = [
     "ANY_ASSIGNMENT",
     "PROTOCOL_VERSION",
+    "AccessToken",
+    "AccessTokenRequest",
     "AdaptiveDeadline",
     "Answered",
     "AsynchronousRounds",
@@ -62,6 +68,8 @@ __all__ = [
     "Heartbeat",
     "JoinTokenIssued",
     "JoinTokenRequest",
+    "JoinTokenSummary",
+    "KeyRotation",
     "Outcome",
     "Receipt",
     "Retention",
@@ -275,6 +283,8 @@ class Problem(Answered):
     detail: str
     code: str
     retryable: bool
+    server_ms: Count | None = None
+    """The server's time, where it is the device's that is wrong."""
 
 
 def parse(message: type[M], body: bytes | str | Mapping[str, object]) -> M:

@@ -12,11 +12,13 @@ from ps_service.auth import Auth
 from ps_service.background import background
 from ps_service.bell import Bell
 from ps_service.clock import Clock
+from ps_service.enrolling import Enrolling
 from ps_service.housekeeping import Housekeeping
 from ps_service.limits import JsonBodyLimit
 from ps_service.looking import look_for_work
 from ps_service.metrics import Meters
 from ps_service.openapi import PROBLEM, DescribedApp
+from ps_service.operator_keys import OperatorKeys
 from ps_service.pace import Pace
 from ps_service.presence import Presence
 from ps_service.round_runner import RoundRunner
@@ -34,8 +36,9 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
     bell, meters = Bell(), Meters()
     runner = RoundRunner(stores, clock, bell, meters)
     presence = Presence(runner, settings.lost_after_s)
+    enrolling = Enrolling(stores, clock, settings.access_token_s)
     auth, uploads = Auth(stores, clock, presence), Uploads(stores.blobs)
-    housekeeping = Housekeeping(runner, uploads)
+    housekeeping = Housekeeping(runner, uploads, enrolling.forget)
     room = WaitingRoom(bell, partial(look_for_work, runner, presence.heartbeat_s))
     pace = Pace(settings.max_wait_s)
     return Service(
@@ -45,6 +48,8 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
         bell,
         meters,
         auth,
+        enrolling,
+        OperatorKeys(stores, clock, enrolling),
         runner,
         presence,
         uploads,

@@ -104,7 +104,7 @@ async def workers_returned(transition: Transition, worker_ids: Collection[str]) 
     connection = transition.connection
     workers = await credential_records.workers_by_id(connection, worker_ids)
     returned = [
-        each.worker_id for each in workers.values() if each.lost_ms is not None and each.revoked_ms is None
+        each.worker_id for each in workers.values() if each.lost_ms is not None and each.in_good_standing
     ]
     runs: set[str] = set()
     for worker_id in returned:

@@ -9,7 +9,7 @@ the two in an order: the file is there and referred to, or it is gone and whoeve
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -38,7 +38,11 @@ BATCH = 64
 class Housekeeping:
     """Tidies runs whose rounds have ended, and sweeps the store now and then."""
 
-    def __init__(self, runner: RoundRunner, uploads: Uploads) -> None:
+    def __init__(
+        self, runner: RoundRunner, uploads: Uploads, forget_tokens: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Args: forget_tokens: lets go of credentials whose time is over."""
+        self._forget_tokens = forget_tokens
         self._runner = runner
         self._uploads = uploads
         self._suspects: set[str] = set()
@@ -61,6 +65,7 @@ class Housekeeping:
         troubles = await self._tidy_all()
         if self._sweep_at_ms is None or now_ms >= self._sweep_at_ms:
             await self.sweep()
+            await self._forget_tokens()
             self._sweep_at_ms = now_ms + round(SWEEP_EVERY_S * 1000)
         await self._discard_parts()
         if troubles:  # said once all have had their turn

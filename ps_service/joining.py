@@ -21,7 +21,7 @@ async def join(runner: RoundRunner, joining: Mapping[str, Collection[str]]) -> N
         connection = transition.connection
         everybody = {worker_id for worker_ids in joining.values() for worker_id in worker_ids}
         workers = await credential_records.workers_by_id(connection, everybody)
-        allowed = {worker_id for worker_id, worker in workers.items() if worker.revoked_ms is None}
+        allowed = {worker_id for worker_id, worker in workers.items() if worker.in_good_standing}
         for run_id, worker_ids in joining.items():
             run = await the_run(connection, run_id)
             new = allowed.intersection(worker_ids)

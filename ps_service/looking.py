@@ -83,9 +83,7 @@ async def _look(runner: RoundRunner, heartbeat_s: float, worker_ids: Collection[
                 if worker.role is not Role.EVALUATOR:
                     trainers.append(worker)
                     continue
-                look.found[worker_id] = await next_evaluation(
-                    connection, worker_id, worker.tasks, heartbeat_s
-                )
+                look.found[worker_id] = await next_evaluation(connection, worker, heartbeat_s)
             except FedSophiaError as error:
                 look.found[worker_id] = error
         if trainers:
@@ -124,5 +122,5 @@ async def _look_for_runs(connection: AsyncConnection, look: Look, trainers: Iter
         for worker in trainers:
             is_free = joined.get((run_id, worker.worker_id))
             at_work = is_free is False and worker.worker_id in look.found
-            if task in worker.tasks and not is_free and not at_work:
+            if worker.may_serve(run_id, task) and not is_free and not at_work:
                 look.joining[run_id].append(worker.worker_id)

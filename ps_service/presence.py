@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ps_service.arrivals import worker_lost, workers_returned
+from ps_service.expiring import expire_idle
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import credential_records
 from ps_service.storage.credential_records import StoredWorker
@@ -87,6 +88,7 @@ class Presence:
         since_ms = now_ms - self._lost_after_ms
         if self._listening_since_ms <= since_ms and await self._find_lost(since_ms) == MOST_AT_ONCE:
             return 0.0
+        await expire_idle(self._runner)
         return self.look_every_s
 
     async def _write_down(self, now_ms: int) -> None:

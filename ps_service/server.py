@@ -72,7 +72,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
         await asyncio.to_thread(stores.blobs.check)
         app = create_app(settings, stores, await _clock(stores))
         service: Service = app.state.service
-        await service.auth.make_first_credentials(directory)
+        await service.operator_keys.make_first_credentials(directory)
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         server = _Server(

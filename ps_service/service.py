@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from ps_service.auth import Auth
 from ps_service.bell import Bell
 from ps_service.clock import Clock
+from ps_service.enrolling import Enrolling
 from ps_service.housekeeping import Housekeeping
 from ps_service.metrics import Meters
+from ps_service.operator_keys import OperatorKeys
 from ps_service.pace import Pace
 from ps_service.presence import Presence
 from ps_service.round_runner import RoundRunner
@@ -28,6 +30,8 @@ class Service:
     bell: Bell
     meters: Meters
     auth: Auth
+    enrolling: Enrolling
+    operator_keys: OperatorKeys
     runner: RoundRunner
     presence: Presence
     uploads: Uploads

@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     """A body from which nothing arrives for so long is given up; a refused one is read on for so long."""
     lost_after_s: float = Field(default=90.0, ge=1, le=86_400)
     """A worker from which nothing was heard for so long counts as lost until it comes back."""
+    access_token_s: int = Field(default=600, ge=60, le=3600)
+    """How long a worker's access token is good for."""
     metrics_public: bool = False
     """Whether `/metrics` answers without an operator key."""
     drain_s: float = Field(default=10.0, ge=0)

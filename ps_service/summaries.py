@@ -26,6 +26,7 @@ from ps_service.storage import (
     version_records,
 )
 from ps_service.storage.assignment_records import StoredAssignment
+from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.known import Known
 from ps_service.storage.run_records import StoredRound, StoredRun
 
@@ -139,15 +140,19 @@ async def assignment_of(known: Known, stored: StoredAssignment, heartbeat_s: flo
 
 
 async def next_evaluation(
-    connection: AsyncConnection, worker_id: str, tasks: tuple[str, ...], heartbeat_s: float
+    connection: AsyncConnection, worker: StoredWorker, heartbeat_s: float
 ) -> EvaluationAssignment | None:
     """The version this evaluator should measure next: runs that go on first, then the newest.
 
     Within a run the oldest of its newest unmeasured versions: who falls behind is not behind for ever.
     """
-    runs = await run_records.runs_of_tasks(connection, tasks)
+    runs = [
+        run
+        for run in await run_records.runs_of_tasks(connection, worker.tasks)
+        if worker.may_serve(run.run_id, run.spec.task)
+    ]
     for run in sorted(runs, key=lambda run: (run.state.status.ended, -run.created_ms)):
-        reported = await report_records.versions_reported_by(connection, run.run_id, worker_id)
+        reported = await report_records.versions_reported_by(connection, run.run_id, worker.worker_id)
         kept = await version_records.versions_with_tensors(connection, run.run_id)
         unmeasured = [each.version for each in kept if each.version and each.version not in reported]
         if unmeasured:

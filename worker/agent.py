@@ -20,12 +20,14 @@ from typing import NoReturn, TypeVar
 
 from protocol.codec import Bundle
 from protocol.errors import (
+    AssertionRefused,
     DigestMismatch,
     FedSophiaError,
     InvalidTask,
     NotFinite,
     RunEnded,
     Unauthenticated,
+    WorkerExpired,
     WorkerRevoked,
 )
 from protocol.messages import (
@@ -39,7 +41,7 @@ from protocol.messages import (
 from worker.client import ServerClient, Transport
 from worker.downloader import Downloader
 from worker.durable import Fsync, prove_writable, sole_user
-from worker.enrolment import enrol_once
+from worker.enrolment import Enrolling
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
 from worker.global_state import GlobalState
 from worker.identity import identity_in
@@ -63,6 +65,9 @@ LOOK_EVERY_S = 3600.0
 MAX_REASON = 500
 
 __all__ = ["Agent", "Trains", "WorkerOptions", "run_worker", "serve"]
+
+NO_WORKER_ANY_MORE = (Unauthenticated, AssertionRefused, WorkerRevoked, WorkerExpired)
+"""The server has this worker no more."""
 
 T = TypeVar("T")
 
@@ -234,7 +239,7 @@ class Agent:
             await asyncio.sleep(every_s)
             try:
                 await self._client.heartbeat(self._worker_id, Heartbeat())
-            except (Unauthenticated, WorkerRevoked):
+            except NO_WORKER_ANY_MORE:
                 raise
             except FedSophiaError:
                 continue  # it says nothing of the work: declaring the update will tell
@@ -274,8 +279,8 @@ async def serve(
     """Be one worker with this trainer; in a test others stand in for the network and the disk's syncs."""
     with sole_user(options.state_dir):
         identity = identity_in(options.state_dir, options.server_url, fsync)
-        async with ServerClient(options.server_url, identity.secret, transport) as client:
-            worker_id = await enrol_once(client, identity, options, task_name, report, pauses)
+        async with ServerClient(options.server_url, transport) as client:
+            worker_id = await Enrolling(client, options, task_name, report, pauses).enrol_once(identity)
             agent = Agent(
                 options.name,
                 worker_id,

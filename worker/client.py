@@ -10,6 +10,7 @@ import functools
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from types import TracebackType
 from typing import NoReturn, Self
@@ -23,15 +24,19 @@ from protocol.errors import (
     InvalidUsage,
     NotReady,
     ServerUnreachable,
+    Unauthenticated,
     UnexpectedAnswer,
 )
 from protocol.messages import (
+    AccessToken,
+    AccessTokenRequest,
     Assignment,
     Decline,
     Enrolled,
     Enrolment,
     EvaluationAssignment,
     Heartbeat,
+    KeyRotation,
     MetricsReport,
     Receipt,
     RunStanding,
@@ -48,6 +53,7 @@ from worker.answers import (
     size_of_tensors,
     wait_asked_for,
 )
+from worker.credentials import Credentials, Signer
 from worker.download import Download
 from worker.problems import error_of
 
@@ -62,6 +68,8 @@ KEEPALIVE_S = 4.0
 """Idle connections are dropped before the usual server (5 s) drops them under a request."""
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_DOWNLOAD_BYTES = 8 * 1024**3
+AS_NOBODY = {"Authorization": ""}
+"""Of a request that proves who asks by what it holds."""
 
 Transport = httpx.AsyncBaseTransport
 
@@ -77,15 +85,15 @@ class ServerClient:
     def __init__(
         self,
         base_url: str,
-        credential: str,
         transport: Transport | None = None,
         max_download_bytes: int = MAX_DOWNLOAD_BYTES,
     ) -> None:
         self._origin = _checked_origin(base_url)
+        self._credentials: Credentials | None = None
         self._max_download_bytes = max_download_bytes
         self._http = httpx.AsyncClient(
             base_url=self._origin,
-            headers={"Authorization": f"Bearer {credential}", "Accept-Encoding": "identity"},
+            headers={"Accept-Encoding": "identity"},
             timeout=_timeout(SILENCE_TIMEOUT_S),
             limits=httpx.Limits(max_connections=8, keepalive_expiry=KEEPALIVE_S),
             verify=_tls(),
@@ -105,11 +113,24 @@ class ServerClient:
     ) -> None:
         await self._http.__aexit__(kind, error, traceback)
 
+    def authenticate(self, signer: Signer, worker_id: str) -> None:
+        """Be this worker from now on."""
+        self._credentials = Credentials(signer, worker_id, partial(self._access_token, worker_id))
+
     async def enrol(self, join_token: str, enrolment: Enrolment) -> Enrolled:
-        """Become a worker of this server; with a known secret, the same worker as before."""
+        """Become a worker of this server; with a known key, the same worker as before."""
         headers = {"Authorization": f"Bearer {join_token}"}
         _, body = await self._ask("POST", "/v1/workers", (200, 201), enrolment, headers=headers)
         return parsed(Enrolled, body)
+
+    async def _access_token(self, worker_id: str, assertion: str) -> AccessToken:
+        path, request = f"/v1/workers/{_part(worker_id)}/token", AccessTokenRequest(assertion=assertion)
+        _, body = await self._ask("POST", path, (200,), request, headers=AS_NOBODY)
+        return parsed(AccessToken, body)
+
+    async def rotate_key(self, worker_id: str, rotation: KeyRotation) -> None:
+        """Put a new key in the place of this worker's: `authenticate` anew afterwards."""
+        await self._ask("POST", f"/v1/workers/{_part(worker_id)}/key", (204,), rotation)
 
     async def heartbeat(self, worker_id: str, heartbeat: Heartbeat) -> None:
         await self._ask("POST", f"/v1/workers/{_part(worker_id)}/heartbeat", (204,), heartbeat)
@@ -230,6 +251,12 @@ class ServerClient:
     ) -> AsyncIterator[httpx.Response]:
         """Send one request and give its answer, unread; everything else becomes one of our errors."""
         all_headers = dict(headers or {})
+        token = None
+        if self._credentials is not None and "Authorization" not in all_headers:
+            token = await self._credentials.token()
+            all_headers["Authorization"] = f"Bearer {token}"
+        elif all_headers.get("Authorization") == "":
+            del all_headers["Authorization"]
         body: AsyncIterator[bytes] | bytes | None
         if isinstance(content, BaseModel):
             body = content.model_dump_json().encode()
@@ -243,7 +270,7 @@ class ServerClient:
             response = await self._http.send(request, stream=True)
             try:
                 if response.status_code not in expected:
-                    await _refuse(response)
+                    await self._refuse(response, token)
                 yield response
             finally:
                 await response.aclose()
@@ -251,6 +278,16 @@ class ServerClient:
             raise ServerUnreachable(f"{self._origin}: {type(error).__name__} {error}".rstrip()) from None
         except httpx.InvalidURL as error:
             raise UnexpectedAnswer(f"the server named an address that is none: {error}") from None
+
+    async def _refuse(self, response: httpx.Response, token: str | None) -> NoReturn:
+        """Raise the error that an answer stands for which is not among those expected."""
+        refusal = await _small_body(response)
+        error = error_of(response.status_code, response.headers.get("Content-Type", ""), refusal)
+        if isinstance(error, Unauthenticated) and token is not None and self._credentials is not None:
+            # it has ended early; whether this worker gets another is for the server to say
+            self._credentials.refused(token)
+            error = ServerUnreachable("the server took the access token no more; another is asked for")
+        raise error from wait_asked_for(response.headers.get("Retry-After", ""))
 
 
 @functools.cache
@@ -284,10 +321,3 @@ async def _small_body(response: httpx.Response) -> bytes:
         if len(body) > MAX_JSON_BYTES:
             raise UnexpectedAnswer(f"an answer of more than {MAX_JSON_BYTES} bytes of JSON")
     return bytes(body)
-
-
-async def _refuse(response: httpx.Response) -> NoReturn:
-    """Raise the error that an answer stands for which is not among those expected."""
-    refusal = await _small_body(response)
-    error = error_of(response.status_code, response.headers.get("Content-Type", ""), refusal)
-    raise error from wait_asked_for(response.headers.get("Retry-After", ""))

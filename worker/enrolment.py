@@ -1,53 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes this worker known to the server: by a join token the first time, by its own secret ever after."""
+"""Makes this worker known to the server: by a join token the first time, by its own key ever after."""
 
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
+from secrets import token_urlsafe
+from typing import TypeVar
 
-from protocol.errors import InvalidUsage, Unauthenticated
-from protocol.messages import Enrolment, Heartbeat, parse
+from protocol.assertions import Purpose, public_key_of, thumbprint, use_of
+from protocol.errors import AssertionRefused, InvalidUsage, Unauthenticated, WorkerExpired
+from protocol.join_token import JoinToken
+from protocol.messages import Enrolled as Answer
+from protocol.messages import Enrolment, Heartbeat, KeyRotation, parse
 from worker.client import ServerClient
+from worker.credentials import Signer
 from worker.events import Enrolled, Report
 from worker.identity import Identity, save_identity
 from worker.options import WorkerOptions
 from worker.patience import Pauses, persistently
 
+T = TypeVar("T")
 
-async def enrol_once(
-    client: ServerClient,
-    identity: Identity,
-    options: WorkerOptions,
-    task_name: str,
-    report: Report,
-    pauses: Pauses,
-) -> str:
-    """Give the worker's id, kept from an earlier start or fresh from the server.
 
-    A server that was restored from a backup may have forgotten a worker: with a join token it enrols again.
+@dataclass
+class Enrolling:
+    """One worker that makes itself known."""
 
-    Raises:
-        InvalidUsage: a join token is needed and there is none.
-        Unauthenticated: the server has forgotten this worker, and there is no join token.
-        FedSophiaError: the server refuses.
-    """
-    if identity.worker_id is not None:
-        heartbeat = Heartbeat(tasks=(task_name,))  # the task may be another than at the last start
-        beat = partial(client.heartbeat, identity.worker_id, heartbeat)
+    client: ServerClient
+    options: WorkerOptions
+    task_name: str
+    report: Report
+    pauses: Pauses
+
+    async def enrol_once(self, identity: Identity) -> str:
+        """Give the worker's id, kept from an earlier start or fresh from the server.
+
+        A server that was restored from a backup may have forgotten a worker, and one that was idle for long
+        may have expired: with a join token it enrols again.
+
+        Raises:
+            InvalidUsage: a join token is needed and there is none, or it is none.
+            Unauthenticated, AssertionRefused, WorkerExpired: the server has this worker no more, and there is no join token.
+            FedSophiaError: the server refuses.
+        """
+        if identity.worker_id is not None and identity.server_id is not None:
+            try:
+                identity = await self._come_back(identity, identity.worker_id, identity.server_id)
+            except (Unauthenticated, AssertionRefused, WorkerExpired) as error:
+                if self.options.join_token is None:
+                    raise type(error)(
+                        f"the server has {self.options.name} no more, which enrolled as "
+                        f"{identity.worker_id}: start it once with a fresh join token"
+                    ) from None
+            else:
+                assert identity.worker_id is not None
+                return identity.worker_id
+        return await self._enrol(identity)
+
+    async def _come_back(self, identity: Identity, worker_id: str, server_id: str) -> Identity:
+        identity = await self._settle_keys(identity, worker_id, server_id)
+        self.client.authenticate(Signer(identity.private_key, server_id), worker_id)
+        await self._say_hello(worker_id)
+        if self.options.rotate_key:
+            await self._rotate(identity, worker_id, server_id)
+        return identity
+
+    async def _say_hello(self, worker_id: str) -> None:
+        # the task may be another than at the last start
+        beat = partial(self.client.heartbeat, worker_id, Heartbeat(tasks=(self.task_name,)))
+        await self._persistently(beat)
+        self.report(Enrolled(worker_id, worker=self.options.name))
+
+    async def _enrol(self, identity: Identity) -> str:
+        if self.options.join_token is None:
+            raise InvalidUsage(f"{self.options.name} has not enrolled yet: a join token is needed")
+        token = JoinToken.parse(self.options.join_token)
+        identity = identity.model_copy(update={"server_id": token.server_id, "worker_id": None})
+        save_identity(self.options.state_dir, identity)
+        signer = Signer(identity.private_key, token.server_id)
+        answer = await self._persistently(partial(signer.persuade, partial(self._ask, signer, token)))
+        save_identity(self.options.state_dir, identity.model_copy(update={"worker_id": answer.worker_id}))
+        self.client.authenticate(signer, answer.worker_id)
+        await self._say_hello(answer.worker_id)
+        return answer.worker_id
+
+    async def _ask(self, signer: Signer, token: JoinToken) -> Answer:
+        public_key = public_key_of(signer.private_key)
+        proof = signer.sign(Purpose.ENROL, thumbprint(public_key), use_of(token.secret))
+        said = {"name": self.options.name, "public_key": public_key, "proof": proof}
+        enrolment = parse(Enrolment, said | {"tasks": (self.task_name,)})
+        return await self.client.enrol(str(token), enrolment)
+
+    # --- keys ----------------------------------------------------------------------------------
+
+    async def _rotate(self, identity: Identity, worker_id: str, server_id: str) -> None:
+        """Put a new key in the place of this worker's. What breaks off is settled at the next start."""
+        identity = identity.model_copy(update={"next_private_key": token_urlsafe(32)})
+        save_identity(self.options.state_dir, identity)
+        assert identity.next_private_key is not None
+        signer = Signer(identity.next_private_key, server_id)
+        rotate = partial(signer.persuade, partial(self._ask_to_rotate, signer, worker_id))
+        await self._persistently(rotate)
+        self._promote(identity)
+        self.client.authenticate(signer, worker_id)
+
+    async def _ask_to_rotate(self, signer: Signer, worker_id: str) -> None:
+        proof = signer.sign(Purpose.ROTATE, worker_id)
+        said = {"public_key": public_key_of(signer.private_key), "proof": proof}
+        await self.client.rotate_key(worker_id, parse(KeyRotation, said))
+
+    async def _settle_keys(self, identity: Identity, worker_id: str, server_id: str) -> Identity:
+        """A rotation broke off: the server has the old key or the new one. Keep the one that it has."""
+        if identity.next_private_key is None:
+            return identity
+        self.client.authenticate(Signer(identity.next_private_key, server_id), worker_id)
         try:
-            await persistently(beat, options.name, report, pauses)
-        except Unauthenticated:
-            if options.join_token is None:
-                raise Unauthenticated(
-                    f"the server does not know {options.name}, which enrolled as {identity.worker_id}: "
-                    "start it once with a fresh join token"
-                ) from None
-        else:
-            report(Enrolled(identity.worker_id, worker=options.name))
-            return identity.worker_id
-    if options.join_token is None:
-        raise InvalidUsage(f"{options.name} has not enrolled yet: a join token is needed")
-    enrolment = parse(Enrolment, {"name": options.name, "secret": identity.secret, "tasks": (task_name,)})
-    enrol = partial(client.enrol, options.join_token, enrolment)
-    answer = await persistently(enrol, options.name, report, pauses)
-    save_identity(options.state_dir, identity.model_copy(update={"worker_id": answer.worker_id}))
-    report(Enrolled(answer.worker_id, worker=options.name))
-    return answer.worker_id
+            await self._persistently(partial(self.client.heartbeat, worker_id, Heartbeat()))
+        except AssertionRefused:
+            identity = identity.model_copy(update={"next_private_key": None})
+            save_identity(self.options.state_dir, identity)
+            return identity
+        return self._promote(identity)
+
+    def _promote(self, identity: Identity) -> Identity:
+        promoted = identity.model_copy(
+            update={"private_key": identity.next_private_key, "next_private_key": None}
+        )
+        save_identity(self.options.state_dir, promoted)
+        return promoted
+
+    async def _persistently(self, action: Callable[[], Awaitable[T]]) -> T:
+        return await persistently(action, self.options.name, self.report, self.pauses)

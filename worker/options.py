@@ -26,6 +26,8 @@ class WorkerOptions:
     threads: int | None = None
     max_assignments: int | None = None
     """Stop after so many; None goes on until cancelled."""
+    rotate_key: bool = False
+    """Put a new key in the place of its own at the start."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from http import HTTPStatus
 
 from protocol.errors import (
+    ClockSkewed,
     DataUnavailable,
     DeviceUnavailable,
     FedSophiaError,
@@ -66,6 +67,8 @@ def error_of(status: int, content_type: str, body: bytes) -> FedSophiaError:
     except InvalidMessage as error:
         return UnexpectedAnswer(f"the server answered {status}: {error.detail}")
     known = _ERROR_OF_CODE.get(problem.code)
+    if known is ClockSkewed:
+        return ClockSkewed(problem.detail, problem.server_ms)
     if known is not None and known not in _OF_THE_WORKER_ALONE:
         return known(problem.detail)
     refusal = ServerUnreachable if known is None and problem.retryable else UnexpectedAnswer

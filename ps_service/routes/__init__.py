@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from ps_service.routes import archives, assignments, events, health, runs, tensors, uploads, workers
+from ps_service.routes import archives, assignments, events, health, keys, runs, tensors, uploads, workers
 from ps_service.service import Service
 
 ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
     workers.router,
+    keys.router,
     assignments.router,
     uploads.router,
     tensors.router,

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 
 from protocol.errors import InvalidMessage, MessageTooLarge, NotFound, UnsupportedMediaType
 from protocol.messages import RunSummary
+from protocol.operator_keys import Scope
 from protocol.run_archive import MAX_DOCUMENT_BYTES, RunArchive, read_document
 from ps_service.archives import import_run
 from ps_service.openapi import BEARER
@@ -20,7 +21,7 @@ _GZIP = 31  # zlib's word for one gzip member with its checksum
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["archives"], dependencies=[BEARER])
-    operators = Depends(service.auth.operator)
+    operators = Depends(service.auth.operator(Scope.RUNS_WRITE))
 
     @routes.head("/tensors/{digest}", status_code=204, dependencies=[operators])
     async def is_stored(digest: DigestPath) -> None:

@@ -20,6 +20,7 @@ from protocol.messages import (
     UpdateHeader,
     UploadOffer,
 )
+from protocol.operator_keys import Scope
 from ps_service import bell
 from ps_service.admission import check_declaration, require_open
 from ps_service.auth import Caller, require_same
@@ -64,7 +65,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/assignments/{assignment_id}")
     async def get_assignment(request: Request, assignment_id: str) -> Assignment:
-        caller = await auth.caller(request)
+        caller = await auth.caller(request, Scope.RUNS_READ)
         async with records.read() as connection:
             stored, _, _ = await own_assignment(connection, caller, assignment_id)
             return await assignment_of(Known(connection), stored, service.presence.heartbeat_s)
@@ -105,7 +106,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/assignments/{assignment_id}/update")
     async def get_receipt(request: Request, assignment_id: str) -> Receipt:
         """What became of the update."""
-        caller = await auth.caller(request)
+        caller = await auth.caller(request, Scope.RUNS_READ)
         async with records.read() as connection:
             await own_assignment(connection, caller, assignment_id)
             receipt = await update_records.load_receipt(connection, assignment_id)

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from starlette.responses import StreamingResponse
 
+from protocol.operator_keys import Scope
 from ps_service.bell import run_topic, wait_for_ring
 from ps_service.openapi import BEARER
 from ps_service.service import Service
@@ -21,12 +22,14 @@ LINGER_S = 30.0
 def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["events"], dependencies=[BEARER])
 
+    may_read = service.auth.operator(Scope.RUNS_READ)
+
     @routes.get("/runs/{run_id}/events", response_class=StreamingResponse)
     async def follow(
         request: Request, run_id: str, last_event_id: Annotated[str, Header()] = "0"
     ) -> StreamingResponse:
         """`run`, `round` and `metrics` events; `Last-Event-ID` resumes after one."""
-        await service.auth.operator(request)
+        await may_read(request)
         async with service.stores.records.read() as connection:
             await the_run(connection, run_id)
         after = int(last_event_id) if last_event_id.isdecimal() and len(last_event_id) <= 18 else 0

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.errors import NotReady, StorageNotWritable
+from protocol.operator_keys import Scope
 from ps_service.openapi import BEARER
 from ps_service.service import Service
 
@@ -16,6 +17,7 @@ log = logging.getLogger("fed_sophia.http")
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["health"])
+    may_read = service.auth.operator(Scope.METRICS_READ)
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -41,7 +43,7 @@ def router(service: Service) -> APIRouter:
     async def metrics(request: Request) -> Response:
         """Prometheus text."""
         if not service.settings.metrics_public:
-            await service.auth.operator(request)
+            await may_read(request)
         return Response(service.meters.exposition(), media_type="text/plain; version=0.0.4")
 
     return routes

@@ -36,6 +36,12 @@ STATUS: dict[type[FedSophiaError], int] = {
     errors.Forbidden: 403,
     errors.JoinTokenRefused: 403,
     errors.WorkerRevoked: 403,
+    errors.WorkerExpired: 403,
+    errors.WorkerQuarantined: 403,
+    errors.ApprovalPending: 403,
+    errors.MissingScope: 403,
+    errors.AssertionRefused: 401,
+    errors.ClockSkewed: 401,
     errors.NotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.UnsupportedMediaType: 415,
@@ -75,13 +81,16 @@ def answer(error: FedSophiaError) -> JSONResponse:
         detail=error.detail,
         code=error.code,
         retryable=error.retryable,
+        server_ms=error.server_ms if isinstance(error, errors.ClockSkewed) else None,
     )
     headers = {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retryable:
-        headers["Retry-After"] = "1"
-    return JSONResponse(problem.model_dump(), status, headers=headers, media_type="application/problem+json")
+        headers["Retry-After"] = "5" if isinstance(error, errors.ApprovalPending) else "1"
+    return JSONResponse(
+        problem.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"
+    )
 
 
 def install(app: FastAPI, meters: Meters) -> None:

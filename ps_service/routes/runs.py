@@ -17,6 +17,7 @@ from protocol.messages import (
     VersionSummary,
     WorkerInRound,
 )
+from protocol.operator_keys import Scope
 from ps_service.admission import check_combiners, check_params_message
 from ps_service.aggregation import StoredMessage
 from ps_service.openapi import BEARER
@@ -38,10 +39,10 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BEARER])
     auth, records, runner = service.auth, service.stores.records, service.runner
     # dependencies, so that a stranger learns nothing of what a body should have been
-    operators = Depends(auth.operator)
+    readers, writers = Depends(auth.operator(Scope.RUNS_READ)), Depends(auth.operator(Scope.RUNS_WRITE))
     ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
 
-    @routes.post("", status_code=201, dependencies=[operators])
+    @routes.post("", status_code=201, dependencies=[writers])
     async def create(spec: RunSpec) -> RunSummary:
         """Begin a run whose initial `params` were stored before."""
         check_combiners(spec)
@@ -51,7 +52,7 @@ def router(service: Service) -> APIRouter:
         check_params_message(params.layout.header, spec)
         return await runner.create_run(spec)
 
-    @routes.get("", dependencies=[operators])
+    @routes.get("", dependencies=[readers])
     async def list_runs(after: str | None = None, limit: Limit = MOST_ROWS) -> dict[str, list[RunSummary]]:
         """Newest first, beginning behind the run `after`."""
         async with records.read() as connection:
@@ -62,7 +63,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/{run_id}")
     async def show(request: Request, run_id: str) -> RunSummary:
         """Where a run stands; a worker may ask of the runs it has a part in."""
-        caller = await auth.caller(request)
+        caller = await auth.caller(request, Scope.RUNS_READ)
         async with records.read() as connection:
             run = await the_run(connection, run_id)
             if isinstance(caller, StoredWorker) and not await member_records.is_member(
@@ -71,21 +72,21 @@ def router(service: Service) -> APIRouter:
                 raise NotFound(f"there is no run {run_id}")
             return await run_summary(connection, run)
 
-    @routes.post("/{run_id}/pause", dependencies=[operators])
+    @routes.post("/{run_id}/pause", dependencies=[writers])
     async def pause(run_id: str) -> RunSummary:
         """Open no further round; the open one goes on to its end."""
         return await runner.pause_run(run_id)
 
-    @routes.post("/{run_id}/resume", dependencies=[operators])
+    @routes.post("/{run_id}/resume", dependencies=[writers])
     async def resume(run_id: str) -> RunSummary:
         """Open rounds again."""
         return await runner.resume_run(run_id)
 
-    @routes.post("/{run_id}/cancel", dependencies=[operators])
+    @routes.post("/{run_id}/cancel", dependencies=[writers])
     async def cancel(run_id: str) -> RunSummary:
         return await runner.cancel_run(run_id)
 
-    @routes.get("/{run_id}/rounds", dependencies=[operators])
+    @routes.get("/{run_id}/rounds", dependencies=[readers])
     async def rounds(
         run_id: str, after: RoundNumber = 0, limit: Limit = MOST_ROWS
     ) -> dict[str, list[RoundSummary]]:
@@ -95,7 +96,7 @@ def router(service: Service) -> APIRouter:
             stored = await run_records.list_rounds(connection, run_id, after, limit)
             return {"rounds": await round_summaries(connection, run_id, stored)}
 
-    @routes.get("/{run_id}/rounds/{round}/workers", dependencies=[operators])
+    @routes.get("/{run_id}/rounds/{round}/workers", dependencies=[readers])
     async def workers(
         run_id: str, round: RoundNumber, after: Slot = -1, limit: Limit = MOST_ROWS
     ) -> dict[str, list[WorkerInRound]]:
@@ -104,12 +105,12 @@ def router(service: Service) -> APIRouter:
             await the_round(connection, run_id, round)
             return {"workers": await workers_in_round(connection, run_id, round, after, limit)}
 
-    @routes.post("/{run_id}/rounds/{round}/aggregate", status_code=202, dependencies=[operators])
+    @routes.post("/{run_id}/rounds/{round}/aggregate", status_code=202, dependencies=[writers])
     async def close_now(run_id: str, round: RoundNumber) -> RoundSummary:  # its name in the path
         """Close a round now with what it holds."""
         return await runner.close_now(run_id, round)
 
-    @routes.get("/{run_id}/versions", dependencies=[operators])
+    @routes.get("/{run_id}/versions", dependencies=[readers])
     async def versions(
         run_id: str, after: VersionNumber | None = None, limit: Limit = MOST_ROWS
     ) -> dict[str, list[VersionSummary]]:
@@ -126,7 +127,7 @@ def router(service: Service) -> APIRouter:
             raise Forbidden("only a worker with the role evaluator reports metrics")
         async with records.read() as connection:
             run = await the_run(connection, run_id)
-        if run.spec.task not in worker.tasks:
+        if not worker.may_serve(run_id, run.spec.task):
             raise NotFound(f"there is no run {run_id}")
         await runner.report_metrics(run_id, worker.worker_id, metrics)
 

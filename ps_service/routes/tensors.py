@@ -19,6 +19,7 @@ from protocol.errors import (
     StorageCorrupt,
 )
 from protocol.messages import Role
+from protocol.operator_keys import Scope
 from ps_service.admission import require_state_message
 from ps_service.auth import Caller
 from ps_service.intake import Intake, accept_all
@@ -35,6 +36,7 @@ DigestPath = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["tensors"], dependencies=[BEARER])
     auth, blobs = service.auth, service.stores.blobs
+    may_store = auth.operator(Scope.RUNS_WRITE)
 
     @routes.put(
         "/tensors/{digest}",
@@ -46,7 +48,7 @@ def router(service: Service) -> APIRouter:
         """Store a `state` message before a run names it."""
         body = Body(request, service.settings.body_timeout_s, service.meters)
         try:
-            await auth.operator(request)
+            await may_store(request)
             body.sender_is_known()
             require_tensor_message(request, None)
             size_bytes = content_length(request)
@@ -79,7 +81,7 @@ def router(service: Service) -> APIRouter:
     @routes.head("/runs/{run_id}/tensors/{digest}", include_in_schema=False)
     async def fetch(request: Request, run_id: str, digest: DigestPath) -> Response:
         """One bundle of a version of the run's state, whole or in part."""
-        caller = await auth.caller(request)
+        caller = await auth.caller(request, Scope.RUNS_READ)
         await _require_reader(service, caller, run_id, digest)
         size_bytes = await asyncio.to_thread(blobs.size, digest)
         if size_bytes is None:
@@ -108,7 +110,7 @@ async def _require_reader(service: Service, caller: Caller, run_id: str, digest:
         run = await run_records.load_run(connection, run_id)
         allowed = run is not None and await version_records.is_state_of(connection, run_id, digest)
         if run is not None and isinstance(caller, StoredWorker):
-            evaluates = caller.role is Role.EVALUATOR and run.spec.task in caller.tasks
+            evaluates = caller.role is Role.EVALUATOR and caller.may_serve(run_id, run.spec.task)
             member = await member_records.is_member(connection, run_id, caller.worker_id)
             allowed = allowed and (evaluates or member)
     if not allowed:

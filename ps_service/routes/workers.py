@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Join tokens, enrolment, heartbeats, revocation."""
+"""Enrolment, access tokens, heartbeats; and what an operator says of workers."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -7,38 +7,57 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from protocol.errors import NotFound
-from protocol.messages import Enrolled, Enrolment, Heartbeat, JoinTokenIssued, JoinTokenRequest, WorkerSummary
-from ps_service.auth import require_bearer, require_same
+from protocol.messages import (
+    AccessToken,
+    AccessTokenRequest,
+    Enrolled,
+    Enrolment,
+    Heartbeat,
+    KeyRotation,
+    WorkerSummary,
+)
+from protocol.operator_keys import Scope
+from ps_service.auth import bearer, require_bearer, require_same
 from ps_service.openapi import BEARER
 from ps_service.routes.pages import Limit
 from ps_service.service import Service
 from ps_service.storage import credential_records
 from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.existing import the_worker
 from ps_service.storage.run_records import MOST_ROWS
 
 
 def router(service: Service) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["workers"], dependencies=[BEARER])
-    auth, records = service.auth, service.stores.records
+    routes = APIRouter(prefix="/v1", tags=["workers"])
+    auth, enrolling, records = service.auth, service.enrolling, service.stores.records
     # as dependencies, so that a stranger learns nothing of what a body should have been
-    operators = Depends(auth.operator)
+    readers = [BEARER, Depends(auth.operator(Scope.WORKERS_READ))]
+    writers = [BEARER, Depends(auth.operator(Scope.WORKERS_WRITE))]
     ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
 
-    @routes.post("/tokens", status_code=201, dependencies=[operators])
-    async def create_token(response: Response, wanted: JoinTokenRequest) -> JoinTokenIssued:
-        """Make a join token; it is shown this once."""
-        response.headers["Cache-Control"] = "no-store"
-        return await auth.issue_join_token(wanted)
-
-    @routes.post("/workers", status_code=201, dependencies=[Depends(require_bearer)])
+    @routes.post("/workers", status_code=201, dependencies=[BEARER, Depends(require_bearer)])
     async def enrol(request: Request, response: Response, enrolment: Enrolment) -> Enrolled:
-        """Enrol a device by a join token; again with the same secret gives the same worker."""
-        enrolled, is_new = await auth.enrol(request, enrolment)
+        """Enrol a device by a join token; again with the same key gives the same worker."""
+        enrolled, is_new = await enrolling.enrol(bearer(request), enrolment)
         service.room.dismiss(enrolled.worker_id)
         response.status_code = 201 if is_new else 200
         return enrolled
 
-    @routes.get("/workers", dependencies=[operators])
+    @routes.post("/workers/{worker_id}/token")
+    async def access_token(response: Response, worker_id: str, wanted: AccessTokenRequest) -> AccessToken:
+        """Give a worker an access token for what its key has signed. It needs no other credential."""
+        response.headers["Cache-Control"] = "no-store"
+        token, worker = await enrolling.access_token(worker_id, wanted.assertion)
+        await service.presence.seen(worker)
+        return token
+
+    @routes.post("/workers/{worker_id}/key", status_code=204, dependencies=[BEARER])
+    async def rotate_key(worker: ThisWorker, worker_id: str, rotation: KeyRotation) -> None:
+        """Put a new key in the place of the worker's; the access tokens it has end at once."""
+        require_same(worker, worker_id)
+        await enrolling.rotate_key(worker_id, rotation)
+
+    @routes.get("/workers", dependencies=readers)
     async def list_workers(
         after: str | None = None, limit: Limit = MOST_ROWS
     ) -> dict[str, list[WorkerSummary]]:
@@ -53,7 +72,7 @@ def router(service: Service) -> APIRouter:
         last_seen_ms = service.presence.last_seen_ms
         return {"workers": [replace(each, last_seen_ms=last_seen_ms(each)).summary() for each in found]}
 
-    @routes.post("/workers/{worker_id}/heartbeat", status_code=204)
+    @routes.post("/workers/{worker_id}/heartbeat", status_code=204, dependencies=[BEARER])
     async def heartbeat(worker: ThisWorker, worker_id: str, beat: Heartbeat) -> None:
         """Still there; perhaps with other tasks."""
         require_same(worker, worker_id)
@@ -62,7 +81,14 @@ def router(service: Service) -> APIRouter:
                 await credential_records.set_tasks(connection, worker_id, beat.tasks)
             service.room.dismiss(worker_id)  # what it waits for is another thing now
 
-    @routes.delete("/workers/{worker_id}", status_code=204, dependencies=[operators])
+    @routes.post("/workers/{worker_id}/approve", status_code=204, dependencies=writers)
+    async def approve(worker_id: str) -> None:
+        """Let a worker in that waits for it."""
+        async with records.write() as connection:
+            await the_worker(connection, worker_id)
+            await credential_records.approve(connection, worker_id, service.clock.now_ms())
+
+    @routes.delete("/workers/{worker_id}", status_code=204, dependencies=writers)
     async def revoke(worker_id: str) -> None:
         """Take a worker's credential away at once."""
         await service.runner.revoke(worker_id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries: operator keys, join tokens and workers. Secrets are stored as SHA-256 only."""
+"""Queries: workers, and who of them shows an access token."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.messages import JoinTokenRequest, Role, WorkerSummary
-from ps_service.storage.schema import events, join_tokens, operator_keys, workers
+from protocol.messages import Role, WorkerSummary
+from ps_service.storage.schema import access_tokens, events, workers
 
 # built once: every request asks the one, every wait for an assignment the other
-_WORKER_OF_SECRET = select(workers).where(workers.c.secret_hash == bindparam("given"))
+_WORKER_OF_TOKEN = (
+    select(workers)
+    .join(access_tokens, access_tokens.c.worker_id == workers.c.worker_id)
+    .where(access_tokens.c.token_hash == bindparam("given"), access_tokens.c.expires_ms > bindparam("now_ms"))
+)
 _WORKERS = select(workers).where(workers.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
 
 
@@ -26,11 +30,31 @@ class StoredWorker:
     tasks: tuple[str, ...]
     enrolled_ms: int
     last_seen_ms: int
-    lost_ms: int | None
-    revoked_ms: int | None
+    lost_ms: int | None = None
+    revoked_ms: int | None = None
+    label: str = "default"
+    run_id: str | None = None
+    """The one run that it may take part in; None: all whose task it serves."""
+    approved_ms: int | None = None
+    expired_ms: int | None = None
+    key_thumbprint: str | None = None
+    public_key: str | None = None
+    token_id: str | None = None
+    idle_s: int | None = None
+    refusals: int = 0
+    quarantined_ms: int | None = None
 
     def summary(self) -> WorkerSummary:
-        return WorkerSummary(**vars(self))
+        return WorkerSummary.model_validate(vars(self))
+
+    @property
+    def in_good_standing(self) -> bool:
+        """Whether it may be asked for anything."""
+        return self.revoked_ms is None and self.expired_ms is None and self.quarantined_ms is None
+
+    def may_serve(self, run_id: str, task: str) -> bool:
+        """Whether it may take part in this run."""
+        return task in self.tasks and self.run_id in (None, run_id)
 
 
 async def latest_ms(connection: AsyncConnection) -> int:
@@ -41,71 +65,9 @@ async def latest_ms(connection: AsyncConnection) -> int:
     return max(at_ms or 0 for at_ms in found)
 
 
-async def has_operator_key(connection: AsyncConnection) -> bool:
-    return (await connection.execute(select(operator_keys.c.secret_hash).limit(1))).first() is not None
-
-
-async def add_operator_key(connection: AsyncConnection, secret_hash: str, label: str, now_ms: int) -> None:
-    await connection.execute(
-        insert(operator_keys).values(secret_hash=secret_hash, label=label, created_ms=now_ms)
-    )
-
-
-async def is_operator_key(connection: AsyncConnection, secret_hash: str) -> bool:
-    found = await connection.execute(select(operator_keys).where(operator_keys.c.secret_hash == secret_hash))
-    return found.first() is not None
-
-
-async def add_join_token(
-    connection: AsyncConnection, token_id: str, secret_hash: str, request: JoinTokenRequest, now_ms: int
-) -> int:
-    """Store a new join token; give the time at which it expires."""
-    expires_ms = now_ms + request.expires_s * 1000
-    await connection.execute(
-        insert(join_tokens).values(
-            token_id=token_id,
-            secret_hash=secret_hash,
-            label=request.label,
-            role=request.role.value,
-            uses_left=request.uses,
-            expires_ms=expires_ms,
-            created_ms=now_ms,
-        )
-    )
-    return expires_ms
-
-
-async def join_token_role(connection: AsyncConnection, secret_hash: str, now_ms: int) -> Role | None:
-    """The role this token grants; None if it is unknown or expired. Says nothing of uses left."""
-    query = select(join_tokens.c.role).where(
-        join_tokens.c.secret_hash == secret_hash, join_tokens.c.expires_ms > now_ms
-    )
-    role = (await connection.execute(query)).scalar()
-    return None if role is None else Role(role)
-
-
-async def take_join_token_use(connection: AsyncConnection, secret_hash: str) -> bool:
-    """Use the token once; False if no use is left."""
-    taken = await connection.execute(
-        update(join_tokens)
-        .where(join_tokens.c.secret_hash == secret_hash, join_tokens.c.uses_left > 0)
-        .values(uses_left=join_tokens.c.uses_left - 1)
-    )
-    return taken.rowcount == 1
-
-
-async def add_worker(connection: AsyncConnection, worker: StoredWorker, secret_hash: str) -> None:
-    await connection.execute(
-        insert(workers).values(
-            worker_id=worker.worker_id,
-            name=worker.name,
-            secret_hash=secret_hash,
-            role=worker.role.value,
-            tasks=json.dumps(worker.tasks),
-            enrolled_ms=worker.enrolled_ms,
-            last_seen_ms=worker.last_seen_ms,
-        )
-    )
+async def add_worker(connection: AsyncConnection, worker: StoredWorker) -> None:
+    row = vars(worker) | {"role": worker.role.value, "tasks": json.dumps(worker.tasks)}
+    await connection.execute(insert(workers).values(row))
 
 
 async def enrolled_again(
@@ -119,8 +81,31 @@ async def enrolled_again(
     )
 
 
-async def worker_by_secret(connection: AsyncConnection, secret_hash: str) -> StoredWorker | None:
-    row = (await connection.execute(_WORKER_OF_SECRET, {"given": secret_hash})).first()
+async def revive(connection: AsyncConnection, worker: StoredWorker) -> None:
+    """An expired worker has enrolled again, by a token that may say other things than the one before."""
+    await connection.execute(
+        update(workers)
+        .where(workers.c.worker_id == worker.worker_id)
+        .values(
+            expired_ms=None,
+            token_id=worker.token_id,
+            label=worker.label,
+            run_id=worker.run_id,
+            idle_s=worker.idle_s,
+            approved_ms=worker.approved_ms,
+        )
+    )
+
+
+async def worker_by_key(connection: AsyncConnection, key_thumbprint: str) -> StoredWorker | None:
+    query = select(workers).where(workers.c.key_thumbprint == key_thumbprint)
+    row = (await connection.execute(query)).first()
+    return None if row is None else _worker(row)
+
+
+async def worker_by_token(connection: AsyncConnection, token_hash: str, now_ms: int) -> StoredWorker | None:
+    """Whose access token this is, if it is still good."""
+    row = (await connection.execute(_WORKER_OF_TOKEN, {"given": token_hash, "now_ms": now_ms})).first()
     return None if row is None else _worker(row)
 
 
@@ -186,14 +171,56 @@ async def revoke(connection: AsyncConnection, worker_id: str, now_ms: int) -> No
     )
 
 
-def _worker(row: Row[tuple[object, ...]]) -> StoredWorker:
-    return StoredWorker(
-        worker_id=row.worker_id,
-        name=row.name,
-        role=Role(row.role),
-        tasks=tuple(json.loads(row.tasks)),
-        enrolled_ms=row.enrolled_ms,
-        last_seen_ms=row.last_seen_ms,
-        lost_ms=row.lost_ms,
-        revoked_ms=row.revoked_ms,
+async def approve(connection: AsyncConnection, worker_id: str, now_ms: int) -> None:
+    await connection.execute(
+        update(workers)
+        .where(workers.c.worker_id == worker_id, workers.c.approved_ms.is_(None))
+        .values(approved_ms=now_ms)
     )
+
+
+async def set_expired(connection: AsyncConnection, worker_id: str, now_ms: int) -> None:
+    await connection.execute(
+        update(workers).where(workers.c.worker_id == worker_id).values(expired_ms=now_ms)
+    )
+
+
+async def set_key(connection: AsyncConnection, worker_id: str, public_key: str, key_thumbprint: str) -> None:
+    await connection.execute(
+        update(workers)
+        .where(workers.c.worker_id == worker_id)
+        .values(public_key=public_key, key_thumbprint=key_thumbprint)
+    )
+
+
+async def set_refusals(
+    connection: AsyncConnection, worker_id: str, refusals: int, quarantined_ms: int | None
+) -> None:
+    """Args: quarantined_ms: since when it is asked for nothing; None: it is not in quarantine."""
+    await connection.execute(
+        update(workers)
+        .where(workers.c.worker_id == worker_id)
+        .values(refusals=refusals, quarantined_ms=quarantined_ms)
+    )
+
+
+async def idle_workers(connection: AsyncConnection, now_ms: int, limit: int) -> list[StoredWorker]:
+    """Lost workers that may be idle for only so long, and have been."""
+    query = (
+        select(workers)
+        .where(
+            workers.c.idle_s.is_not(None),
+            workers.c.last_seen_ms + 1000 * workers.c.idle_s <= now_ms,
+            workers.c.lost_ms.is_not(None),
+            workers.c.expired_ms.is_(None),
+            workers.c.revoked_ms.is_(None),
+        )
+        .order_by(workers.c.last_seen_ms)
+        .limit(limit)
+    )
+    return [_worker(row) for row in await connection.execute(query)]
+
+
+def _worker(row: Row[tuple[object, ...]]) -> StoredWorker:
+    values = dict(row._mapping)
+    return StoredWorker(**values | {"role": Role(row.role), "tasks": tuple(json.loads(row.tasks))})

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.errors import NotFound, WorkerRevoked
+from protocol.errors import NotFound, WorkerExpired, WorkerQuarantined, WorkerRevoked
 from protocol.messages import RoundStatus
 from ps_service.storage import assignment_records, credential_records, run_records
 from ps_service.storage.assignment_records import StoredAssignment
@@ -62,9 +62,20 @@ async def the_worker(connection: AsyncConnection, worker_id: str) -> StoredWorke
 
 
 def require_not_revoked(worker: StoredWorker) -> StoredWorker:
-    """Raises: WorkerRevoked."""
+    """Raises: WorkerRevoked, WorkerExpired."""
     if worker.revoked_ms is not None:
         raise WorkerRevoked(f"the credential of worker {worker.worker_id} was revoked")
+    if worker.expired_ms is not None:
+        raise WorkerExpired(f"worker {worker.worker_id} was idle for more than {worker.idle_s} s")
+    return worker
+
+
+def require_not_in_quarantine(worker: StoredWorker) -> StoredWorker:
+    """Raises: WorkerQuarantined."""
+    if worker.quarantined_ms is not None:
+        raise WorkerQuarantined(
+            f"{worker.refusals} updates of worker {worker.worker_id} were refused for what is in them"
+        )
     return worker
 
 

@@ -20,7 +20,12 @@ class Free:
     """Assignments it was given in this run, if that is an asynchronous one."""
 
 
-_IS_THERE = workers.c.revoked_ms.is_(None) & workers.c.lost_ms.is_(None)
+_IS_THERE = (
+    workers.c.revoked_ms.is_(None)
+    & workers.c.lost_ms.is_(None)
+    & workers.c.expired_ms.is_(None)
+    & workers.c.quarantined_ms.is_(None)
+)
 
 
 async def is_member(connection: AsyncConnection, run_id: str, worker_id: str) -> bool:

@@ -28,7 +28,18 @@ operator_keys = Table(
     "operator_keys",
     metadata,
     Column("secret_hash", String(64), primary_key=True),
+    Column("key_id", String(64), nullable=False, unique=True),
     Column("label", Text, nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+)
+
+server_identity = Table(
+    "server_identity",
+    metadata,
+    Column("server_id", String(64), primary_key=True),
     Column("created_ms", BigInteger, nullable=False),
 )
 
@@ -42,6 +53,10 @@ join_tokens = Table(
     Column("uses_left", Integer, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    Column("run_id", String(64)),
+    Column("approve", Boolean, nullable=False),
+    Column("idle_s", Integer),
+    Column("revoked_ms", BigInteger),
 )
 
 workers = Table(
@@ -49,13 +64,33 @@ workers = Table(
     metadata,
     Column("worker_id", String(64), primary_key=True),
     Column("name", String(64), nullable=False),
-    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("key_thumbprint", String(43), unique=True),
+    Column("public_key", String(43)),
+    Column("token_id", String(64)),
+    Column("label", Text, nullable=False),
+    Column("run_id", String(64)),
+    Column("idle_s", Integer),
     Column("role", String(16), nullable=False),
     Column("tasks", Text, nullable=False),
     Column("enrolled_ms", BigInteger, nullable=False),
+    Column("approved_ms", BigInteger),
     Column("last_seen_ms", BigInteger, nullable=False),
     Column("lost_ms", BigInteger),
+    Column("expired_ms", BigInteger),
     Column("revoked_ms", BigInteger),
+    Column("refusals", Integer, nullable=False),
+    Column("quarantined_ms", BigInteger),
+)
+
+access_tokens = Table(
+    "access_tokens",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("worker_id", ForeignKey("workers.worker_id"), nullable=False),
+    Column("assertion_id", String(64), nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("forget_ms", BigInteger, nullable=False, index=True),
+    UniqueConstraint("worker_id", "assertion_id"),
 )
 
 runs = Table(

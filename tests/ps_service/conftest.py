@@ -6,9 +6,10 @@ which answers nothing before the whole answer is there: what streams is tested o
 """
 
 import asyncio
+import base64
 import hashlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,20 @@ import numpy as np
 import pytest
 import uvicorn
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.codec import MEDIA_TYPE, NamedTensor, digest_of, encode_message
 from protocol.messages import Receipt, RunSummary
 from ps_service.app import create_app
+from protocol.assertions import Purpose, public_key_of, sign, thumbprint, use_of
+from protocol.join_token import JoinToken
+from protocol.operator_keys import OperatorKeySummary
 from ps_service.auth import hash_secret
 from ps_service.background import background
 from ps_service.effects import perform_effects
+from ps_service.operator_keys import EVERYTHING
 from ps_service.settings import Settings
-from ps_service.storage import Stores, credential_records, schema
+from ps_service.storage import Stores, key_records, schema
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.records import Records
 
@@ -76,14 +82,77 @@ def values_like(model: dict, value: float, seed: int = 0) -> dict:
     }
 
 
-class Worker:
-    """One enrolled worker and its credential."""
+def key_of(name: str) -> str:
+    """The private key of the device of this name."""
+    return base64.urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).rstrip(b"=").decode()
 
-    def __init__(self, server: "ParameterServer", worker_id: str, secret: str) -> None:
-        self.server = server
+
+async def add_operator(connection: AsyncConnection, secret: str = OPERATOR_KEY, **changes: object) -> None:
+    """Let this key be an operator's, of every scope unless told otherwise."""
+    known = {"key_id": "k-test", "label": "test", "scopes": EVERYTHING, "created_ms": 0}
+    key = OperatorKeySummary.model_validate(known | changes)
+    await key_records.add_operator_key(connection, hash_secret(secret), key)
+
+
+class WorkerAuth(httpx.Auth):
+    """Shows a worker's access token; asks for another when its time is over."""
+
+    requires_response_body = True
+
+    def __init__(self, worker: "Worker") -> None:
+        self.worker = worker
+        self.signed = 0
+        self.token: str | None = None
+        self._until_ms = 0
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        now_ms = self.worker.server.clock.now_ms()
+        if self.token is None or now_ms >= self._until_ms:
+            where = request.url.copy_with(path=f"/v1/workers/{self.worker.worker_id}/token", query=None)
+            answer = yield httpx.Request("POST", where, json={"assertion": self.worker.sign()})
+            if answer.status_code == 200:
+                self.token = answer.json()["access_token"]
+                self._until_ms = now_ms + 1000 * answer.json()["expires_s"]
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        yield request
+
+
+class Worker:
+    """One enrolled worker and its key."""
+
+    def __init__(self, server: "ParameterServer", worker_id: str, private_key: str, server_id: str) -> None:
         self.worker_id = worker_id
-        self.secret = secret
-        self.http = server.client(secret)
+        self.private_key = private_key
+        self.server_id = server_id
+        self.auth = WorkerAuth(self)
+        self.move_to(server)
+
+    def move_to(self, server: "ParameterServer") -> None:
+        """Speak to this server from now on."""
+        self.server = server
+        self.http = server.client()
+        self.http.auth = self.auth
+
+    def sign(self, purpose: Purpose = Purpose.TOKEN, **changes: object) -> str:
+        """What this worker signs for an access token; `changes` replace what is signed."""
+        self.auth.signed += 1
+        signed = {
+            "private_key": self.private_key,
+            "purpose": purpose,
+            "subject": self.worker_id,
+            "server_id": self.server_id,
+            "now_s": self.server.clock.now_ms() // 1000,
+            "assertion_id": f"{self.worker_id}-{self.auth.signed:016d}",
+        }
+        return sign(**signed | changes)
+
+    async def token(self) -> str:
+        """An access token that is good now."""
+        answer = await self.server.client().post(
+            f"/v1/workers/{self.worker_id}/token", json={"assertion": self.sign()}
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()["access_token"]
 
     async def ask(self, wait_s: float = 0) -> httpx.Response:
         headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
@@ -135,15 +204,27 @@ class ParameterServer:
         return answer.json()["join_token"]
 
     async def enrol(self, name: str, *, role: str = "trainer", tasks: tuple = ("digits",)) -> Worker:
-        secret = hashlib.sha256(name.encode()).hexdigest()
         if role not in self._tokens:
             self._tokens[role] = await self.join_token(role=role)
         token = self._tokens[role]
-        answer = await self.client(token).post(
-            "/v1/workers", json={"name": name, "secret": secret, "tasks": tasks}
-        )
+        answer = await self.client(token).post("/v1/workers", json=self.enrolment(name, token, tasks=tasks))
         assert answer.status_code == 201, answer.text
-        return Worker(self, answer.json()["worker_id"], secret)
+        return Worker(self, answer.json()["worker_id"], key_of(name), JoinToken.parse(token).server_id)
+
+    def enrolment(self, name: str, join_token: str, **changes: object) -> dict:
+        """What a device of this name says to enrol; `changes` replace parts of it."""
+        key, token = key_of(name), JoinToken.parse(join_token)
+        public_key = public_key_of(key)
+        proof = sign(
+            key,
+            Purpose.ENROL,
+            thumbprint(public_key),
+            token.server_id,
+            self.clock.now_ms() // 1000,
+            "enrol-" + "0" * 16,
+            use_of(token.secret),
+        )
+        return {"name": name, "public_key": public_key, "proof": proof, "tasks": ["digits"]} | changes
 
     async def store_params(self, model: dict = MODEL, value: float = 0.1) -> str:
         message = a_message("state", {"params": values_like(model, value)})
@@ -273,10 +354,8 @@ async def start_server(tmp_path: Path) -> AsyncIterator[Callable]:
             server = ParameterServer(directory, stores, clock or ManualClock(), Settings(**settings))
             stack.push_async_callback(server.service.uploads.close)
             async with records.write() as connection:
-                if not await credential_records.has_operator_key(connection):
-                    await credential_records.add_operator_key(
-                        connection, hash_secret(OPERATOR_KEY), "test", server.clock.now_ms()
-                    )
+                if not await key_records.has_operator_key(connection):
+                    await add_operator(connection)
             if performing:
                 await stack.enter_async_context(background(server.service))
             return server

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from protocol.errors import StorageCorrupt, UnsupportedVersion
 
-HEAD = "0003"
+HEAD = "0004"
 
 
 def upgrade(connection: Connection) -> None:
