@@ -21,12 +21,12 @@ import uvicorn
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.codec import MEDIA_TYPE, NamedTensor, digest_of, encode_message
-from protocol.messages import Receipt, RunSummary
-from ps_service.app import create_app
 from protocol.assertions import Purpose, public_key_of, sign, thumbprint, use_of
+from protocol.codec import MEDIA_TYPE, NamedTensor, digest_of, encode_message
 from protocol.join_token import JoinToken
+from protocol.messages import Receipt, RunSummary
 from protocol.operator_keys import OperatorKeySummary
+from ps_service.app import create_app
 from ps_service.auth import hash_secret
 from ps_service.background import background
 from ps_service.effects import perform_effects
@@ -97,8 +97,6 @@ async def add_operator(connection: AsyncConnection, secret: str = OPERATOR_KEY, 
 class WorkerAuth(httpx.Auth):
     """Shows a worker's access token; asks for another when its time is over."""
 
-    requires_response_body = True
-
     def __init__(self, worker: "Worker") -> None:
         self.worker = worker
         self.signed = 0
@@ -110,6 +108,7 @@ class WorkerAuth(httpx.Auth):
         if self.token is None or now_ms >= self._until_ms:
             where = request.url.copy_with(path=f"/v1/workers/{self.worker.worker_id}/token", query=None)
             answer = yield httpx.Request("POST", where, json={"assertion": self.worker.sign()})
+            await answer.aread()
             if answer.status_code == 200:
                 self.token = answer.json()["access_token"]
                 self._until_ms = now_ms + 1000 * answer.json()["expires_s"]
@@ -132,6 +131,11 @@ class Worker:
         self.server = server
         self.http = server.client()
         self.http.auth = self.auth
+
+    def moved_to(self, server: "ParameterServer") -> "Worker":
+        """The same worker, which speaks to this server."""
+        self.move_to(server)
+        return self
 
     def sign(self, purpose: Purpose = Purpose.TOKEN, **changes: object) -> str:
         """What this worker signs for an access token; `changes` replace what is signed."""
@@ -211,7 +215,7 @@ class ParameterServer:
         assert answer.status_code == 201, answer.text
         return Worker(self, answer.json()["worker_id"], key_of(name), JoinToken.parse(token).server_id)
 
-    def enrolment(self, name: str, join_token: str, **changes: object) -> dict:
+    def enrolment(self, name: str, join_token: str, /, **changes: object) -> dict:
         """What a device of this name says to enrol; `changes` replace parts of it."""
         key, token = key_of(name), JoinToken.parse(join_token)
         public_key = public_key_of(key)

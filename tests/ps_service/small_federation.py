@@ -15,14 +15,13 @@ from typing import Any
 import httpx
 
 from protocol.messages import Receipt
-from ps_service.auth import hash_secret
 from ps_service.deadlines import tick
 from ps_service.effects import perform_effects
 from ps_service.settings import Settings
-from ps_service.storage import Stores, credential_records
+from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.records import Records
-from tests.ps_service.conftest import OPERATOR_KEY, ManualClock, ParameterServer, Update, Worker
+from tests.ps_service.conftest import ManualClock, ParameterServer, Update, Worker, add_operator
 from tests.ps_service.ledger import Ledger, read_ledger
 
 START_MS = 10**12
@@ -61,7 +60,7 @@ class SmallFederation:
         settings = Settings(lost_after_s=LOST_AFTER_MS / 1000)
         self.server = ParameterServer(self.directory, stores, self.clock, settings)
         for worker in self._enrolled:
-            worker.server, worker.http = self.server, self.server.client(worker.secret)
+            worker.move_to(self.server)
 
     def ledger(self) -> Ledger:
         files = [f"{folder}/{name}" for folder, _, names in os.walk(self.directory) for name in names]
@@ -180,7 +179,7 @@ class SmallFederation:
     async def _open(self) -> None:
         self.records = await Records.open(None)
         async with self.records.write() as connection:
-            await credential_records.add_operator_key(connection, hash_secret(OPERATOR_KEY), "test", START_MS)
+            await add_operator(connection)
         self.restart()
 
 

@@ -322,7 +322,8 @@ async def test_a_restart_changes_nothing_of_what_is_in_hand(start_server, tmp_pa
     await fast.send(await fast.assignment())
     again = await start_server(performing=False, on_disk=True)
     fast.server = slow.server = again
-    fast.http, slow.http = again.client(fast.secret), again.client(slow.secret)
+    fast.move_to(again)
+    slow.move_to(again)
     assert await slow.assignment() == held
     await slow.send(held)
     await again.aggregate_now()

@@ -7,10 +7,12 @@ import stat
 import pytest
 from fastapi.routing import APIRoute
 
-from ps_service.auth import Auth
+from protocol.join_token import JoinToken
 from ps_service.routes import ROUTERS
 
 OPEN = {"/healthz", "/readyz"}
+PROVES_ITSELF = "/v1/workers/{worker_id}/token"
+"""What it takes is a credential."""
 PATH = {
     "worker_id": "w-1",
     "assignment_id": "a-1",
@@ -18,6 +20,8 @@ PATH = {
     "digest": "0" * 64,
     "run_id": "run-1",
     "round": "1",
+    "token_id": "t-1",
+    "key_id": "k-1",
 }
 
 
@@ -43,6 +47,8 @@ async def test_everything_is_closed_without_a_credential(server, credential, bod
         wrong_token = (method, path) == ("POST", "/v1/workers") and credential == "Bearer fso_wrong"
         if path in OPEN:
             assert answer.status_code == 200
+        elif path == PROVES_ITSELF:
+            assert answer.status_code == 422
         elif wrong_token:
             assert answer.status_code in (403, 422)
         else:
@@ -114,48 +120,55 @@ async def test_a_worker_touches_only_what_is_its_own(server):
     await owner.send(assignment, update)
 
 
-def an_enrolment(number=0, **changes):
-    return {"name": f"worker-{number}", "secret": f"{number:043d}", "tasks": ["digits"]} | changes
+class Device:
+    """Enrols as devices of several names, by one join token."""
+
+    def __init__(self, server, join_token):
+        self.server, self.join_token = server, join_token
+
+    async def enrol(self, number=0, **changes):
+        said = self.server.enrolment(f"worker-{number}", self.join_token, **changes)
+        return await self.server.client(self.join_token).post("/v1/workers", json=said)
+
+
+async def a_device(server, **wanted):
+    return Device(server, await server.join_token(**wanted))
 
 
 async def test_a_join_token_has_only_so_many_uses(server):
-    device = server.client(await server.join_token(uses=2))
-    statuses = [
-        (await device.post("/v1/workers", json=an_enrolment(number))).status_code for number in range(3)
-    ]
+    device = await a_device(server, uses=2)
+    statuses = [(await device.enrol(number)).status_code for number in range(3)]
     assert statuses == [201, 201, 403]
     assert len((await server.operator.get("/v1/workers")).json()["workers"]) == 2
 
 
 async def test_devices_that_come_together_cannot_share_one_use(server):
-    device = server.client(await server.join_token(uses=1))
-    answers = await asyncio.gather(
-        *(device.post("/v1/workers", json=an_enrolment(number)) for number in range(5))
-    )
+    device = await a_device(server, uses=1)
+    answers = await asyncio.gather(*(device.enrol(number) for number in range(5)))
     assert sorted(answer.status_code for answer in answers) == [201, 403, 403, 403, 403]
 
 
-async def test_enrolling_again_with_the_same_secret_is_the_same_worker_and_uses_up_nothing(server):
-    device = server.client(await server.join_token(uses=1))
-    first, again = [await device.post("/v1/workers", json=an_enrolment()) for _ in range(2)]
+async def test_enrolling_again_with_the_same_key_is_the_same_worker_and_uses_up_nothing(server):
+    device = await a_device(server, uses=1)
+    first, again = [await device.enrol() for _ in range(2)]
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json()
 
 
 async def test_a_later_enrolment_says_the_name_and_the_tasks_anew(server):
-    device = server.client(await server.join_token(uses=1))
-    first = await device.post("/v1/workers", json=an_enrolment())
-    again = await device.post("/v1/workers", json=an_enrolment(name="renamed", tasks=["other", "digits"]))
+    device = await a_device(server, uses=1)
+    first = await device.enrol()
+    again = await device.enrol(name="renamed", tasks=["other", "digits"])
     assert again.json() == first.json()
     [worker] = (await server.operator.get("/v1/workers")).json()["workers"]
     assert (worker["name"], worker["tasks"]) == ("renamed", ["other", "digits"])
 
 
 async def test_no_token_changes_the_role_of_a_worker(server):
-    trainers = server.client(await server.join_token())
-    evaluators = server.client(await server.join_token(role="evaluator"))
-    await trainers.post("/v1/workers", json=an_enrolment())
-    refused = await evaluators.post("/v1/workers", json=an_enrolment(name="renamed"))
+    trainers = await a_device(server)
+    evaluators = await a_device(server, role="evaluator")
+    await trainers.enrol()
+    refused = await evaluators.enrol(name="renamed")
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     [worker] = (await server.operator.get("/v1/workers")).json()["workers"]
     assert (worker["name"], worker["role"]) == ("worker-0", "trainer")
@@ -167,30 +180,31 @@ async def test_no_cache_keeps_a_join_token(server):
 
 
 async def test_a_join_token_expires(server):
-    device = server.client(await server.join_token(expires_s=10))
+    device = await a_device(server, expires_s=10)
     server.clock.advance(9_999)
-    assert (await device.post("/v1/workers", json=an_enrolment(1))).status_code == 201
+    assert (await device.enrol(1)).status_code == 201
     server.clock.advance(1)
-    answer = await device.post("/v1/workers", json=an_enrolment(2))
+    answer = await device.enrol(2)
     assert (answer.status_code, answer.json()["code"]) == (403, "join-token-refused")
 
 
 async def test_a_join_token_opens_enrolment_only(server):
-    device = server.client(await server.join_token())
-    assert (await device.get("/v1/runs")).status_code == 401
-    assert (await device.post("/v1/tokens", json={})).status_code == 401
+    device = await a_device(server)
+    client = server.client(device.join_token)
+    assert (await client.get("/v1/runs")).status_code == 401
+    assert (await client.post("/v1/tokens", json={})).status_code == 401
 
 
 async def test_a_device_cannot_choose_its_role(server):
-    device = server.client(await server.join_token(role="trainer"))
-    assert (await device.post("/v1/workers", json=an_enrolment(role="evaluator"))).status_code == 422
-    enrolled = await device.post("/v1/workers", json=an_enrolment())
+    device = await a_device(server, role="trainer")
+    assert (await device.enrol(role="evaluator")).status_code == 422
+    enrolled = await device.enrol()
     assert enrolled.json()["role"] == "trainer"
 
 
 async def test_a_worker_of_another_protocol_is_told_so(server):
-    device = server.client(await server.join_token())
-    answer = await device.post("/v1/workers", json=an_enrolment(protocol_min=2, protocol_max=3))
+    device = await a_device(server)
+    answer = await device.enrol(protocol_min=2, protocol_max=3)
     assert answer.json()["code"] == "unsupported-version"
 
 
@@ -203,9 +217,7 @@ async def test_a_revoked_worker_is_shut_out_at_once_and_cannot_come_back(server)
         await worker.ask(),
         await worker.declare(assignment, server.an_update(assignment).header),
         await worker.http.get(f"/v1/runs/{assignment['run_id']}/tensors/{assignment['tensors']['params']}"),
-        await server.client(await server.join_token()).post(
-            "/v1/workers", json={"name": "x", "secret": worker.secret, "tasks": ["digits"]}
-        ),
+        await (await a_device(server)).enrol(0),
     ):
         assert (answer.status_code, answer.json()["code"]) == (403, "worker-revoked")
     assert (await server.operator.delete("/v1/workers/w-nothing")).status_code == 404
@@ -229,30 +241,41 @@ async def test_a_round_does_not_wait_for_a_worker_that_was_revoked(server):
 
 
 async def test_no_answer_repeats_a_secret(server):
-    worker = await server.enrol("worker")
-    secret = "s" * 43
+    worker, device = await server.enrol("worker"), await a_device(server)
+    secret, token, assertion = "s" * 43, await worker.token(), worker.sign()
     answers = [
         await server.client(secret).get("/v1/runs"),
-        await server.client(secret).post("/v1/workers", json=an_enrolment(secret=secret)),
-        await server.client(await server.join_token()).post(
-            "/v1/workers", json=an_enrolment(secret=secret + "!")
+        await server.client("fso_" + secret).get("/v1/runs"),
+        await server.client("fsj_" + secret).post(
+            "/v1/workers", json=server.enrolment("b", device.join_token)
+        ),
+        await device.enrol(proof=secret),
+        await device.enrol(public_key=secret + "!"),
+        await server.client().post("/v1/workers/w-none/token", json={"assertion": assertion}),
+        await server.client().post(
+            f"/v1/workers/{worker.worker_id}/token", json={"assertion": assertion + "s"}
         ),
         await worker.http.get("/v1/runs"),
         await worker.http.get("/v1/workers/w-other/assignment"),
         await server.operator.get("/v1/workers"),
+        await server.operator.get("/v1/tokens"),
+        await server.operator.get("/v1/keys"),
     ]
+    signature = assertion.rpartition(".")[2]
     for answer in answers:
-        assert secret not in answer.text
-        assert worker.secret not in answer.text
+        for hidden in (secret, token, signature, device.join_token, worker.private_key):
+            assert hidden not in answer.text
 
 
 async def test_secrets_are_stored_as_hashes(start_server):
     server = await start_server(on_disk=True)
     token = await server.join_token()
     worker = await server.enrol("worker")
+    shown = await worker.token()
     content = b"".join(path.read_bytes() for path in server.directory.glob("records.sqlite*"))
     assert worker.worker_id.encode() in content
-    for secret in (token, worker.secret, server.operator.headers["authorization"].split()[1]):
+    key = server.operator.headers["authorization"].split()[1]
+    for secret in (JoinToken.parse(token).secret, shown, worker.private_key, key):
         assert secret.encode() not in content
 
 
@@ -262,13 +285,13 @@ async def test_the_first_start_leaves_working_credentials_in_private_files(start
     directory.mkdir()
     async with server.stores.records.write() as connection:
         await connection.exec_driver_sql("DELETE FROM operator_keys")
-    auth = Auth(server.stores, server.clock, server.service.presence)
-    assert await auth.make_first_credentials(directory)
-    assert not await auth.make_first_credentials(directory)
+    keys = server.service.operator_keys
+    assert await keys.make_first_credentials(directory)
+    assert not await keys.make_first_credentials(directory)
     secrets = {path.name: path.read_text().strip() for path in directory.iterdir()}
     assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
     assert (await server.client(secrets["operator.key"]).get("/v1/runs")).status_code == 200
-    enrolled = await server.client(secrets["join.token"]).post("/v1/workers", json=an_enrolment())
+    enrolled = await Device(server, secrets["join.token"]).enrol()
     assert enrolled.status_code == 201
 
 

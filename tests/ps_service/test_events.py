@@ -82,7 +82,7 @@ async def test_a_whole_round_over_a_socket(server):
     update = server.an_update(assignment)
     async with asyncio.timeout(30), server.on_a_socket() as client:
         worker.http = client
-        client.headers["authorization"] = f"Bearer {worker.secret}"
+        client.headers["authorization"] = f"Bearer {await worker.token()}"
         digest = assignment["tensors"]["params"]
         answer = await client.get(f"/v1/runs/{run_id}/tensors/{digest}", headers={"Range": "bytes=1-3"})
         assert (answer.status_code, len(answer.content)) == (206, 3)

@@ -8,7 +8,16 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from ps_service.storage.records import Records
 from ps_service.storage.schema import operator_keys
 
-KEYS = [{"secret_hash": f"hash-{number}", "label": "a", "created_ms": number} for number in range(5)]
+KEYS = [
+    {
+        "secret_hash": f"hash-{number}",
+        "key_id": f"k-{number}",
+        "label": "a",
+        "scopes": "[]",
+        "created_ms": number,
+    }
+    for number in range(5)
+]
 
 
 @pytest.fixture

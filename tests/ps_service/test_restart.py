@@ -17,7 +17,7 @@ def start(start_server):
 
 def again(server, worker):
     """The same worker, speaking to the server that came after."""
-    return type(worker)(server, worker.worker_id, worker.secret)
+    return worker.moved_to(server)
 
 
 async def test_a_round_goes_on_after_a_restart(start):

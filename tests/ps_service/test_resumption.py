@@ -65,7 +65,7 @@ async def test_a_part_goes_on_after_a_restart_with_what_is_on_disk(start_server)
     worker, _, update, url = await an_upload(server)
     await send_part(worker, url, 0, update.body[:150])
     server = await start_server(on_disk=True, performing=False, clock=server.clock)
-    worker = type(worker)(server, worker.worker_id, worker.secret)
+    worker = worker.moved_to(server)
     assert await offset(worker, url) == (150, "?0")
     answer = await send_part(worker, url, 150, update.body[150:])
     assert answer.status_code == 200, answer.text
@@ -80,7 +80,7 @@ async def test_what_a_power_cut_damaged_is_thrown_away_and_sent_again(start_serv
     [part] = (server.directory / "parts").iterdir()
     part.write_bytes(bytes(150))
     server = await start_server(on_disk=True, performing=False, clock=server.clock)
-    worker = type(worker)(server, worker.worker_id, worker.secret)
+    worker = worker.moved_to(server)
     answer = await send_part(worker, url, 150, update.body[150:])
     assert (answer.status_code, answer.json()["code"]) == (409, "upload-offset-mismatch")
     assert (await worker.declare(assignment, update.header)).json()["offset"] == 0
@@ -97,7 +97,7 @@ async def test_a_damaged_part_that_nobody_could_see_is_found_by_the_digest(start
     damaged[-4] ^= 1
     part.write_bytes(bytes(damaged))
     server = await start_server(on_disk=True, performing=False, clock=server.clock)
-    worker = type(worker)(server, worker.worker_id, worker.secret)
+    worker = worker.moved_to(server)
     answer = await send_part(worker, url, middle, update.body[middle:])
     assert (answer.status_code, answer.json()["code"]) == (400, "digest-mismatch")
     assert await offset(worker, url) == (0, "?0")

@@ -141,7 +141,7 @@ async def test_who_was_lost_before_a_restart_is_lost_after_it_until_it_asks(star
     server = await start_server(on_disk=True, performing=False, clock=server.clock)
     assert await standings(server, run_id) == [("lost", None)] * 2
     worker = cohort[0][0]
-    await heartbeat(type(worker)(server, worker.worker_id, worker.secret))
+    await heartbeat(worker.moved_to(server))
     assert await standings(server, run_id) == [("asked", None), ("lost", None)]
 
 

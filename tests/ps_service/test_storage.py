@@ -24,7 +24,9 @@ async def records(request, tmp_path):
 
 async def add_key(connection, secret_hash="x"):
     await connection.execute(
-        insert(operator_keys).values(secret_hash=secret_hash, label="test", created_ms=0)
+        insert(operator_keys).values(
+            secret_hash=secret_hash, key_id=secret_hash, label="test", scopes="[]", created_ms=0
+        )
     )
 
 
@@ -131,7 +133,9 @@ async def test_two_transitions_cannot_both_read_and_then_write(tmp_path):
 
 async def test_many_transitions_at_once_lose_no_update(records):
     async with records.write() as connection:
-        await connection.execute(insert(operator_keys).values(secret_hash="n", label="0", created_ms=0))
+        await connection.execute(
+            insert(operator_keys).values(secret_hash="n", key_id="n", label="0", scopes="[]", created_ms=0)
+        )
 
     async def count_up():
         async with records.write() as connection:
