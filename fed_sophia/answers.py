@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from protocol.errors import FedSophiaError, InvalidMessage, UnexpectedAnswer, every_error
 from protocol.messages import (
+    JoinTokenSummary,
     Problem,
     RoundSummary,
     RunSummary,
@@ -15,6 +16,7 @@ from protocol.messages import (
     WorkerSummary,
     parse,
 )
+from protocol.operator_keys import OperatorKeySummary
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -31,6 +33,14 @@ class Rounds(BaseModel):
 
 class Versions(BaseModel):
     versions: tuple[VersionSummary, ...]
+
+
+class JoinTokens(BaseModel):
+    tokens: tuple[JoinTokenSummary, ...]
+
+
+class OperatorKeys(BaseModel):
+    keys: tuple[OperatorKeySummary, ...]
 
 
 class Workers(BaseModel):

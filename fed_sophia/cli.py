@@ -17,6 +17,7 @@ from fed_sophia.commands import (
     create_run,
     demo,
     experiment,
+    key,
     run_swarm,
     run_worker,
     runs,
@@ -71,11 +72,25 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("worker", epilog=run_worker.EXAMPLES)(run_worker.worker)
 app.command("swarm", epilog=run_swarm.EXAMPLES)(run_swarm.swarm)
-app.command("workers", epilog=workers.EXAMPLES)(workers.workers)
 
 _tokens = _group("Join tokens, by which devices enrol.")
-_tokens.command("create", epilog=token.EXAMPLES)(token.create)
+_tokens.command("create", epilog=token.CREATE_EXAMPLES)(token.create)
+_tokens.command("list", epilog=token.LIST_EXAMPLES)(token.list_tokens)
+_tokens.command("revoke", epilog=token.REVOKE_EXAMPLES)(token.revoke)
 app.add_typer(_tokens, name="token")
+
+_workers = _group("Enrolled workers.")
+_workers.command("list", epilog=workers.EXAMPLES)(workers.list_workers)
+_workers.command("approve", epilog=workers.APPROVE_EXAMPLES)(workers.approve)
+_workers.command("release", epilog=workers.RELEASE_EXAMPLES)(workers.release)
+_workers.command("revoke", epilog=workers.REVOKE_EXAMPLES)(workers.revoke)
+app.add_typer(_workers, name="workers")
+
+_keys = _group("Operators' keys.")
+_keys.command("create", epilog=key.CREATE_EXAMPLES)(key.create)
+_keys.command("list", epilog=key.LIST_EXAMPLES)(key.list_keys)
+_keys.command("revoke", epilog=key.REVOKE_EXAMPLES)(key.revoke)
+app.add_typer(_keys, name="key")
 
 _runs = _group("Training jobs.")
 _runs.command("create", epilog=create_run.EXAMPLES)(create_run.create)

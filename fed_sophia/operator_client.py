@@ -12,11 +12,22 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel
 
-from fed_sophia.answers import Rounds, Runs, Versions, Workers, WorkersInRound, error_in, parsed
+from fed_sophia.answers import (
+    JoinTokens,
+    OperatorKeys,
+    Rounds,
+    Runs,
+    Versions,
+    Workers,
+    WorkersInRound,
+    error_in,
+    parsed,
+)
 from fed_sophia.event_stream import ServerEvent, read_events
 from fed_sophia.options import server_address
 from protocol.codec import MEDIA_TYPE, digest_of
@@ -31,6 +42,7 @@ from protocol.errors import (
 from protocol.messages import (
     JoinTokenIssued,
     JoinTokenRequest,
+    JoinTokenSummary,
     RoundSummary,
     RunSpec,
     RunSummary,
@@ -39,6 +51,7 @@ from protocol.messages import (
     WorkerSummary,
     parse,
 )
+from protocol.operator_keys import OperatorKeyIssued, OperatorKeyRequest, OperatorKeySummary
 from protocol.run_archive import RunArchive
 
 M = TypeVar("M", bound=BaseModel)
@@ -79,6 +92,30 @@ class OperatorClient:
 
     async def create_token(self, request: JoinTokenRequest) -> JoinTokenIssued:
         return _parsed(JoinTokenIssued, await self._send("POST", "/v1/tokens", said=request))
+
+    async def tokens(self) -> tuple[JoinTokenSummary, ...]:
+        return _parsed(JoinTokens, await self._send("GET", "/v1/tokens")).tokens
+
+    async def revoke_token(self, token_id: str) -> None:
+        await self._send("DELETE", f"/v1/tokens/{_part(token_id)}")
+
+    async def create_key(self, request: OperatorKeyRequest) -> OperatorKeyIssued:
+        return _parsed(OperatorKeyIssued, await self._send("POST", "/v1/keys", said=request))
+
+    async def keys(self) -> tuple[OperatorKeySummary, ...]:
+        return _parsed(OperatorKeys, await self._send("GET", "/v1/keys")).keys
+
+    async def revoke_key(self, key_id: str) -> None:
+        await self._send("DELETE", f"/v1/keys/{_part(key_id)}")
+
+    async def approve_worker(self, worker_id: str) -> None:
+        await self._send("POST", f"/v1/workers/{_part(worker_id)}/approve")
+
+    async def release_worker(self, worker_id: str) -> None:
+        await self._send("POST", f"/v1/workers/{_part(worker_id)}/release")
+
+    async def revoke_worker(self, worker_id: str) -> None:
+        await self._send("DELETE", f"/v1/workers/{_part(worker_id)}")
 
     async def workers(self) -> tuple[WorkerSummary, ...]:
         return await self._all_rows(
@@ -265,6 +302,10 @@ class OperatorClient:
         if not answer.is_success:
             raise _error_in(answer)
         return answer
+
+
+def _part(identifier: str) -> str:
+    return quote(identifier, safe="")
 
 
 async def _checked(chunks: AsyncIterator[bytes], digest: str) -> AsyncIterator[bytes]:

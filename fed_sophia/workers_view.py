@@ -22,13 +22,14 @@ def enrolled_table(workers: Iterable[WorkerSummary]) -> Table:
             worker.name,
             worker.worker_id,
             worker.role.value,
+            worker.label,
             ", ".join(worker.tasks),
             time_text(worker.last_seen_ms),
             presence_of(worker),
         )
         for worker in workers
     ]
-    return _table(("name", "worker", "role", "tasks", "last seen (UTC)", "presence"), rows)
+    return table_of(("name", "worker", "role", "label", "tasks", "last seen (UTC)", "presence"), rows)
 
 
 def enrolled_fields(worker: WorkerSummary) -> Fields:
@@ -38,16 +39,22 @@ def enrolled_fields(worker: WorkerSummary) -> Fields:
 
 
 def presence_of(worker: WorkerSummary) -> str:
-    """`present`, `lost` or `revoked`."""
+    """`present`, `lost`, `waiting` (for approval), `quarantined`, `expired` or `revoked`."""
     if worker.revoked_ms is not None:
         return "revoked"
+    if worker.expired_ms is not None:
+        return "expired"
+    if worker.approved_ms is None:
+        return "waiting"
+    if worker.quarantined_ms is not None:
+        return "quarantined"
     return "present" if worker.lost_ms is None else "lost"
 
 
 def in_round_table(workers: Iterable[WorkerInRound]) -> Table:
     """One row a worker."""
     rows = [(str(worker.slot), worker.name, worker.standing.value, worker.reason or "") for worker in workers]
-    return _table(("slot", "name", "standing", "reason"), rows)
+    return table_of(("slot", "name", "standing", "reason"), rows)
 
 
 def in_round_fields(run_id: str, number: int, worker: WorkerInRound) -> Fields:
@@ -66,7 +73,8 @@ def time_text(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def table_of(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of what others said: what a terminal would take for a command is not passed on."""
     table = Table()
     for heading in headings:
         table.add_column(heading)

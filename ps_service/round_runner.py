@@ -115,7 +115,9 @@ class RoundRunner:
             run = await the_run(transition.connection, assignment.run_id)
             round_ = await the_round(transition.connection, run.run_id, assignment.round)
             # it may have lost its credential while the body was on its way
-            await the_worker(connection, assignment.worker_id)
+            worker = await the_worker(connection, assignment.worker_id)
+            if worker.refusals and worker.quarantined_ms is None:
+                await credential_records.set_refusals(connection, worker.worker_id, 0, None)
             declined = assignment.declined_reason is not None
             staleness = await staleness_now(connection, run, assignment)
             require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)

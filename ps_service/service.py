@@ -4,6 +4,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from protocol.errors import FedSophiaError
+from ps_service import quarantine
 from ps_service.auth import Auth
 from ps_service.bell import Bell
 from ps_service.clock import Clock
@@ -40,6 +42,11 @@ class Service:
     pace: Pace
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""
+
+    async def note_refusal(self, worker_id: str, assignment_id: str, error: FedSophiaError) -> None:
+        """An update was not taken for what is in it."""
+        most = self.settings.quarantine_after
+        await quarantine.note_refusal(self.runner, worker_id, assignment_id, error, most)
 
     def stop_waiting(self) -> None:
         """Send waiting requests home, so that they do not hold up a stop."""

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """A worker from which nothing was heard for so long counts as lost until it comes back."""
     access_token_s: int = Field(default=600, ge=60, le=3600)
     """How long a worker's access token is good for."""
+    quarantine_after: int = Field(default=3, ge=0, le=1000)
+    """Refused updates in a row after which a worker is asked for nothing; 0: never."""
     metrics_public: bool = False
     """Whether `/metrics` answers without an operator key."""
     drain_s: float = Field(default=10.0, ge=0)

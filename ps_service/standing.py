@@ -2,7 +2,7 @@
 """Where each invited worker stands in a round, and the note that is made when its update is not taken."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,10 +19,12 @@ from protocol.errors import (
     UploadOffsetMismatch,
 )
 from protocol.messages import Outcome, Standing, WorkerInRound
-from ps_service.storage import assignment_records, update_records
+from ps_service.storage import update_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.records import Records
 from ps_service.storage.update_records import Invited
+
+NoteRefusal = Callable[[str, str, FedSophiaError], Awaitable[None]]
+"""(worker, assignment, why its update was not taken)."""
 
 log = logging.getLogger("fed_sophia.rounds")
 
@@ -39,7 +41,7 @@ NOT_OF_THE_UPDATE = (
 
 
 @asynccontextmanager
-async def noting_refusals(records: Records, worker: StoredWorker, assignment_id: str) -> AsyncIterator[None]:
+async def noting_refusals(note: NoteRefusal, worker: StoredWorker, assignment_id: str) -> AsyncIterator[None]:
     """What is raised inside because of the update itself is noted for the operator, and raised on."""
     try:
         yield
@@ -47,10 +49,7 @@ async def noting_refusals(records: Records, worker: StoredWorker, assignment_id:
         of_update = error.fault is Fault.CALLER and not error.retryable
         if of_update and not isinstance(error, NOT_OF_THE_UPDATE):
             try:
-                async with records.write() as connection:
-                    await assignment_records.note_refusal(
-                        connection, assignment_id, worker.worker_id, error.code
-                    )
+                await note(worker.worker_id, assignment_id, error)
             except Exception:
                 log.exception("the refusal of %s was not noted", assignment_id)
         raise

@@ -38,6 +38,8 @@ class _Turn:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     give_way: Callable[[], None] = lambda: None
     requests: int = 0
+    worker_id: str | None = None
+    """Who is sending."""
 
 
 class Uploads:
@@ -49,7 +51,9 @@ class Uploads:
         self._turns: defaultdict[str, _Turn] = defaultdict(_Turn)
 
     @asynccontextmanager
-    async def alone(self, upload_id: str, give_way: Callable[[], None]) -> AsyncIterator[None]:
+    async def alone(
+        self, upload_id: str, give_way: Callable[[], None], worker_id: str | None = None
+    ) -> AsyncIterator[None]:
         """Be the one request that has this upload: another that has it is told to give way.
 
         A sender whose connection broke comes again before the server has noticed that it broke.
@@ -69,16 +73,22 @@ class Uploads:
                     await turn.lock.acquire()
             except TimeoutError:
                 raise UploadInProgress("another request is sending this body; try again") from None
-            turn.give_way = give_way
+            turn.give_way, turn.worker_id = give_way, worker_id
             try:
                 yield
             finally:
-                turn.give_way = _Turn.give_way
+                turn.give_way, turn.worker_id = _Turn.give_way, None
                 turn.lock.release()
         finally:
             turn.requests -= 1
             if not turn.requests:
                 del self._turns[upload_id]
+
+    def cut_off(self, worker_id: str) -> None:
+        """End the requests by which this worker is sending: it may no more."""
+        for turn in self._turns.values():
+            if turn.worker_id == worker_id:
+                turn.give_way()
 
     async def offset(self, upload_id: str) -> int:
         """How many bytes of this body are held. A request that is still sending it gives way.

@@ -40,7 +40,8 @@ class Enrolling:
 
         Raises:
             InvalidUsage: a join token is needed and there is none, or it is none.
-            Unauthenticated, AssertionRefused, WorkerExpired: the server has this worker no more, and there is no join token.
+            Unauthenticated, AssertionRefused, WorkerExpired: the server has this worker no more, and there
+                is no join token.
             FedSophiaError: the server refuses.
         """
         if identity.worker_id is not None and identity.server_id is not None:

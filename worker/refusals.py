@@ -23,6 +23,7 @@ from protocol.errors import (
     UnknownAlgorithm,
     UnknownEncoding,
     UpdateConflict,
+    WorkerQuarantined,
 )
 
 DAMAGED_ON_THE_WAY = (
@@ -53,5 +54,6 @@ CANNOT_BE_DONE = (
     LengthRequired,
     MalformedTensorMessage,
     TruncatedTensorMessage,
+    WorkerQuarantined,
 )
 """This worker has no update to give, or none that the server takes: the assignment is declined."""

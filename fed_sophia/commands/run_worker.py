@@ -54,6 +54,9 @@ def worker(
     device: Device = "auto",
     threads: Threads = None,
     data_dir: DataDir = None,
+    rotate_key: Annotated[
+        bool, typer.Option("--rotate-key", help="Put a new key in the place of this worker's at the start.")
+    ] = False,
     leave_with_parent: ExitWithParent = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -83,6 +86,7 @@ def worker(
         partition_seed=partition_seed,
         device=device,
         threads=threads,
+        rotate_key=rotate_key,
     )
     run_until_stopped(run_worker(options, reporting_to(output)))
     output.summary("stopped", {"stopped": True})

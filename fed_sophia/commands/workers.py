@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fed-sophia workers` and `fed-sophia run workers`: who is there, and where each stands in a round."""
+"""`fed-sophia workers …` and `fed-sophia run workers`: who is there, and where each stands in a round."""
 
 from collections import Counter
 from typing import Annotated
@@ -22,9 +22,24 @@ from protocol.messages import WorkerInRound
 
 EXAMPLES = """\b
 Examples:
-  fed-sophia workers
-  fed-sophia workers --json
+  fed-sophia workers list
+  fed-sophia workers list --json
 """
+APPROVE_EXAMPLES = """\b
+Examples:
+  fed-sophia workers approve WORKER
+"""
+RELEASE_EXAMPLES = """\b
+Examples:
+  fed-sophia workers release WORKER
+"""
+REVOKE_EXAMPLES = """\b
+Examples:
+  fed-sophia workers revoke WORKER
+"""
+WorkerId = Annotated[
+    str, typer.Argument(metavar="WORKER", help="The worker's id, as `workers list` shows it.")
+]
 IN_ROUND_EXAMPLES = """\b
 Examples:
   fed-sophia run workers RUN
@@ -32,7 +47,7 @@ Examples:
 """
 
 
-def workers(
+def list_workers(
     server: Server = DEFAULT_SERVER, operator_key_file: OperatorKeyFile = None, json_lines: JsonLines = False
 ) -> None:
     """List the enrolled workers by name: what each serves, and when it was last heard of."""
@@ -45,6 +60,39 @@ def workers(
     presences = Counter(presence_of(worker) for worker in found)
     text = counts_text(presences.elements()) or "no workers have enrolled yet"
     output.summary(text, {"workers": len(found), "presences": dict(presences)})
+
+
+def approve(
+    worker_id: WorkerId,
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    json_lines: JsonLines = False,
+) -> None:
+    """Let in a worker that waits for approval."""
+    ask(server, operator_key_file, lambda client: client.approve_worker(worker_id))
+    output_for(json_lines).summary(f"{worker_id} is approved", {"worker": worker_id})
+
+
+def release(
+    worker_id: WorkerId,
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    json_lines: JsonLines = False,
+) -> None:
+    """End a worker's quarantine: it is asked for updates again."""
+    ask(server, operator_key_file, lambda client: client.release_worker(worker_id))
+    output_for(json_lines).summary(f"{worker_id} is released", {"worker": worker_id})
+
+
+def revoke(
+    worker_id: WorkerId,
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    json_lines: JsonLines = False,
+) -> None:
+    """Shut a worker out for good, at once, also in the middle of an upload."""
+    ask(server, operator_key_file, lambda client: client.revoke_worker(worker_id))
+    output_for(json_lines).summary(f"{worker_id} is revoked", {"worker": worker_id})
 
 
 def in_round(

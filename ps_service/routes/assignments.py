@@ -31,7 +31,13 @@ from ps_service.standing import noting_refusals
 from ps_service.storage import update_records
 from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import staleness_now, the_assignment, the_round, the_run
+from ps_service.storage.existing import (
+    require_not_in_quarantine,
+    staleness_now,
+    the_assignment,
+    the_round,
+    the_run,
+)
 from ps_service.storage.known import Known
 from ps_service.storage.run_records import StoredRound, StoredRun
 from ps_service.summaries import assignment_of, bundles_wanted
@@ -80,7 +86,11 @@ def router(service: Service) -> APIRouter:
         worker: ThisWorker, response: Response, assignment_id: str, header: UpdateHeader
     ) -> UploadOffer | Receipt:
         """Say what is about to be sent: everything that can be refused without the body is refused here."""
-        async with noting_refusals(records, worker, assignment_id), records.write() as connection:
+        require_not_in_quarantine(worker)
+        async with (
+            noting_refusals(service.note_refusal, worker, assignment_id),
+            records.write() as connection,
+        ):
             stored, run, round_ = await own_assignment(connection, worker, assignment_id)
             held = await update_records.load_receipt(connection, assignment_id)
             if held is not None:

@@ -27,7 +27,13 @@ from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records, version_records
 from ps_service.storage.blobs import Part
-from ps_service.storage.existing import staleness_now, the_assignment, the_round, the_run
+from ps_service.storage.existing import (
+    require_not_in_quarantine,
+    staleness_now,
+    the_assignment,
+    the_round,
+    the_run,
+)
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.update_records import StoredUpload
 from ps_service.uploads import Uploads
@@ -89,11 +95,12 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
     try:
         worker = await service.auth.worker(request)
         body.sender_is_known()
+        require_not_in_quarantine(worker)
         async with records.read() as connection:
             upload = await own_upload(connection, worker, upload_id)
         body.sender_is_known(max(DRAIN_BYTES, upload.header.size_bytes))
         with service.presence.here(worker.worker_id):
-            async with service.uploads.alone(upload_id, body.give_way):
+            async with service.uploads.alone(upload_id, body.give_way, worker.worker_id):
                 async with records.read() as connection:
                     held = await update_records.load_receipt(connection, upload.assignment_id)
                     stored, run, round_ = await own_assignment(connection, worker, upload.assignment_id)
@@ -107,7 +114,7 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
                 declined = stored.declined_reason is not None
                 require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
                 async with (
-                    noting_refusals(records, worker, upload.assignment_id),
+                    noting_refusals(service.note_refusal, worker, upload.assignment_id),
                     _unless_closed(service, upload.assignment_id),
                 ):
                     begin = partial(_begin, service, run, upload, tensors["params"])

@@ -17,6 +17,7 @@ from protocol.messages import (
     WorkerSummary,
 )
 from protocol.operator_keys import Scope
+from ps_service import quarantine
 from ps_service.auth import bearer, require_bearer, require_same
 from ps_service.openapi import BEARER
 from ps_service.routes.pages import Limit
@@ -88,9 +89,15 @@ def router(service: Service) -> APIRouter:
             await the_worker(connection, worker_id)
             await credential_records.approve(connection, worker_id, service.clock.now_ms())
 
+    @routes.post("/workers/{worker_id}/release", status_code=204, dependencies=writers)
+    async def release(worker_id: str) -> None:
+        """End a worker's quarantine."""
+        await quarantine.release(service.runner, worker_id)
+
     @routes.delete("/workers/{worker_id}", status_code=204, dependencies=writers)
     async def revoke(worker_id: str) -> None:
         """Take a worker's credential away at once."""
         await service.runner.revoke(worker_id)
+        service.uploads.cut_off(worker_id)
 
     return routes

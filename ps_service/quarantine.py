@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What refused updates mean for their worker: after so many in a row it is asked for nothing any more.
+
+Only what is in an update counts, once an assignment: not that it came late, and not that bytes came to harm
+on the way. An update that is admitted ends the row. An operator sees who is in quarantine and may release
+it.
+"""
+
+import logging
+
+from protocol.errors import (
+    BundleMismatch,
+    FedSophiaError,
+    NegativeHessian,
+    NotFinite,
+    OutsideBound,
+    ShapeMismatch,
+)
+from ps_service.arrivals import worker_declined, workers_changed
+from ps_service.round_runner import RoundRunner
+from ps_service.storage import assignment_records, credential_records, member_records
+from ps_service.storage.existing import the_run, the_worker
+
+log = logging.getLogger("fed_sophia.rounds")
+
+COUNTED = (BundleMismatch, NegativeHessian, NotFinite, OutsideBound, ShapeMismatch)
+"""No honest worker sends these, but by a fault that its owner should hear of."""
+
+
+async def note_refusal(
+    runner: RoundRunner, worker_id: str, assignment_id: str, error: FedSophiaError, quarantine_after: int
+) -> None:
+    """Note for the operator why an update was not taken, and what follows for its worker.
+
+    Args: quarantine_after: refused updates in a row; 0: never.
+    """
+    async with runner.transition() as transition:
+        connection = transition.connection
+        first = await assignment_records.note_refusal(connection, assignment_id, worker_id, error.code)
+        if not first or not isinstance(error, COUNTED):
+            return
+        worker = await credential_records.worker_by_id(connection, worker_id)
+        if worker is None or worker.quarantined_ms is not None:
+            return
+        refusals = worker.refusals + 1
+        if not quarantine_after or refusals < quarantine_after:
+            await credential_records.set_refusals(connection, worker_id, refusals, None)
+            return
+        await credential_records.set_refusals(connection, worker_id, refusals, transition.now_ms)
+        reason = f"the worker is in quarantine: {refusals} of its updates were refused"
+        for assignment in await assignment_records.open_assignments_of(connection, worker_id):
+            await worker_declined(transition, assignment, reason)
+    log.warning(
+        "worker %s is in quarantine: %d updates refused, the last: %s", worker_id, refusals, error.code
+    )
+
+
+async def release(runner: RoundRunner, worker_id: str) -> None:
+    """End a worker's quarantine; it may be invited again.
+
+    Raises:
+        NotFound, WorkerRevoked, WorkerExpired.
+    """
+    async with runner.transition() as transition:
+        connection = transition.connection
+        worker = await the_worker(connection, worker_id)
+        await credential_records.set_refusals(connection, worker_id, 0, None)
+        if worker.quarantined_ms is None:
+            return
+        for run_id in await member_records.runs_of_worker(connection, worker_id):
+            run = await the_run(connection, run_id)
+            if not run.state.status.ended:
+                await workers_changed(transition, run)
