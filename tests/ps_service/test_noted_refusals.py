@@ -147,7 +147,7 @@ async def test_a_note_is_made_by_the_worker_of_the_assignment_alone(server):
         async with server.stores.records.read() as connection:
             stored = await credential_records.worker_by_id(connection, sender.worker_id)
         with pytest.raises(OutsideBound):
-            async with noting_refusals(server.stores.records, stored, assignment["assignment_id"]):
+            async with noting_refusals(server.service.note_refusal, stored, assignment["assignment_id"]):
                 raise OutsideBound("too far")
     assert (await standings(server, run_id))[0] == ("refused", "outside-bound")
 
@@ -160,16 +160,14 @@ async def test_only_what_is_wrong_with_the_update_itself_is_noted(server, error)
     async with server.stores.records.read() as connection:
         stored = await credential_records.worker_by_id(connection, worker.worker_id)
     with pytest.raises(type(error)):
-        async with noting_refusals(server.stores.records, stored, assignment["assignment_id"]):
+        async with noting_refusals(server.service.note_refusal, stored, assignment["assignment_id"]):
             raise error
     assert (await standings(server, run_id))[0] == ("asked", None)
 
 
-class FullDisk:
-    """Records that take nothing."""
-
-    def write(self):
-        raise StorageNotWritable("full")
+async def full_disk(*_refusal):
+    """Notes nothing."""
+    raise StorageNotWritable("full")
 
 
 async def test_a_refusal_is_told_to_its_worker_though_it_cannot_be_noted(server):
@@ -177,5 +175,5 @@ async def test_a_refusal_is_told_to_its_worker_though_it_cannot_be_noted(server)
     async with server.stores.records.read() as connection:
         stored = await credential_records.worker_by_id(connection, worker.worker_id)
     with pytest.raises(UnknownEncoding):
-        async with noting_refusals(FullDisk(), stored, assignment["assignment_id"]):
+        async with noting_refusals(full_disk, stored, assignment["assignment_id"]):
             raise UnknownEncoding("f7")

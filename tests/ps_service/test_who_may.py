@@ -13,7 +13,7 @@ from ps_service.storage import schema
 from tests.ps_service.conftest import a_message, add_operator, key_of
 
 CALLERS = ("nobody", "revoked", "other worker", "worker", "evaluator", "operator without scope", "operator")
-"""The worker is the one whom path and resources belong to; other worker and evaluator take part in nothing."""
+"""The worker is whom path and resources belong to; other worker and evaluator take part in nothing."""
 
 OPERATORS = "401 403 403 403 403 403"
 MAY = {
@@ -173,17 +173,17 @@ async def test_each_caller_is_answered_as_the_table_says(server, route):
     if route == "POST /v1/workers":
         asked = {"json": server.enrolment("new", await server.join_token())}
     found = []
-    refused_before = await everything(server)
     for caller, expected in zip(CALLERS, MAY[route].split(), strict=True):
         client = scene.clients[caller]
         url = template.format(**scene.path)
         if route == "GET /v1/runs/{run_id}/events" and caller == "operator":
             found.append("200" if await streams(server, url) else "no stream")
             continue
+        before = await everything(server)
         answer = await client.request(method, url, **asked)
         found.append(str(answer.status_code))
         if expected in ("401", "403", "404") and caller != "operator":
-            assert await everything(server) == refused_before, f"{caller} was refused, and changed something"
+            assert await everything(server) == before, f"{caller} was refused, and changed something"
     assert " ".join(found) == MAY[route]
 
 
