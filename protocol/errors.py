@@ -277,6 +277,25 @@ class QuorumMissing(FedSophiaError):
     retryable = True
 
 
+# --- limits of a server ------------------------------------------------------------------------
+
+
+class TooManyUploads(FedSophiaError):
+    """As many bodies are arriving as the server takes at a time, of this worker or of all."""
+
+    code = "too-many-uploads"
+    fault = Fault.CALLER
+    retryable = True
+
+
+class TooManyWaiting(FedSophiaError):
+    """As many requests wait for an assignment as the server lets wait, of this worker or of all."""
+
+    code = "too-many-waiting"
+    fault = Fault.CALLER
+    retryable = True
+
+
 # --- the server itself -------------------------------------------------------------------------
 
 

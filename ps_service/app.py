@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from protocol.errors import TooManyUploads, TooManyWaiting
 from ps_service.auth import Auth
 from ps_service.background import background
 from ps_service.bell import Bell
@@ -18,6 +19,7 @@ from ps_service.looking import look_for_work
 from ps_service.metrics import Meters
 from ps_service.openapi import PROBLEM, DescribedApp
 from ps_service.pace import Pace
+from ps_service.places import Places
 from ps_service.presence import Presence
 from ps_service.round_runner import RoundRunner
 from ps_service.routes import ROUTERS
@@ -51,6 +53,8 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
         housekeeping,
         room,
         pace,
+        Places(settings.max_uploads, settings.max_uploads_per_worker, TooManyUploads),
+        Places(settings.max_waiting, settings.max_waiting_per_worker, TooManyWaiting),
     )
 
 

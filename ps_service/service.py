@@ -10,6 +10,7 @@ from ps_service.clock import Clock
 from ps_service.housekeeping import Housekeeping
 from ps_service.metrics import Meters
 from ps_service.pace import Pace
+from ps_service.places import Places
 from ps_service.presence import Presence
 from ps_service.round_runner import RoundRunner
 from ps_service.settings import Settings
@@ -34,6 +35,8 @@ class Service:
     housekeeping: Housekeeping
     room: WaitingRoom
     pace: Pace
+    uploading: Places
+    waiting: Places
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""
 

@@ -26,6 +26,14 @@ class Settings(BaseSettings):
     """Longest time a request for an assignment waits, whatever it prefers."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """A body from which nothing arrives for so long is given up; a refused one is read on for so long."""
+    max_uploads: int = Field(default=64, ge=1)
+    """Bodies of tensor messages taken at a time."""
+    max_uploads_per_worker: int = Field(default=4, ge=1)
+    """Of them, so many of one worker."""
+    max_waiting: int = Field(default=20_000, ge=1)
+    """Requests that wait for an assignment at a time."""
+    max_waiting_per_worker: int = Field(default=4, ge=1)
+    """Of them, so many of one worker."""
     lost_after_s: float = Field(default=90.0, ge=1, le=86_400)
     """A worker from which nothing was heard for so long counts as lost until it comes back."""
     metrics_public: bool = False

@@ -51,6 +51,8 @@ STATUS: dict[type[FedSophiaError], int] = {
     errors.UploadInterrupted: 408,
     errors.UploadOffsetMismatch: 409,
     errors.QuorumMissing: 409,
+    errors.TooManyUploads: 429,
+    errors.TooManyWaiting: 429,
     errors.Internal: 500,
     errors.NotReady: 503,
     errors.StorageCorrupt: 500,
