@@ -24,6 +24,8 @@ class FedSophiaError(Exception):
     code: ClassVar[str] = "internal"
     fault: ClassVar[Fault] = Fault.SERVER
     retryable: ClassVar[bool] = False
+    retry_after_s: float = 1.0
+    """How long to wait before trying again, where that may help."""
 
     @property
     def detail(self) -> str:
@@ -294,6 +296,18 @@ class TooManyWaiting(FedSophiaError):
     code = "too-many-waiting"
     fault = Fault.CALLER
     retryable = True
+
+
+class TooManyRequests(FedSophiaError):
+    """More requests come, from this worker or from this address, than the server answers."""
+
+    code = "too-many-requests"
+    fault = Fault.CALLER
+    retryable = True
+
+    def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 # --- the server itself -------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from protocol.messages import (
 )
 from ps_service.clock import Clock
 from ps_service.presence import Presence
+from ps_service.rates import Rates
 from ps_service.storage import Stores, credential_records
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import require_not_revoked
@@ -53,10 +54,11 @@ def hash_secret(secret: str) -> str:
 class Auth:
     """Checks and makes credentials."""
 
-    def __init__(self, stores: Stores, clock: Clock, presence: Presence) -> None:
+    def __init__(self, stores: Stores, clock: Clock, presence: Presence, rates: Rates) -> None:
         self._records = stores.records
         self._clock = clock
         self._presence = presence
+        self._rates = rates
 
     async def operator(self, request: Request) -> Operator:
         """Raises: Unauthenticated: no valid operator key; Forbidden: a worker's credential."""
@@ -66,14 +68,14 @@ class Auth:
         return caller
 
     async def worker(self, request: Request) -> StoredWorker:
-        """Raises: Unauthenticated, WorkerRevoked; Forbidden: an operator key."""
+        """Raises: Unauthenticated, WorkerRevoked, TooManyRequests; Forbidden: an operator key."""
         caller = await self.caller(request)
         if isinstance(caller, Operator):
             raise Forbidden("this needs a worker's credential; an operator key was given")
         return caller
 
     async def caller(self, request: Request) -> Caller:
-        """Raises: Unauthenticated: neither an operator key nor a worker's credential; WorkerRevoked."""
+        """Raises: Unauthenticated: no credential that is known here; WorkerRevoked, TooManyRequests."""
         secret_hash = hash_secret(bearer(request))
         async with self._records.glance() as connection:
             worker = await credential_records.worker_by_secret(connection, secret_hash)
@@ -81,6 +83,7 @@ class Auth:
                 if await credential_records.is_operator_key(connection, secret_hash):
                     return Operator()
                 raise Unauthenticated("the credential is not known here")
+        self._rates.of_worker(worker.worker_id)
         await self._presence.seen(require_not_revoked(worker))
         return worker
 

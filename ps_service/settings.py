@@ -25,7 +25,9 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(default=600.0, ge=0, le=600)
     """Longest time a request for an assignment waits, whatever it prefers."""
     body_timeout_s: float = Field(default=60.0, gt=0)
-    """A body from which nothing arrives for so long is given up; a refused one is read on for so long."""
+    """A body that falls behind for so long is given up; a refused one is read on for so long."""
+    min_body_bytes_per_s: float = Field(default=256.0, ge=0)
+    """The least pace of a tensor message, over the time above."""
     max_uploads: int = Field(default=64, ge=1)
     """Bodies of tensor messages taken at a time."""
     max_uploads_per_worker: int = Field(default=4, ge=1)
@@ -34,6 +36,10 @@ class Settings(BaseSettings):
     """Requests that wait for an assignment at a time."""
     max_waiting_per_worker: int = Field(default=4, ge=1)
     """Of them, so many of one worker."""
+    requests_per_s_per_worker: float = Field(default=20.0, ge=1)
+    """Requests of one worker, in the long run; ten seconds' worth of them may come at once."""
+    requests_per_s_per_address: float = Field(default=1000.0, ge=1)
+    """Requests from one address, in the long run; twenty seconds' worth of them may come at once."""
     lost_after_s: float = Field(default=90.0, ge=1, le=86_400)
     """A worker from which nothing was heard for so long counts as lost until it comes back."""
     metrics_public: bool = False

@@ -44,7 +44,7 @@ def router(service: Service) -> APIRouter:
     )
     async def store(request: Request, response: Response, digest: DigestPath) -> dict[str, str]:
         """Store a `state` message before a run names it."""
-        body = Body(request, service.settings.body_timeout_s, service.meters)
+        body = Body(request, service.settings, service.meters)
         try:
             await auth.operator(request)
             body.sender_is_known()

@@ -262,7 +262,7 @@ async def test_the_first_start_leaves_working_credentials_in_private_files(start
     directory.mkdir()
     async with server.stores.records.write() as connection:
         await connection.exec_driver_sql("DELETE FROM operator_keys")
-    auth = Auth(server.stores, server.clock, server.service.presence)
+    auth = Auth(server.stores, server.clock, server.service.presence, server.service.rates)
     assert await auth.make_first_credentials(directory)
     assert not await auth.make_first_credentials(directory)
     secrets = {path.name: path.read_text().strip() for path in directory.iterdir()}
