@@ -298,6 +298,13 @@ class TooManyWaiting(FedSophiaError):
     retryable = True
 
 
+class HeadersTooLarge(FedSophiaError):
+    """A request's line and headers are longer than the server takes."""
+
+    code = "headers-too-large"
+    fault = Fault.CALLER
+
+
 class TooManyRequests(FedSophiaError):
     """More requests come, from this worker or from this address, than the server answers."""
 

@@ -52,6 +52,7 @@ STATUS: dict[type[FedSophiaError], int] = {
     errors.UploadInterrupted: 408,
     errors.UploadOffsetMismatch: 409,
     errors.QuorumMissing: 409,
+    errors.HeadersTooLarge: 431,
     errors.TooManyRequests: 429,
     errors.TooManyUploads: 429,
     errors.TooManyWaiting: 429,
