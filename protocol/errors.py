@@ -24,6 +24,8 @@ class FedSophiaError(Exception):
     code: ClassVar[str] = "internal"
     fault: ClassVar[Fault] = Fault.SERVER
     retryable: ClassVar[bool] = False
+    retry_after_s: float = 1.0
+    """How long to wait before trying again, where that may help."""
 
     @property
     def detail(self) -> str:
@@ -183,6 +185,7 @@ class ApprovalPending(FedSophiaError):
     code = "approval-pending"
     fault = Fault.CALLER
     retryable = True
+    retry_after_s = 5.0
 
 
 class MissingScope(FedSophiaError):
@@ -323,6 +326,44 @@ class QuorumMissing(FedSophiaError):
     code = "quorum-missing"
     fault = Fault.CALLER
     retryable = True
+
+
+# --- limits of a server ------------------------------------------------------------------------
+
+
+class TooManyUploads(FedSophiaError):
+    """As many bodies are arriving as the server takes at a time, of this worker or of all."""
+
+    code = "too-many-uploads"
+    fault = Fault.CALLER
+    retryable = True
+
+
+class TooManyWaiting(FedSophiaError):
+    """As many requests wait for an assignment as the server lets wait, of this worker or of all."""
+
+    code = "too-many-waiting"
+    fault = Fault.CALLER
+    retryable = True
+
+
+class HeadersTooLarge(FedSophiaError):
+    """A request's line and headers are longer than the server takes."""
+
+    code = "headers-too-large"
+    fault = Fault.CALLER
+
+
+class TooManyRequests(FedSophiaError):
+    """More requests come, from this worker or from this address, than the server answers."""
+
+    code = "too-many-requests"
+    fault = Fault.CALLER
+    retryable = True
+
+    def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 # --- the server itself -------------------------------------------------------------------------

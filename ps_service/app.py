@@ -8,19 +8,22 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from protocol.errors import TooManyUploads, TooManyWaiting
 from ps_service.auth import Auth
 from ps_service.background import background
 from ps_service.bell import Bell
 from ps_service.clock import Clock
 from ps_service.enrolling import Enrolling
 from ps_service.housekeeping import Housekeeping
-from ps_service.limits import JsonBodyLimit
+from ps_service.limits import AddressRate, JsonBodyLimit
 from ps_service.looking import look_for_work
 from ps_service.metrics import Meters
 from ps_service.openapi import PROBLEM, DescribedApp
 from ps_service.operator_keys import OperatorKeys
 from ps_service.pace import Pace
+from ps_service.places import Places
 from ps_service.presence import Presence
+from ps_service.rates import Rates
 from ps_service.round_runner import RoundRunner
 from ps_service.routes import ROUTERS
 from ps_service.routes.problems import install
@@ -37,7 +40,8 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
     runner = RoundRunner(stores, clock, bell, meters)
     presence = Presence(runner, settings.lost_after_s)
     enrolling = Enrolling(stores, clock, settings.access_token_s)
-    auth, uploads = Auth(stores, clock, presence), Uploads(stores.blobs)
+    rates = Rates(clock, settings.requests_per_s_per_worker, settings.requests_per_s_per_address)
+    auth, uploads = Auth(stores, clock, presence, rates), Uploads(stores.blobs)
     housekeeping = Housekeeping(runner, uploads, enrolling.forget)
     room = WaitingRoom(bell, partial(look_for_work, runner, presence.heartbeat_s))
     pace = Pace(settings.max_wait_s)
@@ -56,6 +60,9 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
         housekeeping,
         room,
         pace,
+        Places(settings.max_uploads, settings.max_uploads_per_worker, TooManyUploads),
+        Places(settings.max_waiting, settings.max_waiting_per_worker, TooManyWaiting),
+        rates,
     )
 
 
@@ -80,7 +87,13 @@ def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
     )
     app.state.service = service
     install(app, service.meters)
-    app.add_middleware(JsonBodyLimit, max_bytes=settings.max_json_bytes, meters=service.meters)
+    app.add_middleware(
+        JsonBodyLimit,
+        max_bytes=settings.max_json_bytes,
+        timeout_s=settings.body_timeout_s,
+        meters=service.meters,
+    )
+    app.add_middleware(AddressRate, rates=service.rates, meters=service.meters)  # the last is the first
     for router in ROUTERS:
         app.include_router(router(service))
     return app

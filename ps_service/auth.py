@@ -16,6 +16,7 @@ from protocol.errors import Forbidden, MissingScope, Unauthenticated
 from protocol.operator_keys import Scope, allows
 from ps_service.clock import Clock
 from ps_service.presence import Presence
+from ps_service.rates import Rates
 from ps_service.storage import Stores, credential_records, key_records
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import require_not_revoked
@@ -48,10 +49,11 @@ def hash_secret(secret: str) -> str:
 class Auth:
     """Tells callers apart."""
 
-    def __init__(self, stores: Stores, clock: Clock, presence: Presence) -> None:
+    def __init__(self, stores: Stores, clock: Clock, presence: Presence, rates: Rates) -> None:
         self._records = stores.records
         self._clock = clock
         self._presence = presence
+        self._rates = rates
 
     def operator(self, scope: Scope) -> Callable[[Request], Awaitable[Operator]]:
         """A dependency that lets only operators pass whose key has this scope.
@@ -68,7 +70,7 @@ class Auth:
         return operator
 
     async def worker(self, request: Request) -> StoredWorker:
-        """Raises: Unauthenticated, WorkerRevoked, WorkerExpired; Forbidden: an operator key."""
+        """Raises: Unauthenticated, WorkerRevoked, WorkerExpired, TooManyRequests; Forbidden: an operator key."""
         caller = await self.caller(request, None)
         if isinstance(caller, Operator):
             raise Forbidden("this needs a worker's credential; an operator key was given")
@@ -81,13 +83,14 @@ class Auth:
 
         Raises:
             Unauthenticated: neither an operator's key nor an access token that is good now.
-            MissingScope, WorkerRevoked, WorkerExpired.
+            MissingScope, WorkerRevoked, WorkerExpired, TooManyRequests.
         """
         caller = await self._caller(bearer(request))
         if isinstance(caller, Operator):
             if scope is not None:
                 caller.require(scope)
         else:
+            self._rates.of_worker(caller.worker_id)
             await self._presence.seen(caller)
         return caller
 

@@ -18,6 +18,7 @@ from protocol.errors import InvalidUsage, StorageNotWritable
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
 from ps_service.collector import collect_seldom
+from ps_service.connections import connection_options
 from ps_service.listening import BACKLOG, allow_many_connections, listen
 from ps_service.service import Service
 from ps_service.settings import Settings
@@ -82,6 +83,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
                 access_log=False,
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+                **connection_options(settings),
             ),
             service,
             lambda: announce(url),

@@ -14,7 +14,9 @@ from ps_service.housekeeping import Housekeeping
 from ps_service.metrics import Meters
 from ps_service.operator_keys import OperatorKeys
 from ps_service.pace import Pace
+from ps_service.places import Places
 from ps_service.presence import Presence
+from ps_service.rates import Rates
 from ps_service.round_runner import RoundRunner
 from ps_service.settings import Settings
 from ps_service.storage import Stores
@@ -40,6 +42,9 @@ class Service:
     housekeeping: Housekeeping
     room: WaitingRoom
     pace: Pace
+    uploading: Places
+    waiting: Places
+    rates: Rates
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of the server. The only reader of the environment in this package: `FED_SOPHIA_…`."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -25,7 +26,27 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(default=600.0, ge=0, le=600)
     """Longest time a request for an assignment waits, whatever it prefers."""
     body_timeout_s: float = Field(default=60.0, gt=0)
-    """A body from which nothing arrives for so long is given up; a refused one is read on for so long."""
+    """A body that falls behind for so long is given up; a refused one is read on for so long."""
+    min_body_bytes_per_s: float = Field(default=256.0, ge=0)
+    """The least pace of a tensor message, over the time above."""
+    max_header_bytes: int = Field(default=16_384, ge=1024)
+    """Longest request line and headers."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """A connection whose next request has begun, but not its body, within so long is closed."""
+    trusted_proxies: str = ""
+    """Addresses and networks, with commas between, whose `X-Forwarded-For` and `-Proto` count."""
+    max_uploads: int = Field(default=64, ge=1)
+    """Bodies of tensor messages taken at a time."""
+    max_uploads_per_worker: int = Field(default=4, ge=1)
+    """Of them, so many of one worker."""
+    max_waiting: int = Field(default=20_000, ge=1)
+    """Requests that wait for an assignment at a time."""
+    max_waiting_per_worker: int = Field(default=4, ge=1)
+    """Of them, so many of one worker."""
+    requests_per_s_per_worker: float = Field(default=20.0, ge=1)
+    """Requests of one worker, in the long run; ten seconds' worth of them may come at once."""
+    requests_per_s_per_address: float = Field(default=1000.0, ge=1)
+    """Requests from one address, in the long run; twenty seconds' worth of them may come at once."""
     lost_after_s: float = Field(default=90.0, ge=1, le=86_400)
     """A worker from which nothing was heard for so long counts as lost until it comes back."""
     access_token_s: int = Field(default=600, ge=60, le=3600)
@@ -36,3 +57,9 @@ class Settings(BaseSettings):
     """Whether `/metrics` answers without an operator key."""
     drain_s: float = Field(default=10.0, ge=0)
     """How long requests that are being answered may go on after a stop was asked for."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        networks = [str(ip_network(each.strip())) for each in value.split(",") if each.strip()]
+        return ",".join(networks)

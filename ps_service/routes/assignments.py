@@ -60,11 +60,8 @@ def router(service: Service) -> APIRouter:
         """Wait for something to do: `Prefer: wait=SECONDS`."""
         require_same(worker, worker_id)
         asked_s = min(preferred_wait_s(prefer), service.settings.max_wait_s)
-        wait_s = service.pace.wait_s(asked_s, service.clock.now_ms() / 1000)
-        gone = partial(_disconnected, request) if wait_s else None
-        here = service.presence.here(worker_id)
-        with service.meters.waiting.track_inprogress(), service.pace.waiting(), here:
-            found = await service.room.wait(worker_id, _topics(worker), wait_s, gone)
+        with service.waiting.one(worker_id):
+            found = await _wait(service, request, worker, asked_s)
         if found is not None:
             return Response(found.model_dump_json(), media_type="application/json")
         return Response(status_code=204, headers=service.pace.advice())
@@ -131,6 +128,17 @@ def router(service: Service) -> APIRouter:
         await service.runner.decline(assignment_id, wanted.reason)
 
     return routes
+
+
+async def _wait(
+    service: Service, request: Request, worker: StoredWorker, asked_s: float
+) -> Assignment | EvaluationAssignment | None:
+    """Wait for something to do, for as long as was asked or as the server's pace has it."""
+    wait_s = service.pace.wait_s(asked_s, service.clock.now_ms() / 1000)
+    gone = partial(_disconnected, request) if wait_s else None
+    here = service.presence.here(worker.worker_id)
+    with service.meters.waiting.track_inprogress(), service.pace.waiting(), here:
+        return await service.room.wait(worker.worker_id, _topics(worker), wait_s, gone)
 
 
 def _topics(worker: StoredWorker) -> list[str]:

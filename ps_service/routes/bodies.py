@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -19,6 +20,7 @@ from protocol.errors import (
 )
 from ps_service.intake import Intake
 from ps_service.metrics import Meters
+from ps_service.settings import Settings
 
 BATCH_BYTES = 1024 * 1024
 DRAIN_BYTES = 64 * 1024 * 1024
@@ -91,17 +93,24 @@ def require_tensor_message(request: Request, size_bytes: int | None, expected: s
 
 
 class Body:
-    """The body of one request, read in batches, each within a time limit."""
+    """The body of one request, read in batches, at no less than a least pace.
 
-    def __init__(self, request: Request, timeout_s: float, meters: Meters) -> None:
+    The pace is kept over windows: each ends with as many bytes as the pace brings in one time limit, and
+    before it does the sender is waited for that long in all. What this server takes itself does not count.
+    """
+
+    def __init__(self, request: Request, settings: Settings, meters: Meters) -> None:
         self._chunks = request.stream().__aiter__()
-        self._timeout_s = timeout_s
+        self._timeout_s = settings.body_timeout_s
+        self._window_bytes = settings.min_body_bytes_per_s * settings.body_timeout_s
+        self._left_s = self._timeout_s
+        self._came_bytes = 0  # in this window
         self._meters = meters
         self._ended = False
         self._gives_way = False
         self._waiting: asyncio.Timeout | None = None
         self._drain_bytes = STRANGER_DRAIN_BYTES
-        self._drain_s = min(STRANGER_DRAIN_S, timeout_s)
+        self._drain_s = min(STRANGER_DRAIN_S, self._timeout_s)
 
     def sender_is_known(self, drain_bytes: int = DRAIN_BYTES) -> None:
         """Drain more than a stranger would be given: `drain_bytes`, within one time limit in all."""
@@ -112,7 +121,7 @@ class Body:
         """Feed everything to `intake`, off the event loop.
 
         Raises:
-            UploadInterrupted: the sender went away, fell silent, or gave way; what came before is fed.
+            UploadInterrupted: the sender went away, fell behind, or gave way; what came before is fed.
             The errors of `Intake`.
         """
         async for batch in self._batches():
@@ -149,19 +158,28 @@ class Body:
                 return
 
     async def _next(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        asked_s = loop.time()
         try:
-            async with asyncio.timeout(0 if self._gives_way else self._timeout_s) as self._waiting:
+            async with asyncio.timeout(0 if self._gives_way else self._left_s) as self._waiting:
                 chunk = await anext(self._chunks, b"")
         except TimeoutError:
             self._ended = True
             if self._gives_way:
                 raise UploadInterrupted("another request goes on with this upload") from None
-            raise UploadInterrupted(f"nothing arrived for {self._timeout_s:g} s") from None
+            raise UploadInterrupted(
+                f"{self._came_bytes or 'no'} bytes arrived in {self._timeout_s:g} s; expected "
+                f"{math.ceil(self._window_bytes) or 1}, or all that are left"
+            ) from None
         except ClientDisconnect:
             self._ended = True
             raise UploadInterrupted("the sender closed the connection") from None
         finally:
             self._waiting = None
+        self._left_s -= loop.time() - asked_s
+        self._came_bytes += len(chunk)
+        if self._came_bytes >= self._window_bytes:
+            self._left_s, self._came_bytes = self._timeout_s, 0
         self._ended = not chunk
         self._meters.received_bytes.inc(len(chunk))
         return chunk

@@ -2,6 +2,7 @@
 """Errors as answers: the only table from codes to statuses (RFC 9457, `application/problem+json`)."""
 
 import logging
+import math
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -57,6 +58,10 @@ STATUS: dict[type[FedSophiaError], int] = {
     errors.UploadInterrupted: 408,
     errors.UploadOffsetMismatch: 409,
     errors.QuorumMissing: 409,
+    errors.HeadersTooLarge: 431,
+    errors.TooManyRequests: 429,
+    errors.TooManyUploads: 429,
+    errors.TooManyWaiting: 429,
     errors.Internal: 500,
     errors.NotReady: 503,
     errors.StorageCorrupt: 500,
@@ -87,7 +92,7 @@ def answer(error: FedSophiaError) -> JSONResponse:
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retryable:
-        headers["Retry-After"] = "5" if isinstance(error, errors.ApprovalPending) else "1"
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     return JSONResponse(
         problem.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"
     )

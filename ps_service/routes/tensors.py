@@ -46,7 +46,7 @@ def router(service: Service) -> APIRouter:
     )
     async def store(request: Request, response: Response, digest: DigestPath) -> dict[str, str]:
         """Store a `state` message before a run names it."""
-        body = Body(request, service.settings.body_timeout_s, service.meters)
+        body = Body(request, service.settings, service.meters)
         try:
             await may_store(request)
             body.sender_is_known()
@@ -61,15 +61,20 @@ def router(service: Service) -> APIRouter:
                 await body.drain()
                 response.status_code = 200
                 return {"digest": digest}
-            intake = Intake(
-                await asyncio.to_thread(blobs.stage), digest, size_bytes, require_state_message, accept_all
-            )
-            try:
-                await body.into(intake)
-                await asyncio.to_thread(intake.finish)
-                await asyncio.to_thread(intake.seal)
-            finally:
-                await asyncio.to_thread(intake.discard)
+            with service.uploading.one(None):
+                intake = Intake(
+                    await asyncio.to_thread(blobs.stage),
+                    digest,
+                    size_bytes,
+                    require_state_message,
+                    accept_all,
+                )
+                try:
+                    await body.into(intake)
+                    await asyncio.to_thread(intake.finish)
+                    await asyncio.to_thread(intake.seal)
+                finally:
+                    await asyncio.to_thread(intake.discard)
         except Exception:  # whatever it is: who is still sending hears of nothing
             await body.drain()
             raise

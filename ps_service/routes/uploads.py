@@ -90,7 +90,7 @@ def router(service: Service) -> APIRouter:
 
 async def _take(service: Service, request: Request, upload_id: str, *, is_part: bool) -> Receipt | int:
     """Take the body of one request; give the receipt, or how many bytes are held while more are to come."""
-    body = Body(request, service.settings.body_timeout_s, service.meters)
+    body = Body(request, service.settings, service.meters)
     records = service.stores.records
     try:
         worker = await service.auth.worker(request)
@@ -113,12 +113,13 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
                 require_announced(request, upload.header.size_bytes, first)
                 declined = stored.declined_reason is not None
                 require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
-                async with (
-                    noting_refusals(service.note_refusal, worker, upload.assignment_id),
-                    _unless_closed(service, upload.assignment_id),
-                ):
-                    begin = partial(_begin, service, run, upload, tensors["params"])
-                    received_bytes = await _receive(service.uploads, body, upload, begin, first)
+                begin = partial(_begin, service, run, upload, tensors["params"])
+                with service.uploading.one(worker.worker_id):
+                    async with (
+                        noting_refusals(service.note_refusal, worker, upload.assignment_id),
+                        _unless_closed(service, upload.assignment_id),
+                    ):
+                        received_bytes = await _receive(service.uploads, body, upload, begin, first)
                 if received_bytes < upload.header.size_bytes:
                     return received_bytes
                 return await service.runner.admit(upload)

@@ -29,6 +29,7 @@ from protocol.operator_keys import OperatorKeySummary
 from ps_service.app import create_app
 from ps_service.auth import hash_secret
 from ps_service.background import background
+from ps_service.connections import connection_options
 from ps_service.effects import perform_effects
 from ps_service.operator_keys import EVERYTHING
 from ps_service.settings import Settings
@@ -324,7 +325,10 @@ class ParameterServer:
         """Serve on a loopback port while this is open; gives an operator's client of it."""
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(self.app, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        options = connection_options(self.service.settings)
+        config = uvicorn.Config(
+            self.app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **options
+        )
         server = uvicorn.Server(config)
         config.load()
         server.lifespan = config.lifespan_class(config)

@@ -42,7 +42,8 @@ async def cut_off(worker, url, first, data, length, **headers):
 
 
 @pytest.mark.parametrize("part_bytes", [1, 7, 100])
-async def test_parts_make_the_whole(server, part_bytes):
+async def test_parts_make_the_whole(start_server, part_bytes):
+    server = await start_server(requests_per_s_per_worker=1_000)
     worker, assignment, update, url = await an_upload(server)
     body = update.body
     for first in range(0, len(body) - part_bytes, part_bytes):

@@ -237,6 +237,18 @@ async def test_the_pause_the_server_asks_for_is_kept(tmp_path: Path):
     assert place.slept == [7.25]
 
 
+@pytest.mark.parametrize("route", ["next", "tensors_of", "declare", "upload"])
+async def test_a_worker_that_is_one_too_many_comes_again_when_it_was_told_to(tmp_path: Path, route: str):
+    server = a_server(training(1))
+    server.before[route] = in_turn(problem("too-many-uploads", 429, {"Retry-After": "7"}))
+    place = Workplace(tmp_path, server)
+
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert place.slept == [7.25]
+    assert "a-1" in server.received
+
+
 async def test_an_evaluator_reports_the_metrics_of_the_version(tmp_path: Path):
     place = Workplace(tmp_path, a_server(evaluation(4)))
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections, before there is a request: how long its head may be and take, and who may speak for another.
+
+The law of this file: what is held of a request that no route has seen is bounded, in bytes and in time.
+"""
+
+import asyncio
+from typing import ClassVar, Literal, TypedDict
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from protocol.errors import HeadersTooLarge
+from ps_service.routes.problems import answer
+from ps_service.settings import Settings
+
+LINGER_S = 1.0
+AROUND_A_HEADER = len(b": \r\n")
+
+
+class ConnectionOptions(TypedDict):
+    """What `uvicorn.Config` is told of connections."""
+
+    http: type[asyncio.Protocol]
+    ws: Literal["none"]
+    proxy_headers: bool
+    forwarded_allow_ips: str
+
+
+def connection_options(settings: Settings) -> ConnectionOptions:
+    """How uvicorn treats connections. What it would trust by itself, and by its variables, does not count."""
+    return {
+        "http": bounded_protocol(settings.max_header_bytes, settings.header_timeout_s),
+        "ws": "none",  # there is nothing to speak of over one, and it would be out of these bounds
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": settings.trusted_proxies,
+    }
+
+
+def bounded_protocol(max_bytes: int, timeout_s: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol over httptools, which bounds no heads by itself, with these bounds."""
+
+    class Bounded(_BoundedProtocol):
+        max_header_bytes = max_bytes
+        header_timeout_s = timeout_s
+        refusal = _on_the_wire(
+            HeadersTooLarge(f"the request line and headers are longer than {max_bytes} bytes")
+        )
+
+    return Bounded
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """A connection whose requests have heads of a bounded length, which arrive in bounded time.
+
+    httptools tells of a header once it is whole. So what it told of is counted exactly, trailers too, and
+    what it keeps to itself by the pieces of the stream in which it told of nothing.
+
+    The time runs from the first byte (or the beginning of the connection) to the end of the head. It runs
+    too for a body that goes on after its answer, which nobody reads.
+    """
+
+    max_header_bytes: ClassVar[int]
+    header_timeout_s: ClassVar[float]
+    refusal: ClassVar[bytes]
+
+    _head_bytes = 0
+    _untold_bytes = 0
+    _told = False
+    _in_head = False
+    _whole = True
+    _refused = False
+    _due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_a_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._told = False
+        super().data_received(data)
+        if self._refused or self.transport.is_closing():
+            return
+        self._untold_bytes = 0 if self._told else self._untold_bytes + len(data)
+        if self._untold_bytes > self.max_header_bytes:
+            self._refuse()
+        elif self._in_head or self.cycle is None or self.cycle.response_complete:
+            self._expect_a_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes, self._in_head, self._whole = 0, True, False
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + AROUND_A_HEADER)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._told, self._in_head = True, False
+        self._expect_nothing()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._told = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._told = self._whole = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._whole and not self.transport.is_closing():
+            self._expect_a_head()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._head_bytes > self.max_header_bytes:
+            self._refuse()
+        else:
+            super().send_400_response(msg)
+
+    def _count(self, size_bytes: int) -> None:
+        self._told = True
+        self._head_bytes += size_bytes
+        if self._head_bytes > self.max_header_bytes:
+            raise HeadersTooLarge  # ends the parsing: uvicorn sends its answer to a request that is none
+
+    def _refuse(self) -> None:
+        """Say it, unless another answer is under way, and close once the sender may have heard it."""
+        self._refused = True
+        self._expect_nothing()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()
+            return
+        self.transport.write(self.refusal)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        # closed at once, with more on its way in, the connection would be reset under the answer
+        self._due = self.loop.call_later(LINGER_S, self.timeout_keep_alive_handler)
+
+    def _expect_a_head(self) -> None:
+        if self._due is None:
+            self._due = self.loop.call_later(self.header_timeout_s, self.timeout_keep_alive_handler)
+
+    def _expect_nothing(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+
+def _on_the_wire(error: HeadersTooLarge) -> bytes:
+    response = answer(error)
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+    return STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body)
