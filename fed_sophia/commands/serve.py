@@ -17,6 +17,7 @@ EXAMPLES = """\b
 Examples:
   fed-sophia serve
   fed-sophia serve --port 9000 --data-dir /srv/fed-sophia
+  fed-sophia serve --host 0.0.0.0 --tls-cert chain.pem --tls-key server.key
 """
 
 
@@ -37,6 +38,38 @@ def serve(
             help="Where runs, tensors and the first credentials are kept.",
         ),
     ] = Path("fed-sophia-data"),
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FED_SOPHIA_TLS_CERT",
+            help="Speak TLS: the server's certificate and those that vouch for it, as PEM.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="FED_SOPHIA_TLS_KEY", help="The private key of --tls-cert, as PEM.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FED_SOPHIA_TLS_CA",
+            help="The CA that join tokens name, for workers to pin at first contact.",
+            show_default="the last certificate of --tls-cert, if it vouches for itself",
+        ),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FED_SOPHIA_TLS_CLIENT_CA", help="Let in only who shows a certificate of this CA."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            envvar="FED_SOPHIA_INSECURE",
+            help="Speak plain HTTP beyond this machine; for behind an ingress that speaks TLS.",
+        ),
+    ] = False,
     leave_with_parent: ExitWithParent = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -54,7 +87,16 @@ def serve(
     output = output_for(json_lines)
 
     try:
-        settings = Settings(host=host, port=port, server_data_dir=data_dir)
+        settings = Settings(
+            host=host,
+            port=port,
+            server_data_dir=data_dir,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_ca=tls_ca,
+            tls_client_ca=tls_client_ca,
+            insecure=insecure,
+        )
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
