@@ -6,7 +6,6 @@ credential goes to one origin (no redirect is followed, no foreign upload addres
 errors of `protocol.errors` leave it.
 """
 
-import functools
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -49,7 +48,9 @@ from worker.answers import (
     wait_asked_for,
 )
 from worker.download import Download
+from worker.options import Trust
 from worker.problems import error_of
+from worker.tls import tls_of, tls_problem
 
 CONNECT_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 60.0
@@ -69,26 +70,29 @@ Transport = httpx.AsyncBaseTransport
 class ServerClient:
     """One worker's conversation with one server; an async context manager.
 
-    Every method raises, beside what it names: `ServerUnreachable` when no answer came,
-    `UnexpectedAnswer` when it cannot be understood, and the error whose code a problem answer carries,
-    caused by a `RetryAfter` when the answer had that header.
+    Every method raises, beside what it names: `ServerUnreachable` when no answer came, `ServerNotTrusted`
+    when it would have come from another than was meant, `UnexpectedAnswer` when it cannot be understood,
+    and the error whose code a problem answer carries, caused by a `RetryAfter` when the answer had that
+    header.
     """
 
     def __init__(
         self,
         base_url: str,
-        credential: str,
+        credential: str | None,
         transport: Transport | None = None,
         max_download_bytes: int = MAX_DOWNLOAD_BYTES,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """Args: credential: None sends none. tls: None believes the CAs of the system."""
         self._origin = _checked_origin(base_url)
         self._max_download_bytes = max_download_bytes
         self._http = httpx.AsyncClient(
             base_url=self._origin,
-            headers={"Authorization": f"Bearer {credential}", "Accept-Encoding": "identity"},
+            headers=_headers(credential),
             timeout=_timeout(SILENCE_TIMEOUT_S),
             limits=httpx.Limits(max_connections=8, keepalive_expiry=KEEPALIVE_S),
-            verify=_tls(),
+            verify=tls or tls_of(Trust()),
             transport=transport,
             follow_redirects=False,
         )
@@ -104,6 +108,11 @@ class ServerClient:
         traceback: TracebackType | None,
     ) -> None:
         await self._http.__aexit__(kind, error, traceback)
+
+    async def server_ca(self) -> bytes:
+        """The certificate, as PEM, by which the server says that it is known."""
+        _, body = await self._ask("GET", "/v1/ca", (200,))
+        return body
 
     async def enrol(self, join_token: str, enrolment: Enrolment) -> Enrolled:
         """Become a worker of this server; with a known secret, the same worker as before."""
@@ -247,16 +256,22 @@ class ServerClient:
                 yield response
             finally:
                 await response.aclose()
-        except httpx.TransportError as error:
-            raise ServerUnreachable(f"{self._origin}: {type(error).__name__} {error}".rstrip()) from None
+        except (httpx.TransportError, ssl.SSLError) as error:  # of the second kind is an alert while reading
+            raise tls_problem(error, self._origin) or _unreachable(self._origin, error) from None
         except httpx.InvalidURL as error:
             raise UnexpectedAnswer(f"the server named an address that is none: {error}") from None
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    # one for all: building it takes milliseconds and memory that a swarm would pay for every worker
-    return httpx.create_ssl_context()
+def _headers(credential: str | None) -> dict[str, str]:
+    headers = {"Accept-Encoding": "identity"}
+    return headers if credential is None else headers | {"Authorization": f"Bearer {credential}"}
+
+
+def _unreachable(origin: str, error: Exception) -> ServerUnreachable:
+    why = f"{origin}: {type(error).__name__} {error}".rstrip()
+    if origin.startswith("https:") and isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
+        why += " (so ends also who shows no client certificate where one is wanted: --client-cert)"
+    return ServerUnreachable(why)
 
 
 def _timeout(read_s: float) -> httpx.Timeout:

@@ -22,7 +22,9 @@ from fed_sophia.options import (
 )
 from fed_sophia.output import output_for
 from fed_sophia.parent_watch import exit_with_parent
+from fed_sophia.trust_options import NO_CHOICE
 from fed_sophia.worker_options import Device, PartitionScheme, PartitionSeed, TaskName, Threads
+from worker.options import Trust
 
 EXAMPLES = """\b
 Examples:
@@ -54,6 +56,7 @@ def worker(
     device: Device = "auto",
     threads: Threads = None,
     data_dir: DataDir = None,
+    trust: Trust = NO_CHOICE,
     leave_with_parent: ExitWithParent = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -83,6 +86,7 @@ def worker(
         partition_seed=partition_seed,
         device=device,
         threads=threads,
+        trust=trust,
     )
     run_until_stopped(run_worker(options, reporting_to(output)))
     output.summary("stopped", {"stopped": True})

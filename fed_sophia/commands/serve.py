@@ -83,6 +83,7 @@ def serve(
     with needing("server"):
         from ps_service.server import serve as run_server
         from ps_service.settings import Settings
+        from ps_service.tls import advertised_ca
 
     output = output_for(json_lines)
 
@@ -101,14 +102,17 @@ def serve(
         first = error.errors(include_input=False, include_url=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise InvalidUsage(f"FED_SOPHIA_{name}: {first['msg']}") from None
-    run_server(settings, lambda url: _announce(url, data_dir, output))
+    trusted_by = (tls_ca or tls_cert) if advertised_ca(settings) else None
+    run_server(settings, lambda url: _announce(url, data_dir, trusted_by, output))
     output.summary("stopped; start again with the same --data-dir to go on", {"stopped": True})
 
 
-def _announce(url: str, data_dir: Path, output: Output) -> None:
+def _announce(url: str, data_dir: Path, trusted_by: Path | None, output: Output) -> None:
     """Say where the server listens, where its credentials are, and what to do next."""
     key_file, token_file = data_dir / "operator.key", data_dir / "join.token"
     as_operator = f"--server {url} --operator-key-file {key_file}"
+    if trusted_by is not None:
+        as_operator += f" --ca {trusted_by}"
     output.event(
         "listening",
         f"parameter server on {url}\n"

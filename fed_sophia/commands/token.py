@@ -8,7 +8,9 @@ import typer
 from fed_sophia.commands.asking import ask
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, Server, duration_s
 from fed_sophia.output import output_for
+from fed_sophia.trust_options import NO_CHOICE
 from protocol.messages import JoinTokenRequest, Role, parse
+from worker.options import Trust
 
 EXAMPLES = """\b
 Examples:
@@ -26,6 +28,7 @@ def create(
     label: Annotated[str, typer.Option(help="A word to know it by.")] = "default",
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Make a join token. It is shown this once; the server keeps only a hash of it."""
@@ -33,7 +36,7 @@ def create(
         JoinTokenRequest,
         {"uses": uses, "expires_s": round(duration_s(expires, "--expires")), "role": role, "label": label},
     )
-    issued = ask(server, operator_key_file, lambda client: client.create_token(request))
+    issued = ask(server, operator_key_file, trust, lambda client: client.create_token(request))
     output_for(json_lines).summary(
         f"{issued.join_token}\n\nShown this once: {issued.uses} {issued.role.value}(s) may enrol with it for "
         f"{expires}. On each device:\n"

@@ -10,6 +10,7 @@ from fed_sophia.commands.asking import ask
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, RunId, Server
 from fed_sophia.output import HumanOutput, output_for
+from fed_sophia.trust_options import NO_CHOICE
 from fed_sophia.workers_view import (
     counts_text,
     enrolled_fields,
@@ -19,6 +20,7 @@ from fed_sophia.workers_view import (
     presence_of,
 )
 from protocol.messages import WorkerInRound
+from worker.options import Trust
 
 EXAMPLES = """\b
 Examples:
@@ -33,11 +35,14 @@ Examples:
 
 
 def workers(
-    server: Server = DEFAULT_SERVER, operator_key_file: OperatorKeyFile = None, json_lines: JsonLines = False
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
+    json_lines: JsonLines = False,
 ) -> None:
     """List the enrolled workers by name: what each serves, and when it was last heard of."""
     output = output_for(json_lines)
-    found = ask(server, operator_key_file, lambda client: client.workers())
+    found = ask(server, operator_key_file, trust, lambda client: client.workers())
     if found and isinstance(output, HumanOutput):
         output.console.print(enrolled_table(found))
     for worker in found:
@@ -54,6 +59,7 @@ def in_round(
     ] = None,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Show where each worker of a round stands, and why."""
@@ -63,7 +69,7 @@ def in_round(
         return chosen, await client.workers_in_round(run_id, chosen) if chosen else ()
 
     output = output_for(json_lines)
-    shown, found = ask(server, operator_key_file, fetch)
+    shown, found = ask(server, operator_key_file, trust, fetch)
     if found and isinstance(output, HumanOutput):
         output.console.print(in_round_table(found))
     for worker in found:
