@@ -42,7 +42,7 @@ from protocol.messages import (
 )
 from protocol.run_archive import RunArchive
 from worker.options import Trust
-from worker.tls import tls_of, tls_problem
+from worker.tls import reason_of_silence, tls_of, tls_problem
 
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
@@ -272,6 +272,7 @@ class OperatorClient:
         except (httpx.TransportError, ssl.SSLError) as error:
             raise tls_problem(error, self.server_url) or ServerUnreachable(
                 f"{self.server_url}: no answer ({type(error).__name__}); is the server running?"
+                + reason_of_silence(error, self.server_url)
             ) from None
         if not answer.is_success:
             raise _error_in(answer)

@@ -50,7 +50,7 @@ from worker.answers import (
 from worker.download import Download
 from worker.options import Trust
 from worker.problems import error_of
-from worker.tls import tls_of, tls_problem
+from worker.tls import reason_of_silence, tls_of, tls_problem
 
 CONNECT_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 60.0
@@ -257,7 +257,10 @@ class ServerClient:
             finally:
                 await response.aclose()
         except (httpx.TransportError, ssl.SSLError) as error:  # of the second kind is an alert while reading
-            raise tls_problem(error, self._origin) or _unreachable(self._origin, error) from None
+            why = f"{self._origin}: {type(error).__name__} {error}".rstrip()
+            raise tls_problem(error, self._origin) or ServerUnreachable(
+                why + reason_of_silence(error, self._origin)
+            ) from None
         except httpx.InvalidURL as error:
             raise UnexpectedAnswer(f"the server named an address that is none: {error}") from None
 
@@ -265,13 +268,6 @@ class ServerClient:
 def _headers(credential: str | None) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity"}
     return headers if credential is None else headers | {"Authorization": f"Bearer {credential}"}
-
-
-def _unreachable(origin: str, error: Exception) -> ServerUnreachable:
-    why = f"{origin}: {type(error).__name__} {error}".rstrip()
-    if origin.startswith("https:") and isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
-        why += " (so ends also who shows no client certificate where one is wanted: --client-cert)"
-    return ServerUnreachable(why)
 
 
 def _timeout(read_s: float) -> httpx.Timeout:

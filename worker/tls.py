@@ -87,7 +87,9 @@ def tls_problem(error: BaseException, server_url: str) -> FedSophiaError | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return ServerNotTrusted(f"{server_url}: {cause.verify_message}. {_advice(cause.verify_code)}")
+            return ServerNotTrusted(
+                f"{server_url}: {cause.verify_message.rstrip('.')}. {_advice(cause.verify_code)}"
+            )
         if isinstance(cause, ssl.SSLError) and cause.reason in _ABOUT_OUR_CERTIFICATE:
             return InvalidUsage(
                 f"{server_url} wants a client certificate that it accepts: give "
@@ -95,6 +97,15 @@ def tls_problem(error: BaseException, server_url: str) -> FedSophiaError | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def reason_of_silence(error: Exception, server_url: str) -> str:
+    """What else may be behind a connection that was ended without a word, to be said after it; or nothing."""
+    # our own server ends connections like this: asyncio and uvloop drop OpenSSL's last alert
+    silent = type(error).__name__ in {"ReadError", "RemoteProtocolError"}
+    if silent and server_url.startswith("https:"):
+        return " (so ends also who shows no client certificate where one is wanted: --client-cert)"
+    return ""
 
 
 def _advice(verify_code: int) -> str:

@@ -57,6 +57,22 @@ async def test_an_operator_who_names_the_ca_is_answered_and_others_are_warned(
     assert (code, summary["error"]) == (1, "server-not-trusted")
 
 
+async def test_an_operator_is_told_of_the_client_certificate_that_a_server_wants(
+    over_tls: ServerProcess, authority: Authority
+) -> None:
+    await over_tls.end(signal.SIGTERM)
+    over_tls.options += ("--tls-client-ca", str(authority.file))
+    await over_tls.start()
+    key_file, shown = str(over_tls.data_dir / "operator.key"), authority.issue("operator")
+    asking = ("run", "list", "--server", over_tls.url, "--operator-key-file", key_file)
+    asking += ("--ca", str(authority.file))
+    code, summary = await said_by(*asking)
+    assert (code, summary["error"]) == (1, "server-unreachable")
+    assert "--client-cert" in str(summary["detail"])
+    shown_files = ("--client-cert", str(shown.chain), "--client-key", str(shown.key))
+    assert (await said_by(*asking, *shown_files))[0] == 0
+
+
 async def test_a_worker_enrols_over_tls(
     over_tls: ServerProcess, authority: Authority, tmp_path: Path
 ) -> None:
