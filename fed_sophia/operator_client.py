@@ -8,6 +8,7 @@ that its code names; no answer at all is `ServerUnreachable`.
 import asyncio
 import gzip
 import hashlib
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
@@ -53,6 +54,8 @@ from protocol.messages import (
 )
 from protocol.operator_keys import OperatorKeyIssued, OperatorKeyRequest, OperatorKeySummary
 from protocol.run_archive import RunArchive
+from worker.options import Trust
+from worker.tls import reason_of_silence, tls_of, tls_problem
 
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
@@ -69,8 +72,13 @@ class OperatorClient:
     """What an operator may ask of a parameter server."""
 
     def __init__(
-        self, server_url: str, operator_key: str, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        server_url: str,
+        operator_key: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """Args: tls: None believes the CAs of the system."""
         self.server_url = server_address(server_url).rstrip("/")
         try:
             self._http = httpx.AsyncClient(
@@ -78,6 +86,7 @@ class OperatorClient:
                 headers={"Authorization": f"Bearer {operator_key}"},
                 timeout=_TIMEOUT_S,
                 transport=transport,
+                verify=tls or tls_of(Trust()),
             )
         except httpx.InvalidURL as error:
             raise InvalidUsage(f"server {self.server_url!r}: {error}") from None
@@ -257,8 +266,10 @@ class OperatorClient:
                     await answer.aread()
                     raise _error_in(answer)
                 yield answer
-        except httpx.TransportError as error:
-            raise ServerUnreachable(f"{self.server_url}: {type(error).__name__}") from None
+        except (httpx.TransportError, ssl.SSLError) as error:
+            raise tls_problem(error, self.server_url) or ServerUnreachable(
+                f"{self.server_url}: {type(error).__name__}"
+            ) from None
 
     async def _all_rows(
         self,
@@ -295,9 +306,10 @@ class OperatorClient:
             answer = await self._http.request(method, path, content=body, headers=headers)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise InvalidUsage(f"server {self.server_url!r}: {error}") from None
-        except httpx.TransportError as error:
-            raise ServerUnreachable(
+        except (httpx.TransportError, ssl.SSLError) as error:
+            raise tls_problem(error, self.server_url) or ServerUnreachable(
                 f"{self.server_url}: no answer ({type(error).__name__}); is the server running?"
+                + reason_of_silence(error, self.server_url)
             ) from None
         if not answer.is_success:
             raise _error_in(answer)

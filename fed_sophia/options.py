@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from protocol import addresses
 from protocol.algorithms import ALGORITHMS, JOINED, LOCALS, SERVERS, algorithm_named
 from protocol.errors import InvalidUsage
 from protocol.fields import Identifier
@@ -231,4 +232,4 @@ def operator_key(server_url: str, key_file: Path | None, environment: Mapping[st
 
 def is_loopback(server_url: str) -> bool:
     """Whether the server is on this machine."""
-    return re.match(r"https?://(127\.\d+\.\d+\.\d+|localhost|\[::1\])([:/]|$)", server_url) is not None
+    return addresses.is_loopback(urlsplit(server_url).hostname or "")

@@ -411,6 +411,13 @@ class ServerUnreachable(FedSophiaError):
     retryable = True
 
 
+class ServerNotTrusted(FedSophiaError):
+    """The server does not prove to be the one that was meant."""
+
+    code = "server-not-trusted"
+    fault = Fault.PEER
+
+
 class UnexpectedAnswer(FedSophiaError):
     """The server answered something this version does not understand."""
 

@@ -30,6 +30,7 @@ from ps_service.routes.problems import install
 from ps_service.service import Service
 from ps_service.settings import Settings
 from ps_service.storage import Stores
+from ps_service.tls import advertised_ca
 from ps_service.uploads import Uploads
 from ps_service.waiting_room import WaitingRoom
 
@@ -39,7 +40,8 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
     bell, meters = Bell(), Meters()
     runner = RoundRunner(stores, clock, bell, meters)
     presence = Presence(runner, settings.lost_after_s)
-    enrolling = Enrolling(stores, clock, settings.access_token_s)
+    ca = advertised_ca(settings)
+    enrolling = Enrolling(stores, clock, settings.access_token_s, None if ca is None else ca.ca_hash)
     rates = Rates(clock, settings.requests_per_s_per_worker, settings.requests_per_s_per_address)
     auth, uploads = Auth(stores, clock, presence, rates), Uploads(stores.blobs)
     housekeeping = Housekeeping(runner, uploads, enrolling.forget)

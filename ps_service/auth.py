@@ -70,7 +70,7 @@ class Auth:
         return operator
 
     async def worker(self, request: Request) -> StoredWorker:
-        """Raises: Unauthenticated, WorkerRevoked, WorkerExpired, TooManyRequests; Forbidden: an operator key."""
+        """Who of the workers is asking; raises as `caller`, and Forbidden: an operator's key."""
         caller = await self.caller(request, None)
         if isinstance(caller, Operator):
             raise Forbidden("this needs a worker's credential; an operator key was given")

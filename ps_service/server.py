@@ -26,6 +26,7 @@ from ps_service.storage import Stores, credential_records
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.not_writable import writing_files
 from ps_service.storage.records import Records
+from ps_service.tls import TlsArguments, tls_arguments
 
 log = logging.getLogger("fed_sophia.server")
 
@@ -45,9 +46,10 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     Args: stores: opens what the server keeps in its data directory.
 
     Raises:
-        InvalidUsage: the address or the data directory is another's.
+        InvalidUsage: the address or the data directory is another's, or the files of TLS cannot be used.
         StorageNotWritable: the disk of the data directory is full, read-only or failing.
     """
+    tls = tls_arguments(settings)
     os.umask(0o077)  # all that is made is the operator's own, also in a directory that others may enter
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -56,12 +58,14 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
-            runner.run(_serve(settings, announce, stores))
+            runner.run(_serve(settings, tls, announce, stores))
         except StorageNotWritable as error:
             raise StorageNotWritable(f"data directory {settings.server_data_dir}: {error.detail}") from error
 
 
-async def _serve(settings: Settings, announce: Callable[[str], None], open_: OpensStores) -> None:
+async def _serve(
+    settings: Settings, tls: TlsArguments, announce: Callable[[str], None], open_: OpensStores
+) -> None:
     directory = settings.server_data_dir
     with writing_files():
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -75,7 +79,8 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
         service: Service = app.state.service
         await service.operator_keys.make_first_credentials(directory)
         host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if tls else "http"
+        url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         server = _Server(
             uvicorn.Config(
                 app,
@@ -84,6 +89,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=max(1, round(settings.drain_s)),
                 **connection_options(settings),
+                **tls,
             ),
             service,
             lambda: announce(url),

@@ -17,6 +17,16 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Port to listen on; 0 takes any free one."""
+    tls_cert: Path | None = None
+    """The server's certificate and those that vouch for it, as PEM, its own first."""
+    tls_key: Path | None = None
+    """Its private key, as PEM."""
+    tls_ca: Path | None = None
+    """The CA for workers to pin; None: the last certificate of `tls_cert`, if it vouches for itself."""
+    tls_client_ca: Path | None = None
+    """Only who shows a certificate of this CA is let in."""
+    insecure: bool = False
+    """Whether plain HTTP may be spoken beyond this machine."""
     server_data_dir: Path = Path("fed-sophia-data")
     """Directory of the database, the tensors and the first credentials."""
     max_body_bytes: int = Field(default=4 * 1024**3, ge=1)

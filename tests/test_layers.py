@@ -32,8 +32,9 @@ FORBIDDEN = {
 }
 # What protocol is made of: no network, no files, no clock, no chance.
 PROTOCOL_MAY_IMPORT = {
-    "abc", "base64", "collections", "dataclasses", "enum", "functools", "hashlib", "itertools", "math", "re",
-    "struct", "typing", "cryptography", "joserfc", "ml_dtypes", "msgpack", "numpy", "protocol", "pydantic",
+    "abc", "base64", "collections", "dataclasses", "enum", "functools", "hashlib", "ipaddress", "itertools",
+    "math", "re", "struct", "typing", "urllib", "cryptography", "joserfc", "ml_dtypes", "msgpack", "numpy",
+    "protocol", "pydantic",
 }  # fmt: skip
 MAX_LINES = 500
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from protocol.addresses import refuse_plain_http
 from protocol.codec import Bundle
 from protocol.errors import (
     AssertionRefused,
@@ -55,6 +56,7 @@ from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
 from worker.threads import accompanied, stoppable, to_its_end
 from worker.trainers import Trains, build_trainers
+from worker.trust import tls_for
 from worker.update import Trained, pack
 from worker.uploader import Uploader
 
@@ -262,6 +264,7 @@ async def run_worker(options: WorkerOptions, report: Report) -> None:
     Raises:
         FedSophiaError: one that neither a pause nor the next assignment can mend.
     """
+    refuse_plain_http(options.server_url, options.trust.insecure)
     task_name, trainers = await asyncio.to_thread(build_trainers, options, [options.partition_index])
     await serve(options, task_name, trainers[0], report)
 
@@ -279,7 +282,8 @@ async def serve(
     """Be one worker with this trainer; in a test others stand in for the network and the disk's syncs."""
     with sole_user(options.state_dir):
         identity = identity_in(options.state_dir, options.server_url, fsync)
-        async with ServerClient(options.server_url, transport) as client:
+        tls = await tls_for(options, report, pauses, transport, fsync)
+        async with ServerClient(options.server_url, transport, tls=tls) as client:
             worker_id = await Enrolling(client, options, task_name, report, pauses).enrol_once(identity)
             agent = Agent(
                 options.name,

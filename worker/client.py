@@ -6,7 +6,6 @@ credential goes to one origin (no redirect is followed, no foreign upload addres
 errors of `protocol.errors` leave it.
 """
 
-import functools
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -55,7 +54,9 @@ from worker.answers import (
 )
 from worker.credentials import Credentials, Signer
 from worker.download import Download
+from worker.options import Trust
 from worker.problems import error_of
+from worker.tls import reason_of_silence, tls_of, tls_problem
 
 CONNECT_TIMEOUT_S = 10.0
 SILENCE_TIMEOUT_S = 60.0
@@ -77,9 +78,10 @@ Transport = httpx.AsyncBaseTransport
 class ServerClient:
     """One worker's conversation with one server; an async context manager.
 
-    Every method raises, beside what it names: `ServerUnreachable` when no answer came,
-    `UnexpectedAnswer` when it cannot be understood, and the error whose code a problem answer carries,
-    caused by a `RetryAfter` when the answer had that header.
+    Every method raises, beside what it names: `ServerUnreachable` when no answer came, `ServerNotTrusted`
+    when it would have come from another than was meant, `UnexpectedAnswer` when it cannot be understood,
+    and the error whose code a problem answer carries, caused by a `RetryAfter` when the answer had that
+    header.
     """
 
     def __init__(
@@ -87,7 +89,9 @@ class ServerClient:
         base_url: str,
         transport: Transport | None = None,
         max_download_bytes: int = MAX_DOWNLOAD_BYTES,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """Args: credential: None sends none. tls: None believes the CAs of the system."""
         self._origin = _checked_origin(base_url)
         self._credentials: Credentials | None = None
         self._max_download_bytes = max_download_bytes
@@ -96,7 +100,7 @@ class ServerClient:
             headers={"Accept-Encoding": "identity"},
             timeout=_timeout(SILENCE_TIMEOUT_S),
             limits=httpx.Limits(max_connections=8, keepalive_expiry=KEEPALIVE_S),
-            verify=_tls(),
+            verify=tls or tls_of(Trust()),
             transport=transport,
             follow_redirects=False,
         )
@@ -112,6 +116,11 @@ class ServerClient:
         traceback: TracebackType | None,
     ) -> None:
         await self._http.__aexit__(kind, error, traceback)
+
+    async def server_ca(self) -> bytes:
+        """The certificate, as PEM, by which the server says that it is known."""
+        _, body = await self._ask("GET", "/v1/ca", (200,))
+        return body
 
     def authenticate(self, signer: Signer, worker_id: str) -> None:
         """Be this worker from now on."""
@@ -274,8 +283,11 @@ class ServerClient:
                 yield response
             finally:
                 await response.aclose()
-        except httpx.TransportError as error:
-            raise ServerUnreachable(f"{self._origin}: {type(error).__name__} {error}".rstrip()) from None
+        except (httpx.TransportError, ssl.SSLError) as error:  # of the second kind is an alert while reading
+            why = f"{self._origin}: {type(error).__name__} {error}".rstrip()
+            raise tls_problem(error, self._origin) or ServerUnreachable(
+                why + reason_of_silence(error, self._origin)
+            ) from None
         except httpx.InvalidURL as error:
             raise UnexpectedAnswer(f"the server named an address that is none: {error}") from None
 
@@ -288,12 +300,6 @@ class ServerClient:
             self._credentials.refused(token)
             error = ServerUnreachable("the server took the access token no more; another is asked for")
         raise error from wait_asked_for(response.headers.get("Retry-After", ""))
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    # one for all: building it takes milliseconds and memory that a swarm would pay for every worker
-    return httpx.create_ssl_context()
 
 
 def _timeout(read_s: float) -> httpx.Timeout:

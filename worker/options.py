@@ -6,6 +6,20 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Trust:
+    """By what the server proves itself to us, and we to the server."""
+
+    ca: Path | None = None
+    """Believe this CA alone; None: the one that is pinned, or else those of the system."""
+    client_cert: Path | None = None
+    """For a server that asks for one."""
+    client_key: Path | None = None
+    """None: it is in the file of the certificate."""
+    insecure: bool = False
+    """Whether plain HTTP may be spoken with another machine."""
+
+
+@dataclass(frozen=True)
 class WorkerOptions:
     """One worker: which server, which task, whose data, on what machine."""
 
@@ -28,6 +42,7 @@ class WorkerOptions:
     """Stop after so many; None goes on until cancelled."""
     rotate_key: bool = False
     """Put a new key in the place of its own at the start."""
+    trust: Trust = Trust()
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ class SwarmOptions:
     """How many workers train at the same time."""
     max_assignments: int | None = None
     """Of every trainer. The evaluator goes on until the trainers have done theirs."""
+    trust: Trust = Trust()
 
     @property
     def indices(self) -> range:
@@ -87,4 +103,5 @@ class SwarmOptions:
             device=self.device,
             threads=self.threads,
             max_assignments=max_assignments,
+            trust=self.trust,
         )

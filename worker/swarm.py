@@ -9,6 +9,7 @@ threads that train.
 import asyncio
 from concurrent.futures import Executor, ThreadPoolExecutor
 
+from protocol.addresses import refuse_plain_http
 from protocol.errors import FedSophiaError, InvalidUsage
 from worker.agent import Trains, serve
 from worker.events import Failed, Report
@@ -26,6 +27,7 @@ async def run_swarm(options: SwarmOptions, report: Report) -> None:
     """
     if options.num_workers < 1 or options.parallel_training < 1:
         raise InvalidUsage("a swarm needs at least one worker, and one that may train at a time")
+    refuse_plain_http(options.server_url, options.trust.insecure)
     members = [options.member(index) for index in options.indices]
     parts: list[int | None] = [*options.indices]
     if options.evaluator_token is not None:

@@ -13,9 +13,11 @@ from fed_sophia.export import export_version
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, RunId, Server
 from fed_sophia.output import Output, output_for, size_text
 from fed_sophia.progress import progress_shown
+from fed_sophia.trust_options import NO_CHOICE
 from fed_sophia.version_choice import Wanted, wanted_versions
 from protocol.errors import InvalidUsage
 from protocol.messages import RunStatus
+from worker.options import Trust
 
 PARAMETERS, ARCHIVE = ".safetensors", ".tar"
 
@@ -58,6 +60,7 @@ def export(
     ] = None,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Write a version's parameters to a safetensors file, or the whole run to an archive."""
@@ -68,11 +71,11 @@ def export(
         if version is not None:
             raise InvalidUsage(f"--version is of {PARAMETERS} files; for an archive say --versions {version}")
         wanted = wanted_versions("last" if versions is None else versions)
-        _export_archive(output, run_id, destination, wanted, server, operator_key_file)
+        _export_archive(output, run_id, destination, wanted, server, operator_key_file, trust)
     elif destination.suffix == PARAMETERS:
         if versions is not None:
             raise InvalidUsage(f"--versions is of {ARCHIVE} files; {PARAMETERS} holds one: say --version")
-        _export_parameters(output, run_id, destination, version, server, operator_key_file)
+        _export_parameters(output, run_id, destination, version, server, operator_key_file, trust)
     else:
         raise InvalidUsage(
             f"--output {destination}: expected a name that ends in {PARAMETERS} (a version's parameters) "
@@ -81,9 +84,17 @@ def export(
 
 
 def _export_parameters(
-    output: Output, run_id: str, destination: Path, version: int | None, server: str, key_file: Path | None
+    output: Output,
+    run_id: str,
+    destination: Path,
+    version: int | None,
+    server: str,
+    key_file: Path | None,
+    trust: Trust,
 ) -> None:
-    exported = ask(server, key_file, lambda client: export_version(client, run_id, version, destination))
+    exported = ask(
+        server, key_file, trust, lambda client: export_version(client, run_id, version, destination)
+    )
     output.summary(
         f"{destination}: version {exported.version}, {exported.num_tensors} tensors, "
         f"{size_text(exported.size_bytes)}",
@@ -92,11 +103,17 @@ def _export_parameters(
 
 
 def _export_archive(
-    output: Output, run_id: str, destination: Path, wanted: Wanted, server: str, key_file: Path | None
+    output: Output,
+    run_id: str,
+    destination: Path,
+    wanted: Wanted,
+    server: str,
+    key_file: Path | None,
+    trust: Trust,
 ) -> None:
     with progress_shown(output) as report:
         exported = ask(
-            server, key_file, lambda client: export_run(client, run_id, wanted, destination, report)
+            server, key_file, trust, lambda client: export_run(client, run_id, wanted, destination, report)
         )
     lacking = (
         ""
@@ -117,12 +134,15 @@ def import_archive(
     ] = None,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Make a new run of an archive: its history, and a pause where it had not ended."""
     output = output_for(json_lines)
     with progress_shown(output) as report:
-        imported = ask(server, operator_key_file, lambda client: import_run(client, source, name, report))
+        imported = ask(
+            server, operator_key_file, trust, lambda client: import_run(client, source, name, report)
+        )
     run = imported.run
     paused = run.status is RunStatus.PAUSED
     output.summary(

@@ -26,7 +26,9 @@ from fed_sophia.options import (
 from fed_sophia.output import output_for
 from fed_sophia.policies import adaptive, asynchronous, retention, target_metric
 from fed_sophia.rounds_view import view_for
+from fed_sophia.trust_options import NO_CHOICE
 from protocol.messages import RoundSummary, RunStatus, RunSummary
+from worker.options import Trust
 
 _METRICS_WAIT_S = 5.0
 _UNMEASURED_AFTER = 3  # rounds without metrics show that nobody measures
@@ -125,6 +127,7 @@ def create(
     data_dir: DataDir = None,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Begin a run: initialise the task's model here, store it on the server, invite the workers."""
@@ -168,7 +171,7 @@ def create(
             ended, _ = await follow(client, run.run_id, view, metrics_wait_s)
         return ended
 
-    run = ask(server, operator_key_file, create_and_follow)
+    run = ask(server, operator_key_file, trust, create_and_follow)
     output.summary(run_sentence(run), run_fields(run))
     if run.status is RunStatus.FAILED:
         raise typer.Exit(1)

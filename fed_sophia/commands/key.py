@@ -9,8 +9,10 @@ from fed_sophia.commands.asking import ask
 from fed_sophia.credentials_view import keys_table
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, Server, duration_s
 from fed_sophia.output import HumanOutput, output_for
+from fed_sophia.trust_options import NO_CHOICE
 from protocol.messages import parse
 from protocol.operator_keys import OperatorKeyRequest, Scope
+from worker.options import Trust
 
 CREATE_EXAMPLES = """\b
 Examples:
@@ -36,13 +38,14 @@ def create(
     ] = None,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Make an operator's key. It is shown this once; the server keeps only a hash of it."""
     expires_s = None if expires is None else round(duration_s(expires, "--expires"))
     fields = {"label": label, "scopes": frozenset(scope), "expires_s": expires_s}
     request = parse(OperatorKeyRequest, fields)
-    issued = ask(server, operator_key_file, lambda client: client.create_key(request))
+    issued = ask(server, operator_key_file, trust, lambda client: client.create_key(request))
     scopes = ", ".join(sorted(issued.scopes))
     output_for(json_lines).summary(
         f"{issued.operator_key}\n\nShown this once: {issued.key_id}, for {scopes}. Put it into a file that "
@@ -52,11 +55,14 @@ def create(
 
 
 def list_keys(
-    server: Server = DEFAULT_SERVER, operator_key_file: OperatorKeyFile = None, json_lines: JsonLines = False
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
+    json_lines: JsonLines = False,
 ) -> None:
     """List the operators' keys, oldest first, also those that are of no use any more; never their secrets."""
     output = output_for(json_lines)
-    found = ask(server, operator_key_file, lambda client: client.keys())
+    found = ask(server, operator_key_file, trust, lambda client: client.keys())
     if found and isinstance(output, HumanOutput):
         output.console.print(keys_table(found))
     for key in found:
@@ -68,8 +74,9 @@ def revoke(
     key_id: KeyId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Let an operator's key be of use no more, at once."""
-    ask(server, operator_key_file, lambda client: client.revoke_key(key_id))
+    ask(server, operator_key_file, trust, lambda client: client.revoke_key(key_id))
     output_for(json_lines).summary(f"{key_id} opens nothing any more", {"key_id": key_id})

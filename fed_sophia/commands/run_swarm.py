@@ -21,7 +21,9 @@ from fed_sophia.options import (
 )
 from fed_sophia.output import output_for
 from fed_sophia.parent_watch import exit_with_parent
+from fed_sophia.trust_options import NO_CHOICE
 from fed_sophia.worker_options import Device, PartitionScheme, PartitionSeed, TaskName, Threads
+from worker.options import Trust
 
 EXAMPLES = """\b
 Examples:
@@ -56,6 +58,7 @@ def swarm(
     device: Device = "auto",
     threads: Threads = None,
     data_dir: DataDir = None,
+    trust: Trust = NO_CHOICE,
     leave_with_parent: ExitWithParent = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -86,6 +89,7 @@ def swarm(
         parallel_training=parallel_training,
         device=device,
         threads=threads,
+        trust=trust,
     )
     run_until_stopped(run_swarm(options, reporting_to(output)))
     output.summary("stopped", {"stopped": True})

@@ -22,7 +22,9 @@ from fed_sophia.options import (
 )
 from fed_sophia.output import output_for
 from fed_sophia.parent_watch import exit_with_parent
+from fed_sophia.trust_options import NO_CHOICE
 from fed_sophia.worker_options import Device, PartitionScheme, PartitionSeed, TaskName, Threads
+from worker.options import Trust
 
 EXAMPLES = """\b
 Examples:
@@ -57,6 +59,7 @@ def worker(
     rotate_key: Annotated[
         bool, typer.Option("--rotate-key", help="Put a new key in the place of this worker's at the start.")
     ] = False,
+    trust: Trust = NO_CHOICE,
     leave_with_parent: ExitWithParent = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -87,6 +90,7 @@ def worker(
         device=device,
         threads=threads,
         rotate_key=rotate_key,
+        trust=trust,
     )
     run_until_stopped(run_worker(options, reporting_to(output)))
     output.summary("stopped", {"stopped": True})

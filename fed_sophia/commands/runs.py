@@ -12,7 +12,9 @@ from fed_sophia.options import (
 )
 from fed_sophia.output import Fields, HumanOutput, output_for
 from fed_sophia.rounds_view import round_fields, rounds_table
+from fed_sophia.trust_options import NO_CHOICE
 from protocol.messages import RunSpec, RunStatus, RunSummary
+from worker.options import Trust
 
 _POLICIES = (
     "cohort_size",
@@ -53,11 +55,14 @@ Examples:
 
 
 def list_runs(
-    server: Server = DEFAULT_SERVER, operator_key_file: OperatorKeyFile = None, json_lines: JsonLines = False
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
+    json_lines: JsonLines = False,
 ) -> None:
     """List the runs, newest first."""
     output = output_for(json_lines)
-    runs = ask(server, operator_key_file, lambda client: client.runs())
+    runs = ask(server, operator_key_file, trust, lambda client: client.runs())
     for run in runs:
         output.event("run", run_sentence(run), run_fields(run))
     output.summary("" if runs else "no runs yet", {"runs": len(runs)})
@@ -67,6 +72,7 @@ def show(
     run_id: RunId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Show where a run stands, and its rounds."""
@@ -81,7 +87,7 @@ def show(
             output.event("round", "", round_fields(round_))
         return run
 
-    run = ask(server, operator_key_file, fetch)
+    run = ask(server, operator_key_file, trust, fetch)
     policies = "  ".join(f"{name} {value}" for name, value in policies_of(run.spec).items())
     output.event("policies", policies, {"run": run.run_id} | policies_of(run.spec))
     output.summary(run_sentence(run), run_fields(run))
@@ -91,10 +97,11 @@ def pause(
     run_id: RunId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Open no further round; the one that is open goes on to its end."""
-    run = ask(server, operator_key_file, lambda client: client.pause(run_id))
+    run = ask(server, operator_key_file, trust, lambda client: client.pause(run_id))
     output_for(json_lines).summary(run_sentence(run), run_fields(run))
 
 
@@ -102,10 +109,11 @@ def resume(
     run_id: RunId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Open rounds again after a pause."""
-    run = ask(server, operator_key_file, lambda client: client.resume(run_id))
+    run = ask(server, operator_key_file, trust, lambda client: client.resume(run_id))
     output_for(json_lines).summary(run_sentence(run), run_fields(run))
 
 
@@ -113,10 +121,11 @@ def cancel(
     run_id: RunId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """End a run now; what an open round has collected is not counted."""
-    run = ask(server, operator_key_file, lambda client: client.cancel(run_id))
+    run = ask(server, operator_key_file, trust, lambda client: client.cancel(run_id))
     output_for(json_lines).summary(run_sentence(run), run_fields(run))
 
 

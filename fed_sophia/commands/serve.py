@@ -17,6 +17,7 @@ EXAMPLES = """\b
 Examples:
   fed-sophia serve
   fed-sophia serve --port 9000 --data-dir /srv/fed-sophia
+  fed-sophia serve --host 0.0.0.0 --tls-cert chain.pem --tls-key server.key
 """
 
 
@@ -37,6 +38,38 @@ def serve(
             help="Where runs, tensors and the first credentials are kept.",
         ),
     ] = Path("fed-sophia-data"),
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FED_SOPHIA_TLS_CERT",
+            help="Speak TLS: the server's certificate and those that vouch for it, as PEM.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="FED_SOPHIA_TLS_KEY", help="The private key of --tls-cert, as PEM.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FED_SOPHIA_TLS_CA",
+            help="The CA that join tokens name, for workers to pin at first contact.",
+            show_default="the last certificate of --tls-cert, if it vouches for itself",
+        ),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FED_SOPHIA_TLS_CLIENT_CA", help="Let in only who shows a certificate of this CA."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            envvar="FED_SOPHIA_INSECURE",
+            help="Speak plain HTTP beyond this machine; for behind an ingress that speaks TLS.",
+        ),
+    ] = False,
     leave_with_parent: ExitWithParent = False,
     json_lines: JsonLines = False,
 ) -> None:
@@ -50,23 +83,36 @@ def serve(
     with needing("server"):
         from ps_service.server import serve as run_server
         from ps_service.settings import Settings
+        from ps_service.tls import advertised_ca
 
     output = output_for(json_lines)
 
     try:
-        settings = Settings(host=host, port=port, server_data_dir=data_dir)
+        settings = Settings(
+            host=host,
+            port=port,
+            server_data_dir=data_dir,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_ca=tls_ca,
+            tls_client_ca=tls_client_ca,
+            insecure=insecure,
+        )
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         raise InvalidUsage(f"FED_SOPHIA_{name}: {first['msg']}") from None
-    run_server(settings, lambda url: _announce(url, data_dir, output))
+    trusted_by = (tls_ca or tls_cert) if advertised_ca(settings) else None
+    run_server(settings, lambda url: _announce(url, data_dir, trusted_by, output))
     output.summary("stopped; start again with the same --data-dir to go on", {"stopped": True})
 
 
-def _announce(url: str, data_dir: Path, output: Output) -> None:
+def _announce(url: str, data_dir: Path, trusted_by: Path | None, output: Output) -> None:
     """Say where the server listens, where its credentials are, and what to do next."""
     key_file, token_file = data_dir / "operator.key", data_dir / "join.token"
     as_operator = f"--server {url} --operator-key-file {key_file}"
+    if trusted_by is not None:
+        as_operator += f" --ca {trusted_by}"
     output.event(
         "listening",
         f"parameter server on {url}\n"

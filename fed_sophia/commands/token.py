@@ -9,7 +9,9 @@ from fed_sophia.commands.asking import ask
 from fed_sophia.credentials_view import tokens_table
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, Server, duration_s
 from fed_sophia.output import HumanOutput, output_for
+from fed_sophia.trust_options import NO_CHOICE
 from protocol.messages import JoinTokenRequest, Role, parse
+from worker.options import Trust
 
 CREATE_EXAMPLES = """\b
 Examples:
@@ -52,6 +54,7 @@ def create(
     ] = None,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Make a join token. It is shown this once; the server keeps only a hash of it."""
@@ -59,7 +62,7 @@ def create(
     fields = {"uses": uses, "role": role, "label": label, "run_id": run, "approve": approve}
     fields |= {"expires_s": round(duration_s(expires, "--expires")), "idle_s": idle_s}
     request = parse(JoinTokenRequest, fields)
-    issued = ask(server, operator_key_file, lambda client: client.create_token(request))
+    issued = ask(server, operator_key_file, trust, lambda client: client.create_token(request))
     output_for(json_lines).summary(
         f"{issued.join_token}\n\nShown this once: {issued.uses} {issued.role.value}(s) may enrol with it for "
         f"{expires}. On each device:\n"
@@ -69,11 +72,14 @@ def create(
 
 
 def list_tokens(
-    server: Server = DEFAULT_SERVER, operator_key_file: OperatorKeyFile = None, json_lines: JsonLines = False
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
+    json_lines: JsonLines = False,
 ) -> None:
     """List the join tokens, oldest first, also those that are of no use any more; never their secrets."""
     output = output_for(json_lines)
-    found = ask(server, operator_key_file, lambda client: client.tokens())
+    found = ask(server, operator_key_file, trust, lambda client: client.tokens())
     if found and isinstance(output, HumanOutput):
         output.console.print(tokens_table(found))
     for token in found:
@@ -85,8 +91,9 @@ def revoke(
     token_id: TokenId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Let no more devices enrol by a join token; those that have stay."""
-    ask(server, operator_key_file, lambda client: client.revoke_token(token_id))
+    ask(server, operator_key_file, trust, lambda client: client.revoke_token(token_id))
     output_for(json_lines).summary(f"{token_id} opens nothing any more", {"token_id": token_id})

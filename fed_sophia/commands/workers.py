@@ -10,6 +10,7 @@ from fed_sophia.commands.asking import ask
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, RunId, Server
 from fed_sophia.output import HumanOutput, output_for
+from fed_sophia.trust_options import NO_CHOICE
 from fed_sophia.workers_view import (
     counts_text,
     enrolled_fields,
@@ -19,6 +20,7 @@ from fed_sophia.workers_view import (
     presence_of,
 )
 from protocol.messages import WorkerInRound
+from worker.options import Trust
 
 EXAMPLES = """\b
 Examples:
@@ -48,11 +50,14 @@ Examples:
 
 
 def list_workers(
-    server: Server = DEFAULT_SERVER, operator_key_file: OperatorKeyFile = None, json_lines: JsonLines = False
+    server: Server = DEFAULT_SERVER,
+    operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
+    json_lines: JsonLines = False,
 ) -> None:
     """List the enrolled workers by name: what each serves, and when it was last heard of."""
     output = output_for(json_lines)
-    found = ask(server, operator_key_file, lambda client: client.workers())
+    found = ask(server, operator_key_file, trust, lambda client: client.workers())
     if found and isinstance(output, HumanOutput):
         output.console.print(enrolled_table(found))
     for worker in found:
@@ -66,10 +71,11 @@ def approve(
     worker_id: WorkerId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Let in a worker that waits for approval."""
-    ask(server, operator_key_file, lambda client: client.approve_worker(worker_id))
+    ask(server, operator_key_file, trust, lambda client: client.approve_worker(worker_id))
     output_for(json_lines).summary(f"{worker_id} is approved", {"worker": worker_id})
 
 
@@ -77,10 +83,11 @@ def release(
     worker_id: WorkerId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """End a worker's quarantine: it is asked for updates again."""
-    ask(server, operator_key_file, lambda client: client.release_worker(worker_id))
+    ask(server, operator_key_file, trust, lambda client: client.release_worker(worker_id))
     output_for(json_lines).summary(f"{worker_id} is released", {"worker": worker_id})
 
 
@@ -88,10 +95,11 @@ def revoke(
     worker_id: WorkerId,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Shut a worker out for good, at once, also in the middle of an upload."""
-    ask(server, operator_key_file, lambda client: client.revoke_worker(worker_id))
+    ask(server, operator_key_file, trust, lambda client: client.revoke_worker(worker_id))
     output_for(json_lines).summary(f"{worker_id} is revoked", {"worker": worker_id})
 
 
@@ -102,6 +110,7 @@ def in_round(
     ] = None,
     server: Server = DEFAULT_SERVER,
     operator_key_file: OperatorKeyFile = None,
+    trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
     """Show where each worker of a round stands, and why."""
@@ -111,7 +120,7 @@ def in_round(
         return chosen, await client.workers_in_round(run_id, chosen) if chosen else ()
 
     output = output_for(json_lines)
-    shown, found = ask(server, operator_key_file, fetch)
+    shown, found = ask(server, operator_key_file, trust, fetch)
     if found and isinstance(output, HumanOutput):
         output.console.print(in_round_table(found))
     for worker in found:

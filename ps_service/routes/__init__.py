@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from ps_service.routes import archives, assignments, events, health, keys, runs, tensors, uploads, workers
+from ps_service.routes import archives, assignments, ca, events, health, keys, runs, tensors, uploads, workers
 from ps_service.service import Service
 
 ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
@@ -17,5 +17,6 @@ ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
     runs.router,
     archives.router,
     events.router,
+    ca.router,
     health.router,
 )

@@ -6,7 +6,7 @@ import pytest
 from protocol.codec import MEDIA_TYPE
 
 BINARY = {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
-OPEN = {"/healthz", "/readyz", "/v1/workers/{worker_id}/token"}
+OPEN = {"/healthz", "/readyz", "/v1/ca", "/v1/workers/{worker_id}/token"}
 
 
 @pytest.fixture

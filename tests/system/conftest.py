@@ -22,6 +22,7 @@ class ServerProcess:
 
     prefix: tuple[str, ...] = ()
     """The command that starts the command, if any."""
+    options: tuple[str, ...] = ()
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -34,7 +35,7 @@ class ServerProcess:
         with (self.data_dir.parent / "server.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
-                *("--port", str(self.port), "--data-dir", str(self.data_dir)),
+                *("--port", str(self.port), "--data-dir", str(self.data_dir), *self.options),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,

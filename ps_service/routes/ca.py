@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""By which CA this server is to be trusted: what a device asks before it trusts anyone."""
+
+from fastapi import APIRouter, Response
+
+from protocol.errors import NotFound
+from ps_service.service import Service
+from ps_service.tls import advertised_ca
+
+MEDIA_TYPE = "application/pem-certificate-chain"
+
+
+def router(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["trust"])
+    advertised = advertised_ca(service.settings)
+
+    @routes.get(
+        "/v1/ca",
+        response_class=Response,
+        responses={200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+    )
+    async def ca() -> Response:
+        """The certificate of the CA to pin, as PEM; a join token's hash tells whether it is the right one."""
+        if advertised is None:
+            raise NotFound("this server advertises no CA")
+        return Response(advertised.pem, media_type=MEDIA_TYPE)
+
+    return routes
