@@ -280,7 +280,9 @@ async def serve(
     with sole_user(options.state_dir):
         identity = identity_in(options.state_dir, options.server_url, fsync)
         async with ServerClient(options.server_url, transport) as client:
-            worker_id = await Enrolling(client, options, task_name, report, pauses).enrol_once(identity)
+            worker_id = await Enrolling(client, options, task_name, report, pauses, fsync).enrol_once(
+                identity
+            )
             agent = Agent(
                 options.name,
                 worker_id,
