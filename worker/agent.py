@@ -284,7 +284,8 @@ async def serve(
         identity = identity_in(options.state_dir, options.server_url, fsync)
         tls = await tls_for(options, report, pauses, transport, fsync)
         async with ServerClient(options.server_url, transport, tls=tls) as client:
-            worker_id = await Enrolling(client, options, task_name, report, pauses).enrol_once(identity)
+            enrolling = Enrolling(client, options, task_name, report, pauses, fsync)
+            worker_id = await enrolling.enrol_once(identity)
             agent = Agent(
                 options.name,
                 worker_id,

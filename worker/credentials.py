@@ -52,10 +52,17 @@ class Signer:
 class Credentials:
     """The access token that is good now."""
 
-    def __init__(self, signer: Signer, worker_id: str, exchange: Exchange) -> None:
+    def __init__(
+        self,
+        signer: Signer,
+        worker_id: str,
+        exchange: Exchange,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._signer = signer
         self._worker_id = worker_id
         self._exchange = exchange
+        self._clock_s = clock_s
         self._token: str | None = None
         self._renew_at_s = 0.0
         self._asking = asyncio.Lock()
@@ -67,8 +74,8 @@ class Credentials:
             FedSophiaError: the server gives none.
         """
         async with self._asking:  # who comes while one is asked for waits for that one
-            if self._token is None or time.monotonic() >= self._renew_at_s:
-                asked_s = time.monotonic()
+            if self._token is None or self._clock_s() >= self._renew_at_s:
+                asked_s = self._clock_s()
                 issued = await self._signer.persuade(self._ask)
                 self._token = issued.access_token
                 self._renew_at_s = asked_s + RENEW_AT * issued.expires_s

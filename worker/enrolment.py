@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes this worker known to the server: by a join token the first time, by its own key ever after."""
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from protocol.messages import Enrolled as Answer
 from protocol.messages import Enrolment, Heartbeat, KeyRotation, parse
 from worker.client import ServerClient
 from worker.credentials import Signer
+from worker.durable import Fsync
 from worker.events import Enrolled, Report
 from worker.identity import Identity, save_identity
 from worker.options import WorkerOptions
@@ -31,6 +33,7 @@ class Enrolling:
     task_name: str
     report: Report
     pauses: Pauses
+    fsync: Fsync = os.fsync
 
     async def enrol_once(self, identity: Identity) -> str:
         """Give the worker's id, kept from an earlier start or fresh from the server.
@@ -44,27 +47,23 @@ class Enrolling:
                 is no join token.
             FedSophiaError: the server refuses.
         """
-        if identity.worker_id is not None and identity.server_id is not None:
+        worker_id, server_id = identity.worker_id, identity.server_id
+        if worker_id is not None and server_id is not None:
             try:
-                identity = await self._come_back(identity, identity.worker_id, identity.server_id)
+                identity = await self._settle_keys(identity, worker_id, server_id)
+                self.client.authenticate(Signer(identity.private_key, server_id), worker_id)
+                await self._say_hello(worker_id)
             except (Unauthenticated, AssertionRefused, WorkerExpired) as error:
                 if self.options.join_token is None:
                     raise type(error)(
                         f"the server has {self.options.name} no more, which enrolled as "
-                        f"{identity.worker_id}: start it once with a fresh join token"
+                        f"{worker_id}: start it once with a fresh join token"
                     ) from None
             else:
-                assert identity.worker_id is not None
-                return identity.worker_id
+                if self.options.rotate_key:
+                    await self._rotate(identity, worker_id, server_id)
+                return worker_id
         return await self._enrol(identity)
-
-    async def _come_back(self, identity: Identity, worker_id: str, server_id: str) -> Identity:
-        identity = await self._settle_keys(identity, worker_id, server_id)
-        self.client.authenticate(Signer(identity.private_key, server_id), worker_id)
-        await self._say_hello(worker_id)
-        if self.options.rotate_key:
-            await self._rotate(identity, worker_id, server_id)
-        return identity
 
     async def _say_hello(self, worker_id: str) -> None:
         # the task may be another than at the last start
@@ -77,10 +76,10 @@ class Enrolling:
             raise InvalidUsage(f"{self.options.name} has not enrolled yet: a join token is needed")
         token = JoinToken.parse(self.options.join_token)
         identity = identity.model_copy(update={"server_id": token.server_id, "worker_id": None})
-        save_identity(self.options.state_dir, identity)
+        self._save(identity)
         signer = Signer(identity.private_key, token.server_id)
         answer = await self._persistently(partial(signer.persuade, partial(self._ask, signer, token)))
-        save_identity(self.options.state_dir, identity.model_copy(update={"worker_id": answer.worker_id}))
+        self._save(identity.model_copy(update={"worker_id": answer.worker_id}))
         self.client.authenticate(signer, answer.worker_id)
         await self._say_hello(answer.worker_id)
         return answer.worker_id
@@ -97,13 +96,19 @@ class Enrolling:
     async def _rotate(self, identity: Identity, worker_id: str, server_id: str) -> None:
         """Put a new key in the place of this worker's. What breaks off is settled at the next start."""
         identity = identity.model_copy(update={"next_private_key": token_urlsafe(32)})
-        save_identity(self.options.state_dir, identity)
+        self._save(identity)
         assert identity.next_private_key is not None
         signer = Signer(identity.next_private_key, server_id)
         rotate = partial(signer.persuade, partial(self._ask_to_rotate, signer, worker_id))
-        await self._persistently(rotate)
-        self._promote(identity)
-        self.client.authenticate(signer, worker_id)
+        try:
+            await self._persistently(rotate)
+        except AssertionRefused:
+            # an answer that is lost takes the old key's tokens with it: nothing but the new key is of use then
+            if (await self._settle_keys(identity, worker_id, server_id)).private_key != signer.private_key:
+                raise
+        else:
+            self._promote(identity)
+            self.client.authenticate(signer, worker_id)
 
     async def _ask_to_rotate(self, signer: Signer, worker_id: str) -> None:
         proof = signer.sign(Purpose.ROTATE, worker_id)
@@ -119,16 +124,21 @@ class Enrolling:
             await self._persistently(partial(self.client.heartbeat, worker_id, Heartbeat()))
         except AssertionRefused:
             identity = identity.model_copy(update={"next_private_key": None})
-            save_identity(self.options.state_dir, identity)
+            self._save(identity)
             return identity
+        except WorkerExpired:
+            pass  # it looks at who signed before it says so
         return self._promote(identity)
 
     def _promote(self, identity: Identity) -> Identity:
         promoted = identity.model_copy(
             update={"private_key": identity.next_private_key, "next_private_key": None}
         )
-        save_identity(self.options.state_dir, promoted)
+        self._save(promoted)
         return promoted
+
+    def _save(self, identity: Identity) -> None:
+        save_identity(self.options.state_dir, identity, self.fsync)
 
     async def _persistently(self, action: Callable[[], Awaitable[T]]) -> T:
         return await persistently(action, self.options.name, self.report, self.pauses)

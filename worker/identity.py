@@ -19,7 +19,7 @@ from worker.durable import Fsync, make_private_directory, replace_file, sync_dir
 
 _FILE_NAME = "identity.json"
 
-PrivateKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$", repr=False)]
+PrivateKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
 """Ed25519: 32 random bytes, base64url."""
 
 
@@ -28,8 +28,8 @@ class Identity(Said):
 
     schema_version: Literal[2] = 2
     server_url: str
-    private_key: PrivateKey = Field(default_factory=lambda: secrets.token_urlsafe(32))
-    next_private_key: PrivateKey | None = None
+    private_key: PrivateKey = Field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    next_private_key: PrivateKey | None = Field(None, repr=False)
     """Takes the other's place as soon as the server has it."""
     server_id: str | None = None
     """Which server this worker signs for, as its join token said."""

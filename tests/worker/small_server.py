@@ -2,22 +2,30 @@
 """A small honest server for one worker, in the place of a network.
 
 It keeps the contract of `docs/reference/http-api.md`: the same assignment until it is settled, one
-receipt an assignment, the same receipt for the same digest.
+receipt an assignment, the same receipt for the same digest; an access token for what the worker's key has signed.
 """
 
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import httpx
 import numpy as np
 
+from protocol import assertions
+from protocol.assertions import Purpose
 from protocol.codec import Bundle, digest_of, encode_bundle
+from protocol.errors import AssertionRefused, ClockSkewed
+from protocol.join_token import JoinToken
 from protocol.messages import Assignment, EvaluationAssignment, Receipt, RunStatus
 
 PARAMS: Bundle = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.float32)}
+WORKER = "w-1"
+JOIN_TOKEN = JoinToken("j" * 43, "0123456789abcdef")
+TOKEN_LIFE_S = 900
 ANSWER_LOST = httpx.ReadError("the connection broke")
 
 
@@ -47,7 +55,13 @@ class SmallServer(httpx.AsyncBaseTransport):
     declined: dict[str, str] = field(default_factory=dict)
     metrics: list[dict[str, object]] = field(default_factory=list)
     enrolments: list[dict[str, object]] = field(default_factory=list)
-    secrets: set[str] = field(default_factory=set)
+    key: str | None = None
+    """The worker's public key."""
+    tokens: set[str] = field(default_factory=set)
+    """Access tokens that are taken."""
+    signed: list[str] = field(default_factory=list)
+    """Assertions that were exchanged; each is good once."""
+    clock_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
     runs: dict[str, RunStatus] = field(default_factory=dict)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -67,12 +81,19 @@ class SmallServer(httpx.AsyncBaseTransport):
         )
 
     def _knows(self, request: httpx.Request, route: str) -> bool:
-        return route == "enrol" or request.headers["Authorization"].removeprefix("Bearer ") in self.secrets
+        shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if route == "token":
+            return self.key is not None and not shown
+        return shown == str(JOIN_TOKEN) if route == "enrol" else shown in self.tokens
 
     def _route(self, request: httpx.Request) -> tuple[str, str]:
         match [request.method, *request.url.path.split("/")[2:]]:
             case ["POST", "workers"]:
                 return "enrol", ""
+            case ["POST", "workers", "w-1", "token"]:
+                return "token", WORKER
+            case ["POST", "workers", "w-1", "key"]:
+                return "rotate", WORKER
             case ["POST", "workers", "w-1", "heartbeat"]:
                 return "heartbeat", ""
             case ["GET", "workers", "w-1", "assignment"]:
@@ -93,9 +114,53 @@ class SmallServer(httpx.AsyncBaseTransport):
                 raise AssertionError(unknown)
 
     async def _enrol(self, _: str, body: bytes) -> httpx.Response:
-        self.enrolments.append(json.loads(body))
-        self.secrets.add(str(self.enrolments[-1]["secret"]))
-        return httpx.Response(201, json={"worker_id": "w-1", "role": "trainer", "protocol_version": 1})
+        said = json.loads(body)
+        self.enrolments.append(said)
+        subject, use = assertions.thumbprint(said["public_key"]), assertions.use_of(JOIN_TOKEN.secret)
+        refusal = self._refusal(said["proof"], said["public_key"], Purpose.ENROL, subject, use)
+        if refusal is not None:
+            return refusal
+        self.key = said["public_key"]
+        return httpx.Response(201, json={"worker_id": WORKER, "role": "trainer", "protocol_version": 1})
+
+    async def _token(self, worker_id: str, body: bytes) -> httpx.Response:
+        assertion = json.loads(body)["assertion"]
+        assert self.key is not None
+        refusal = self._refusal(assertion, self.key, Purpose.TOKEN, worker_id)
+        if refusal is not None:
+            return refusal
+        if assertion in self.signed:
+            return problem("assertion-refused", 401)
+        self.signed.append(assertion)
+        token = f"fsa_{len(self.signed):043d}"
+        self.tokens.add(token)
+        return httpx.Response(200, json={"access_token": token, "expires_s": TOKEN_LIFE_S})
+
+    async def _rotate(self, worker_id: str, body: bytes) -> httpx.Response:
+        said = json.loads(body)
+        refusal = self._refusal(said["proof"], said["public_key"], Purpose.ROTATE, worker_id)
+        if refusal is not None:
+            return refusal
+        self.key = said["public_key"]
+        self.tokens.clear()
+        return httpx.Response(204)
+
+    def _refusal(
+        self, assertion: str, key: str, purpose: Purpose, subject: str, use: str | None = None
+    ) -> httpx.Response | None:
+        now_ms = self.clock_ms()
+        try:
+            assertions.read(assertion, key, purpose, subject, JOIN_TOKEN.server_id, now_ms, use)
+        except AssertionRefused:
+            return problem("assertion-refused", 401)
+        except ClockSkewed:
+            return problem("clock-skewed", 401, server_ms=now_ms)
+        return None
+
+    def forget(self) -> None:
+        """Be as if restored from a backup that is older than the worker."""
+        self.key = None
+        self.tokens.clear()
 
     async def _heartbeat(self, _: str, body: bytes) -> httpx.Response:
         return httpx.Response(204)
@@ -157,8 +222,10 @@ class SmallServer(httpx.AsyncBaseTransport):
         return httpx.Response(200, content=receipt.model_dump_json())
 
 
-def problem(code: str, status: int = 409, headers: dict[str, str] | None = None) -> httpx.Response:
-    fields = {"type": "t", "title": "t", "status": status, "detail": "because", "code": code}
+def problem(
+    code: str, status: int = 409, headers: dict[str, str] | None = None, **more: object
+) -> httpx.Response:
+    fields = {"type": "t", "title": "t", "status": status, "detail": "because", "code": code} | more
     return httpx.Response(
         status,
         content=json.dumps({**fields, "retryable": False}).encode(),

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from protocol.codec import Bundle, NamedTensor, digest_of, encode_bundle, encode_message
-from protocol.errors import InvalidUsage, StateNotWritable, Unauthenticated, WorkerRevoked
+from protocol.errors import (
+    AssertionRefused,
+    InvalidUsage,
+    StateNotWritable,
+    Unauthenticated,
+    WorkerExpired,
+    WorkerRevoked,
+)
 from protocol.messages import Assignment
 from tests.worker.small_server import PARAMS, SmallServer, a_server, evaluation, in_turn, problem, training
 from tests.worker.workplace import StubTrainer, Workplace
@@ -39,7 +46,9 @@ async def test_a_heartbeat_that_is_refused_neither_ends_a_training_nor_begins_a_
     server = a_server(training(1))
     heard = threading.Semaphore(0)
 
-    async def refuse() -> httpx.Response:
+    async def refuse() -> httpx.Response | None:
+        if "next" not in server.asked:
+            return None  # the first word of a worker that has started
         heard.release()
         if isinstance(answer, Exception):
             raise answer
@@ -62,13 +71,24 @@ async def test_a_heartbeat_that_is_refused_neither_ends_a_training_nor_begins_a_
 
 @pytest.mark.parametrize(
     ("code", "status", "error"),
-    [("worker-revoked", 403, WorkerRevoked), ("unauthenticated", 401, Unauthenticated)],
+    [
+        ("worker-revoked", 403, WorkerRevoked),
+        ("worker-expired", 403, WorkerExpired),
+        ("assertion-refused", 401, AssertionRefused),
+        ("unauthenticated", 401, Unauthenticated),
+    ],
 )
 async def test_a_worker_the_server_has_no_more_stops_its_training_and_then_ends(
     tmp_path: Path, code: str, status: int, error: type[Exception]
 ):
     server = a_server(training(1))
-    server.before["heartbeat"] = in_turn(problem(code, status))
+
+    async def gone() -> None:
+        if "next" in server.asked:
+            server.tokens.clear()
+
+    server.before["heartbeat"] = gone
+    server.before["token"] = in_turn(None, problem(code, status))
     place = Workplace(tmp_path, server, heartbeat_s=0.001)
     trainer = StubTrainer(works=lambda stop: stop.wait(10))
 
@@ -334,16 +354,16 @@ async def test_what_was_kept_for_a_run_is_forgotten_when_the_run_has_ended(tmp_p
 # --- a server that was restored ----------------------------------------------------------------
 
 
-async def test_a_forgotten_worker_with_a_join_token_enrols_again_with_the_same_secret(tmp_path: Path):
+async def test_a_forgotten_worker_with_a_join_token_enrols_again_with_the_same_key(tmp_path: Path):
     server = a_server(training(1), training(2))
     place = Workplace(tmp_path, server)
     await place.work(StubTrainer(), max_assignments=1)
-    server.secrets.clear()
+    server.forget()
 
     await place.work(StubTrainer(), max_assignments=1)
 
     first, second = server.enrolments
-    assert first == second
+    assert first["public_key"] == second["public_key"]
     assert list(server.received) == ["a-1", "a-2"]
 
 
@@ -351,7 +371,7 @@ async def test_a_forgotten_worker_without_a_join_token_says_what_to_do(tmp_path:
     server = a_server(training(1), training(2))
     place = Workplace(tmp_path, server)
     await place.work(StubTrainer(), max_assignments=1)
-    server.secrets.clear()
+    server.forget()
     place.join_token = None
 
     with pytest.raises(Unauthenticated, match="enrolled as w-1: start it once with a fresh join token"):

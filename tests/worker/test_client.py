@@ -27,6 +27,7 @@ from protocol.messages import Enrolment, Receipt, UpdateHeader, UploadOffer
 from ps_service.routes.problems import STATUS
 from worker.answers import NothingYet
 from worker.client import ServerClient
+from worker.credentials import Signer
 from worker.download import Download
 from worker.retry import LONGEST_RETRY_AFTER_S, RetryAfter, wait_before_retry
 
@@ -61,7 +62,7 @@ class Wire(httpx.AsyncBaseTransport):
 
 
 def client_of(answer: Callable[[httpx.Request], httpx.Response], **options: int) -> ServerClient:
-    return ServerClient("https://fed.example", "credential", Wire(answer), **options)
+    return ServerClient("https://fed.example", Wire(answer), **options)
 
 
 def problem(
@@ -129,7 +130,7 @@ async def test_tensors_with_another_digest_are_refused():
 
 async def test_a_download_cut_short_may_be_tried_again():
     cut = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(MESSAGE), MESSAGE[:70_000])
-    async with listening(lambda head: cut) as url, ServerClient(url, "credential") as client:
+    async with listening(lambda head: cut) as url, ServerClient(url) as client:
         with pytest.raises(ServerUnreachable) as refused:
             await client.fetch_tensors("run-1", Download(DIGEST))
     assert refused.value.retryable
@@ -310,13 +311,13 @@ async def test_endless_json_is_refused_after_four_mebibytes():
 async def test_a_server_that_is_away_may_be_tried_again():
     async with listening(lambda head: b"") as url:
         pass  # the port is closed again
-    async with ServerClient(url, "credential") as client:
+    async with ServerClient(url) as client:
         with pytest.raises(ServerUnreachable):
             await client.next_assignment("w-1", 30)
 
 
 async def test_a_server_that_hangs_up_without_a_word_may_be_tried_again():
-    async with listening(lambda head: b"") as url, ServerClient(url, "credential") as client:
+    async with listening(lambda head: b"") as url, ServerClient(url) as client:
         with pytest.raises(ServerUnreachable):
             await client.next_assignment("w-1", 30)
 
@@ -331,7 +332,7 @@ async def test_a_redirect_is_refused_and_nothing_reaches_where_it_points():
         def redirect(head: bytes) -> bytes:
             return b"HTTP/1.1 307 Away\r\nLocation: %b/\r\nContent-Length: 0\r\n\r\n" % elsewhere.encode()
 
-        async with listening(redirect) as url, ServerClient(url, "credential") as client:
+        async with listening(redirect) as url, ServerClient(url) as client:
             with pytest.raises(UnexpectedAnswer, match="307: redirects are not followed"):
                 await client.next_assignment("w-1", 30)
     assert seen_elsewhere == []
@@ -361,26 +362,30 @@ async def test_an_upload_address_that_is_no_address_is_refused(upload_url: str):
             await client.send_part(upload_url, 0, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE), whole=True)
 
 
-async def test_enrolment_shows_the_join_token_and_everything_else_the_workers_own_secret():
+async def test_enrolment_shows_the_join_token_and_everything_else_an_access_token():
     shown: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        shown.append(request.headers["Authorization"])
-        enrolled = {"worker_id": "w-1", "role": "trainer", "protocol_version": 1, "new_field": 1}
-        return httpx.Response(201, json=enrolled) if request.method == "POST" else httpx.Response(204)
+        shown.append(request.headers.get("Authorization", "none"))
+        if request.url.path == "/v1/workers":
+            enrolled = {"worker_id": "w-1", "role": "trainer", "protocol_version": 1, "new_field": 1}
+            return httpx.Response(201, json=enrolled)
+        if request.url.path == "/v1/workers/w-1/token":
+            return httpx.Response(200, json={"access_token": "mine", "expires_s": 900, "new_field": 1})
+        return httpx.Response(204)
 
     async with client_of(answer) as client:
-        enrolled = await client.enrol(
-            "join-token", Enrolment(name="mine", secret="s" * 43, tasks=("digits",))
-        )
+        enrolment = Enrolment(name="mine", public_key="p" * 43, proof="a.b.c", tasks=("digits",))
+        enrolled = await client.enrol("join-token", enrolment)
+        client.authenticate(Signer("k" * 43, "0123456789abcdef"), enrolled.worker_id)
         assert await client.next_assignment(enrolled.worker_id, 30) == NothingYet()
-    assert shown == ["Bearer join-token", "Bearer credential"]
+    assert shown == ["Bearer join-token", "none", "Bearer mine"]
 
 
 @pytest.mark.parametrize("url", ["fed.example", "ftp://fed.example", "https://", "https://me:pw@fed.example"])
 async def test_an_address_that_is_not_a_servers_is_refused_without_repeating_a_password(url: str):
     with pytest.raises(InvalidUsage) as refused:
-        ServerClient(url, "credential")
+        ServerClient(url)
     assert "pw" not in refused.value.detail
 
 
@@ -431,7 +436,7 @@ async def test_a_server_behind_a_prefix_is_asked_under_it():
         asked.append(str(request.url))
         return httpx.Response(200, content=RECEIPT.model_dump_json())
 
-    async with ServerClient("https://fed.example/fl/", "c", Wire(answer)) as client:
+    async with ServerClient("https://fed.example/fl/", Wire(answer)) as client:
         await client.declare("a/1", HEADER)
         await client.send_part(
             "/v1/uploads/u-1", 0, len(MESSAGE), one_mebibyte_at_a_time(MESSAGE), whole=True

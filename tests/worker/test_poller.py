@@ -98,7 +98,7 @@ async def test_a_worker_behind_a_proxy_that_cuts_long_waits_comes_to_ask_for_sho
     cut: httpx.Response | httpx.TransportError,
 ):
     proxy = Proxy(60, cut)
-    async with asyncio.timeout(10), ServerClient("https://fed.example", "credential", proxy) as client:
+    async with asyncio.timeout(10), ServerClient("https://fed.example", proxy) as client:
         poller = Poller(client, "w-1", lambda: proxy.now_s)
         failures = 0
         for _ in range(20):
@@ -113,7 +113,7 @@ async def test_a_worker_behind_a_proxy_that_cuts_long_waits_comes_to_ask_for_sho
 
 async def test_a_worker_whose_way_bears_them_waits_as_long_as_it_is_advised():
     proxy = Proxy(1e9, httpx.Response(504))
-    async with asyncio.timeout(10), ServerClient("https://fed.example", "credential", proxy) as client:
+    async with asyncio.timeout(10), ServerClient("https://fed.example", proxy) as client:
         poller = Poller(client, "w-1", lambda: proxy.now_s)
         for _ in itertools.repeat(None, 10):
             assert await poller.ask() is None

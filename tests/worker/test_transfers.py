@@ -76,7 +76,7 @@ class Way(httpx.AsyncBaseTransport):
 async def push(way: Way, tmp_path: Path, uploader_: Uploader | None = None) -> Receipt:
     path = tmp_path / "message"
     path.write_bytes(MESSAGE)
-    async with ServerClient("http://fed.example", "secret", way) as client:
+    async with ServerClient("http://fed.example", way) as client:
         return await (uploader_ or Uploader(client)).push("a-1", HEADER, path)
 
 
@@ -152,7 +152,7 @@ async def test_parts_become_as_small_as_the_way_bears_and_larger_again(
     monkeypatch.setattr(uploader, "LEAST_PART_BYTES", 64)
     monkeypatch.setattr(uploader, "MOST_PART_BYTES", 8192)
     way = Way(way_there(600))
-    async with ServerClient("http://fed.example", "secret", way) as client:
+    async with ServerClient("http://fed.example", way) as client:
         sender = Uploader(client)
         for _ in range(10):  # a worker waits and tries again
             try:
@@ -237,7 +237,7 @@ class Source(httpx.AsyncBaseTransport):
 
 
 async def fetch(source: Source, times: int = 1) -> memoryview:
-    async with ServerClient("http://fed.example", "secret", source) as client:
+    async with ServerClient("http://fed.example", source) as client:
         downloader = Downloader(client)
         for _ in range(times - 1):
             with pytest.raises(ServerUnreachable):
@@ -254,7 +254,7 @@ async def test_a_download_goes_on_where_it_was_cut_off():
 async def test_a_download_that_comes_no_further_is_gone_on_with_at_the_next_call():
     source = Source(3000)
 
-    async with ServerClient("http://fed.example", "secret", source) as client:
+    async with ServerClient("http://fed.example", source) as client:
         downloader = Downloader(client)
         source.size_bytes = 0
         with pytest.raises(ServerUnreachable):
@@ -270,7 +270,7 @@ async def test_a_download_that_comes_no_further_is_gone_on_with_at_the_next_call
 
 async def test_a_server_that_gives_all_instead_of_a_part_is_listened_to_from_the_beginning():
     source = Source(3000, obeys_ranges=False)
-    async with ServerClient("http://fed.example", "secret", source) as client:
+    async with ServerClient("http://fed.example", source) as client:
         downloader = Downloader(client)
         with pytest.raises(ServerUnreachable):
             await downloader.fetch("run-1", DIGEST)
@@ -280,7 +280,7 @@ async def test_a_server_that_gives_all_instead_of_a_part_is_listened_to_from_the
 
 async def test_a_download_of_other_bytes_is_refused_and_not_gone_on_with():
     source = Source(3000, message=MESSAGE[:-1] + b"\x00")
-    async with ServerClient("http://fed.example", "secret", source) as client:
+    async with ServerClient("http://fed.example", source) as client:
         downloader = Downloader(client)
         with pytest.raises(DigestMismatch):
             await downloader.fetch("run-1", DIGEST)
@@ -299,6 +299,6 @@ async def test_another_range_than_was_asked_for_is_not_taken(content_range: str)
     download = Download(DIGEST)
     download.begin(len(MESSAGE), 0)
     download.take(MESSAGE[:3000])
-    async with ServerClient("http://fed.example", "secret", httpx.MockTransport(answer)) as client:
+    async with ServerClient("http://fed.example", httpx.MockTransport(answer)) as client:
         with pytest.raises(UnexpectedAnswer, match="bytes from 3000 to the end"):
             await client.fetch_tensors("run-1", download)

@@ -12,7 +12,7 @@ import numpy as np
 
 from protocol.codec import Bundle
 from protocol.messages import Assignment
-from tests.worker.small_server import PARAMS, SmallServer
+from tests.worker.small_server import JOIN_TOKEN, PARAMS, SmallServer
 from worker.agent import serve
 from worker.events import AgentEvent, Refused
 from worker.local_state import Kept, LocalState
@@ -86,7 +86,8 @@ class Workplace:
     server: SmallServer
     events: list[AgentEvent] = field(default_factory=list)
     slept: list[float] = field(default_factory=list)
-    join_token: str | None = "token"
+    join_token: str | None = str(JOIN_TOKEN)
+    rotate_key: bool = False
     heartbeat_s: float = 20.0
     clock_s: Callable[[], float] = time.monotonic
 
@@ -101,6 +102,7 @@ class Workplace:
             state_dir=self.state_dir,
             task="digits",
             max_assignments=max_assignments,
+            rotate_key=self.rotate_key,
         )
         pauses = Pauses(sleep=sleep, jitter=lambda: 0.5, clock_s=self.clock_s, heartbeat_s=self.heartbeat_s)
         async with asyncio.timeout(20):
