@@ -188,6 +188,8 @@ class RunSpec(Said):
     """{bundle: combiner}; what is left out is the algorithm's own choice."""
     encodings: PerBundle = Field(default_factory=dict)
     """{bundle: encoding of its upload}; f32 unless said."""
+    max_delta_norm: Annotated[Finite, Field(ge=1e-20, le=1e9)] | None = None
+    """A longer `delta` (L2, over all its tensors) is scaled to this length before anything is made of it."""
 
     @classmethod
     def stored(cls, text: str) -> Self:

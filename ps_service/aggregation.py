@@ -30,7 +30,7 @@ from protocol.codec import (
 from protocol.encodings import encoding_named
 from protocol.messages import RunSpec, TensorSpec, UpdateHeader
 from ps_service.combining import chunks
-from ps_service.round_step import RoundStep
+from ps_service.round_step import Decided, RoundStep
 from ps_service.storage.blobs import BlobStore, Staged
 
 Chunk = npt.NDArray[np.float32]
@@ -172,12 +172,12 @@ class _Aggregation:
         self.starts = {params: StoredMessage(blobs, params) for params in set(self.start_of_each)}
 
     def run(self, chunk_elements: int) -> dict[str, str]:
-        weights = self.round_step.decide(self._received, chunk_elements)
+        decided = self.round_step.decide(self._received, chunk_elements)
         writers: dict[str, StateWriter] = {}
         try:
             for index, tensor in enumerate(self.spec.model):
                 for start, stop in chunks(tensor.num_elements, chunk_elements):
-                    for bundle, values in self._step(weights, tensor.name, start, stop).items():
+                    for bundle, values in self._step(decided, tensor.name, start, stop).items():
                         if bundle not in writers:
                             writers[bundle] = StateWriter(self.blobs, bundle, self.spec.model)
                         if start == 0:
@@ -189,10 +189,10 @@ class _Aggregation:
             for writer in writers.values():
                 writer.discard()
 
-    def _step(self, weights: Mapping[str, Chunk], name: str, start: int, stop: int) -> dict[str, Chunk]:
+    def _step(self, decided: Decided, name: str, start: int, stop: int) -> dict[str, Chunk]:
         """The changed state bundles of these coordinates."""
         return self.round_step.apply(
-            weights,
+            decided,
             {bundle: self._state(bundle, name, start, stop) for bundle in self.state_bundles},
             {bundle: self._received(bundle, name, start, stop) for bundle in self.rows},
             self._starts(name, start, stop),

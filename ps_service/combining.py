@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from protocol.messages import TensorSpec
 from ps_service.combiners import Combiner
-from ps_service.combiners.base import Measures, Rows, Values
+from ps_service.combiners.base import Measure, Measures, Rows, Values
 from ps_service.combiners.measures import BLOCK
 
 ReadRows = Callable[[str, int, int], Rows]
@@ -60,16 +60,24 @@ def decided_weights(
     """
     if combiner.weighing is None:
         return weights
+    return combiner.weighing.decide(measured(combiner.weighing.measure, model, read, chunk_elements), weights)
+
+
+def measured(measure: Measure, model: Sequence[TensorSpec], read: ReadRows, chunk_elements: int) -> Measures:
+    """What is to be known of whole rows: that of their blocks, added in order.
+
+    Args: chunk_elements: coordinates read at a time; made whole blocks here.
+    """
     width = -(-chunk_elements // BLOCK) * BLOCK
     total: Measures | None = None
     for tensor in model:
         for start, stop in chunks(tensor.num_elements, width):
             rows = read(tensor.name, start, stop)
             for first, last in chunks(stop - start, BLOCK):
-                measured = combiner.weighing.measure(rows[:, first:last])
-                total = measured if total is None else total + measured
+                of_block = measure(rows[:, first:last])
+                total = of_block if total is None else total + of_block
     assert total is not None  # a model has tensors
-    return combiner.weighing.decide(total, weights)
+    return total
 
 
 def chunks(num_elements: int, chunk_elements: int) -> Iterator[tuple[int, int]]:

@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from protocol.bound import DeltaBound
 from protocol.codec import FrameReader, MessageHeader, PayloadPart, TensorHeader, require_finite
-from protocol.encodings import Encoding, encoding_named
-from protocol.errors import DigestMismatch, NegativeHessian, SizeMismatch
+from protocol.encodings import encoding_named
+from protocol.errors import DigestMismatch, SizeMismatch
 from ps_service.aggregation import StoredMessage
 from ps_service.storage.blobs import Part, Staged
+from ps_service.value_rules import check_update_values
 
 READ_BYTES = 1024 * 1024
 
@@ -28,7 +29,11 @@ class ValueCheck(Protocol):
     """Refuses values that no honest worker sends."""
 
     def __call__(self, tensor: TensorHeader, start: int, values: Chunk) -> None:
-        """Look at coordinates start … start+n-1 of a tensor; finite already."""
+        """Look at coordinates start … start+n-1 of a tensor.
+
+        Raises:
+            NotFinite, and the check's own errors: some are not to be stored.
+        """
         ...
 
 
@@ -72,7 +77,7 @@ class Intake:
 
         Raises:
             SizeMismatch: there are more than declared.
-            The errors of `FrameReader`, NotFinite, and those of the two checks.
+            The errors of `FrameReader`, and those of the two checks.
         """
         self._look_at(memoryview(data))
         self._staged.write(data)
@@ -110,7 +115,6 @@ class Intake:
         assert self._reader.header is not None
         tensor = self._reader.header.tensors[part.tensor_index]
         start, values = self._part.decode(tensor, part)
-        require_finite(tensor.name, values)
         self._check_values(tensor, start, values)
 
 
@@ -134,23 +138,27 @@ class _TensorPart:
 
 def accept_all(tensor: TensorHeader, start: int, values: Chunk) -> None:
     """No check beyond finiteness: for an operator's own tensors."""
+    require_finite(tensor.name, values)
 
 
 class UpdateCheck:
-    """What the values of an update's bundles must satisfy: the bound for `delta`, h ≥ 0 for `hessian`."""
+    """What the values of an update's bundles must satisfy (`value_rules.py`)."""
 
     def __init__(self, params: StoredMessage, bound: DeltaBound | None) -> None:
         self._params = params
         self._bound = bound
 
     def __call__(self, tensor: TensorHeader, start: int, values: Chunk) -> None:
-        if tensor.bundle == "hessian" and (values < 0).any():
-            raise NegativeHessian(f"{tensor.name}: {int((values < 0).sum())} values are negative")
-        if tensor.bundle == "delta" and self._bound is not None:
-            self._check_bound(self._bound, tensor, start, values)
+        def started_from() -> Chunk:
+            given = np.empty(values.size, dtype=np.float32)
+            self._params.read("params", tensor.name, start, given)
+            return given
 
-    def _check_bound(self, bound: DeltaBound, tensor: TensorHeader, start: int, values: Chunk) -> None:
-        encoding: Encoding = encoding_named(tensor.encoding)
-        start_values = np.empty(values.size, dtype=np.float32)
-        self._params.read("params", tensor.name, start, start_values)
-        bound.check(tensor.name, values, start_values, encoding)
+        check_update_values(
+            tensor.bundle,
+            tensor.name,
+            values,
+            bound=self._bound,
+            started_from=started_from,
+            encoding=encoding_named(tensor.encoding),
+        )

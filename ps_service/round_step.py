@@ -8,6 +8,8 @@ simulation has arrays in memory.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,13 +18,17 @@ import numpy.typing as npt
 from protocol.algorithms import algorithm_named
 from protocol.messages import RunSpec, Weighting
 from ps_service.combiners import COMBINERS
-from ps_service.combining import ReadRows, Senders, decided_weights
+from ps_service.combiners.measures import squared_lengths
+from ps_service.combining import ReadRows, Senders, decided_weights, measured
 from ps_service.server_steps import SERVER_STEPS, StepContext
 from ps_service.staleness import weight
 
 Chunk = npt.NDArray[np.float32]
 ReadBundle = Callable[[str, str, int, int], Chunk]
-"""(bundle, tensor, start, stop) → rows of those coordinates, one an update, shape (K, stop − start)."""
+"""(bundle, tensor, start, stop) → rows of those coordinates, one an update, shape (K, stop − start).
+
+They are a copy: whoever asked may overwrite them.
+"""
 
 
 class Contribution(Protocol):
@@ -39,6 +45,16 @@ class Contribution(Protocol):
 
     @property
     def staleness(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What is settled of whole updates before their coordinates are combined."""
+
+    weights: Mapping[str, Chunk]
+    """{bundle: what each worker's row counts for}."""
+    scales: Chunk | None
+    """What each delta is multiplied by, shape (K,): 1, or less if it is too long; None where no length is."""
 
 
 class RoundStep:
@@ -58,6 +74,7 @@ class RoundStep:
         partial, share, workers: as in `StepContext`.
         """
         self._model = spec.model
+        self._max_delta_norm = spec.max_delta_norm
         self._algorithm = algorithm = algorithm_named(spec.algorithm)
         self._server_step = SERVER_STEPS[algorithm.server_step]
         self._senders = {
@@ -78,31 +95,41 @@ class RoundStep:
             workers=workers,
         )
 
-    def decide(self, read: ReadBundle, chunk_elements: int) -> dict[str, Chunk]:
-        """{bundle: what each worker's row counts for}, the same at every coordinate.
+    def decide(self, read: ReadBundle, chunk_elements: int) -> Decided:
+        """Settle what is the same at every coordinate.
 
-        Args: chunk_elements: coordinates read at a time, where a combiner weighs whole updates.
+        Args: chunk_elements: coordinates read at a time, where whole updates are measured.
         """
-        return {
+        scales = self._scales(read, chunk_elements)
+        weights = {
             bundle: decided_weights(
                 combiner,
                 self._senders[bundle].weights,
                 self._model,
-                self._reader_of_workers(read, bundle),
+                self._reader_of_workers(read, bundle, scales),
                 chunk_elements,
             )
             for bundle, combiner in self._combiners.items()
         }
+        return Decided(weights, scales)
 
-    def _reader_of_workers(self, read: ReadBundle, bundle: str) -> ReadRows:
+    def _scales(self, read: ReadBundle, chunk_elements: int) -> Chunk | None:
+        """What brings each delta to the length that the run allows; updates, not workers, are measured."""
+        if self._max_delta_norm is None or "delta" not in self._senders:
+            return None
+        squares = measured(squared_lengths, self._model, partial(read, "delta"), chunk_elements)
+        return scales_to(self._max_delta_norm, squares)
+
+    def _reader_of_workers(self, read: ReadBundle, bundle: str, scales: Chunk | None) -> ReadRows:
         def read_workers(name: str, start: int, stop: int) -> Chunk:
-            return self._senders[bundle].one_row_each(read(bundle, name, start, stop))
+            rows = _scaled(bundle, read(bundle, name, start, stop), scales)
+            return self._senders[bundle].one_row_each(rows)
 
         return read_workers
 
     def apply(
         self,
-        weights: Mapping[str, Chunk],
+        decided: Decided,
         state: Mapping[str, Chunk],
         received: Mapping[str, Chunk],
         starts: Sequence[Chunk],
@@ -110,19 +137,34 @@ class RoundStep:
         """Give the changed state bundles of some coordinates, {bundle: (n,)}.
 
         Args:
-            weights: as decided.
             state: {bundle: (n,)}, all that the algorithm keeps.
             received: {bundle: (K, n)}; may be overwritten.
             starts: for each delta, the parameters it was made from, shape (n,).
         """
+        received = {bundle: _scaled(bundle, rows, decided.scales) for bundle, rows in received.items()}
         derived = self._server_step.derive(received, starts, self._context)
         combined = {}
         for bundle, rows in (dict(received) | dict(derived)).items():
             # what is derived shares its combiner and what was decided: all of it is of the same workers
             sent = self._algorithm.derived.get(bundle, bundle)
             of_workers = self._senders[sent].one_row_each(rows)
-            combined[bundle] = self._combiners[sent].combine(of_workers, weights[sent])
+            combined[bundle] = self._combiners[sent].combine(of_workers, decided.weights[sent])
         return dict(self._server_step.apply(state, combined, self._context))
+
+
+def scales_to(longest: float, squared_lengths: npt.NDArray[np.float64]) -> Chunk:
+    """min(1, longest/‖x_k‖) for rows of these squared lengths, shape (K,)."""
+    lengths = np.sqrt(squared_lengths)
+    scales = np.ones(len(lengths))
+    np.divide(longest, lengths, out=scales, where=lengths > longest)
+    return scales.astype(np.float32)
+
+
+def _scaled(bundle: str, rows: Chunk, scales: Chunk | None) -> Chunk:
+    """Rows of `delta` in the length that is allowed, in place; 1 changes no bit. Other rows as they are."""
+    if bundle == "delta" and scales is not None:
+        rows *= scales[:, np.newaxis]
+    return rows
 
 
 def _shares(spec: RunSpec, updates: Sequence[Contribution]) -> npt.NDArray[np.float64]:

@@ -6,8 +6,8 @@ What is held out goes to no worker. The test examples are the task's own; nothin
 
 import hashlib
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -85,6 +85,20 @@ class TrialData:
             for tensor in (examples.inputs, examples.targets):
                 sha256.update(tensor.contiguous().numpy().data)
         return sha256.hexdigest()[:16]
+
+    def with_flipped_labels(self, workers: Iterable[int]) -> "TrialData":
+        """The same, but for these workers' training examples: label y is the y-th from the other end.
+
+        Raises:
+            InvalidTask: the targets are no labels.
+        """
+        targets = self.training.targets.clone()
+        if targets.is_floating_point():
+            raise InvalidTask(f"task {self.task.name}: its targets are no labels that could be flipped")
+        for worker in workers:
+            rows = torch.from_numpy(np.asarray(self.rows_of_each[worker], dtype=np.int64))
+            targets[rows] = self.training.targets.max() - targets[rows]
+        return replace(self, training=Examples(self.training.inputs, targets))
 
     def stacked_trainer(self, device: torch.device, *, stack: int, threads: int) -> StackedTrainer:
         return StackedTrainer(

@@ -122,6 +122,10 @@ def create(
         list[str] | None,
         typer.Option(metavar="BUNDLE=NAME", help="How the workers' bundles become one. Repeatable."),
     ] = None,
+    max_delta_norm: Annotated[
+        float | None,
+        typer.Option(help="Scale every delta that is longer, over all its tensors, to this L2 norm."),
+    ] = None,
     name: Annotated[str, typer.Option(help="A name for people; it need not be unique.")] = "run",
     follow_run: Annotated[bool, typer.Option("--follow", help="Show the rounds until the run ends.")] = False,
     data_dir: DataDir = None,
@@ -151,6 +155,7 @@ def create(
             "target_metric": target_metric(target),
             "max_duration_s": None if max_duration is None else duration_s(max_duration, "--max-duration"),
             "retention": retention(keep or ()),
+            "max_delta_norm": max_delta_norm,
         },
         algorithm=algorithm,
         local_steps=local_steps,

@@ -30,6 +30,7 @@ Examples:
   fed-sophia experiment run mlp-shards2 --in-process --seeds 0 --device cuda
   fed-sophia experiment run mlp-shards2 --points chosen
   fed-sophia experiment run my-scenario.toml --only fedavg --json
+  fed-sophia experiment run attacks-delta --in-process --threads 1 --part 1/8
 """
 REPORT_EXAMPLES = """\b
 Examples:
@@ -95,6 +96,14 @@ def run(
     points: Annotated[
         Points, typer.Option(help="all, or only the one that validation has chosen from what is done.")
     ] = Points.ALL,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Only the K-th of N parts of the trials, as in 2/8: for N processes side by side.",
+            show_default="all",
+        ),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     data_dir: DataDir = None,
@@ -119,15 +128,20 @@ def run(
             points=_chosen(scenario, only, done) if points is Points.CHOSEN else None,
         )
     ]
+    wanted = _part(untried(wanted, ()), part)
     left = untried(wanted, done)
-    skipped = len(untried(wanted, ())) - len(left)
+    skipped = len(wanted) - len(left)
     text = f"{len(left)} trials to train; {skipped} have their results in {folder} already"
     fields: Fields = {"trials": len(left), "skipped": skipped, "results": str(folder)}
     output.event("begin", text, fields)
     if left:
         finals = {scenario.name: scenario.final_evaluations for scenario in loaded}
         _train(left, finals, _engine(in_process, device, threads, data_dir), folder, output)
-    _show(loaded, load_results(folder), folder, [engine], None, output)
+    if part is None:
+        _show(loaded, load_results(folder), folder, [engine], None, output)
+    else:
+        text = f"Part {part} is done. `experiment report` shows what all parts have found."
+        output.summary(text, {"part": part, "comparisons": []})
 
 
 def report(
@@ -248,6 +262,16 @@ def _chosen(scenario: Scenario, only: Sequence[str] | None, done: Mapping[str, R
             )
         points[each.label] = chosen[each.label].point if each.label in chosen else 0
     return points
+
+
+def _part(trials: list[Trial], text: str | None) -> list[Trial]:
+    """Every N-th of the trials, from the K-th on: no two parts share one, whatever has been trained."""
+    if text is None:
+        return trials
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise InvalidUsage(f"--part {text!r}: expected K/N with K from 1 to N, as in 2/8")
+    return trials[int(number) - 1 :: int(parts)]
 
 
 def _seeds(scenario: Scenario, text: str | None) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ class DataOfTrials:
         """The run: every update of a round counts, so that equal seeds give equal models.
 
         A round that comes to nothing ends it: held again it would have other seeds than in a simulation.
+        Where some workers are dishonest it goes on without their updates.
         """
         return RunRequest(
             task=trial.task,
@@ -53,7 +54,8 @@ class DataOfTrials:
             policies={
                 "cohort_size": trial.cohort_size,
                 "min_workers": trial.workers,
-                "quorum": trial.cohort_size,
+                "quorum": max(1, trial.cohort_size - trial.attackers),
+                "max_delta_norm": trial.max_delta_norm,
                 "max_abandoned_rounds": 1,
                 "deadline_s": _ROUND_S,
             },

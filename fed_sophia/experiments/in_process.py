@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+from fed_sophia.experiments.attacks import Forgers
 from fed_sophia.experiments.data import OnThisMachine
 from fed_sophia.experiments.energy import EnergyMeter, counters_for
 from fed_sophia.experiments.engine import Engine, Evaluated, Outcome, Report
@@ -13,7 +14,7 @@ from fed_sophia.experiments.trials import Trial
 from fed_sophia.interruptible import signals_noted
 from fed_sophia.new_run import prepare
 from protocol.codec import decode_message
-from protocol.errors import NotFinite
+from protocol.errors import NotFinite, QuorumMissing
 from worker.machine import device_uuid, intra_op_threads, whole_float32
 from worker.trial_data import TrialData, TrialEvaluator
 
@@ -34,7 +35,11 @@ class InProcess(OnThisMachine):
             Interrupted: a signal came.
             FedSophiaError: it cannot be trained here at all.
         """
-        data = self._data(trial)
+        data, forgers = self._data(trial), None
+        if trial.attack is not None:
+            forgers = Forgers.last(trial.attack, trial.attackers, trial.workers)
+            if forgers.attack.flips_labels:
+                data = data.with_flipped_labels(forgers.slots)
         spec, message = prepare(self._data.request(trial))
         params = decode_message(b"".join(message))["params"]
         on_cpu = self._device.type == "cpu"
@@ -43,7 +48,9 @@ class InProcess(OnThisMachine):
             stack=STACK_ON_CPU if on_cpu else STACK_ON_DEVICE,
             threads=self._threads if on_cpu else 1,
         )
-        simulation = Simulation(spec, params, trainer, trial.workers)
+        # whoever is honest passes: without forgers there is nobody to judge
+        admission = forgers is not None and trial.admission
+        simulation = Simulation(spec, params, trainer, trial.workers, forgers, admission=admission)
         with signals_noted() as stop, whole_float32():
             return self._rounds(trial, data, simulation, report, stop)
 
@@ -67,7 +74,7 @@ class InProcess(OnThisMachine):
                         metrics = evaluator.metrics(stop)
                     traffic = simulation.bytes_up, simulation.bytes_down
                     report(Evaluated(number, seconds, *traffic, metrics))
-            except NotFinite as error:
+            except (NotFinite, QuorumMissing) as error:
                 failure = f"round {number}: {error.detail}"
                 break
         return Outcome(seconds, examples, joules if counters else None, data.digest, failure)

@@ -20,7 +20,7 @@ def notes(comparison: Comparison) -> list[str]:
     scenario, rows = comparison.scenario, comparison.rows
     sentences = [
         significance(rows),
-        _setting(scenario),
+        setting(scenario),
         *(
             own
             for each in scenario.algorithms
@@ -55,7 +55,7 @@ def notes(comparison: Comparison) -> list[str]:
     missing = [each.label for each in scenario.algorithms if each.label not in comparison.chosen]
     if missing:
         sentences.append(f"Not yet tried: {_list(missing)}.")
-    return [*sentences, *_environments(comparison)]
+    return [*sentences, *environments(comparison)]
 
 
 def significance(rows: Sequence[Row]) -> str:
@@ -101,7 +101,8 @@ def _rank(found: Standing) -> str:
     return "the best of those that can be compared" if found.not_comparable else "the best"
 
 
-def _setting(scenario: Scenario) -> str:
+def setting(scenario: Scenario) -> str:
+    """What all algorithms of a scenario have in common."""
     share = (
         "all in every round"
         if scenario.participation == 1
@@ -153,7 +154,8 @@ def _selection(comparison: Comparison) -> str:
     )
 
 
-def _environments(comparison: Comparison) -> list[str]:
+def environments(comparison: Comparison) -> list[str]:
+    """By what, and where, the trials shown were trained."""
     seen: dict[str, int] = {}
     for choice in comparison.chosen.values():
         for result in choice.results.values():

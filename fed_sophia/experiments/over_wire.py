@@ -22,7 +22,7 @@ from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.new_run import begin
 from fed_sophia.operator_client import OperatorClient
 from protocol.codec import NAN_OR_INFINITY
-from protocol.errors import Internal, NotFinite
+from protocol.errors import Internal, InvalidUsage, NotFinite
 from protocol.messages import (
     RoundStatus,
     RoundSummary,
@@ -51,8 +51,11 @@ class OverWire(OnThisMachine):
 
         Raises:
             Interrupted: a signal came.
+            InvalidUsage: it has dishonest workers.
             FedSophiaError: it cannot be trained here at all, or the server or a worker has failed.
         """
+        if trial.attack is not None:
+            raise InvalidUsage(f"{trial.scenario}, {trial.label}: an attack is only forged --in-process")
         data = self._data(trial)
         threads = self._threads if data.trains_side_by_side(self._device) else 1
         with (

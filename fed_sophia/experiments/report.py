@@ -27,7 +27,7 @@ def accuracy_table(comparison: Comparison) -> str:
     body = [
         [
             row.label,
-            _fixed_text(_inpercent(row.accuracy), decimals=2),
+            fixed_text(in_percent(row.accuracy), decimals=2),
             *(_reached_text(each, each.rounds) for each in row.targets),
             str(len(row.seeds)),
             point_text(row.varied),
@@ -35,7 +35,7 @@ def accuracy_table(comparison: Comparison) -> str:
         ]
         for row in comparison.rows
     ]
-    return _table(heading, body)
+    return markdown_table(heading, body)
 
 
 def cost_table(comparison: Comparison) -> str:
@@ -56,7 +56,7 @@ def cost_table(comparison: Comparison) -> str:
             ]
         cells += [_spread_text(row.seconds), _spread_text(row.examples_per_second)]
         body.append([*cells, _spread_text(row.joules)] if with_joules else cells)
-    return _table([*heading, "joules"] if with_joules else heading, body)
+    return markdown_table([*heading, "joules"] if with_joules else heading, body)
 
 
 def _reached_text(target: ToTarget, value: Spread | None) -> str:
@@ -70,20 +70,22 @@ def _spread_text(value: Spread | None) -> str:
     """Mean ± deviation to two digits of the mean, or to ones."""
     if value is None:
         return NOTHING
-    return _fixed_text(value, 0 if value.mean >= 10 else 1 if value.mean >= 1 else 2)
+    return fixed_text(value, 0 if value.mean >= 10 else 1 if value.mean >= 1 else 2)
 
 
-def _fixed_text(value: Spread, decimals: int) -> str:
+def fixed_text(value: Spread, decimals: int) -> str:
+    """Mean ± deviation."""
     mean = f"{value.mean:.{decimals}f}"
     return mean if value.deviation is None else f"{mean} ± {value.deviation:.{decimals}f}"
 
 
-def _inpercent(value: Spread) -> Spread:
+def in_percent(value: Spread) -> Spread:
+    """The same of fractions, in per cent."""
     deviation = None if value.deviation is None else 100 * value.deviation
     return Spread(100 * value.mean, deviation, value.count)
 
 
-def _table(heading: list[str], body: list[list[str]]) -> str:
+def markdown_table(heading: list[str], body: list[list[str]]) -> str:
     """A Markdown table whose columns are as wide in the text as on the page."""
     cells = [[text.replace("|", "\\|") for text in line] for line in (heading, *body)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(heading))]

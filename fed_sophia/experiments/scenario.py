@@ -13,6 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fed_sophia.experiments.attacks import ATTACKS
 from protocol.algorithms import MIN_REFRESH_BATCH, algorithm_named
 from protocol.errors import FedSophiaError, InvalidUsage
 from protocol.fields import Finite, Identifier, Int, Label, PerBundle, Seed
@@ -50,6 +51,13 @@ class Contender(_Read):
     """Exchanges with the server; a two-phase algorithm needs two for each version."""
     combiners: PerBundle = Field(default_factory=dict)
     fewer_points_because: Annotated[str, Field(min_length=1)] | None = None
+    max_delta_norm: Annotated[Finite, Field(ge=1e-20, le=1e9)] | None = None
+    attack: Label | None = None
+    """What the scenario's attackers do; None where all workers are honest."""
+    admission: bool = True
+    """Whether updates are judged before they count, where there are attackers."""
+    group: Label = Field(default_factory=lambda known: str(known.get("label", "")))
+    """What the tables of attacks call it; its label unless said."""
 
     @model_validator(mode="after")
     def _fits_its_algorithm(self) -> Self:
@@ -64,7 +72,22 @@ class Contender(_Read):
             raise ValueError("two of the points are the same")
         if unknown := set(self.combiners) - set(algorithm.combiners):
             raise ValueError(f"combiners: {self.name} sends no bundle {min(unknown)!r}")
+        if self.attack is not None:
+            self._check_attack(self.attack, tuple(algorithm.combiners))
         return self
+
+    def _check_attack(self, attack: str, bundles: tuple[str, ...]) -> None:
+        if attack not in ATTACKS:
+            raise ValueError(f"attack {attack!r}: expected one of {', '.join(ATTACKS)}")
+        forged = ATTACKS[attack].bundle
+        if forged is not None and forged not in bundles:
+            raise ValueError(f"attack {attack!r}: {self.name} sends no bundle {forged!r}")
+
+    def under(self, attack: str, *, admission: bool) -> "Contender":
+        """The same with attackers among its workers."""
+        label = f"{self.label}: {attack}{'' if admission else ', all admitted'}"
+        changes = {"attack": attack, "admission": admission, "label": label, "group": self.group}
+        return Contender.model_validate(self.model_dump() | changes)
 
     @property
     def all_points(self) -> tuple[Point, ...]:
@@ -121,10 +144,20 @@ class Scenario(_Read):
     """Each chooses the split of the data, the first model and the sampling."""
     iterate_average: bool = False
     """Evaluate ā ← ā + 9/(r+8)·(θ − ā) instead of θ, r = 1, 2, … counting the rounds, for every algorithm."""
+    attackers: Annotated[Int, Field(ge=0)] = 0
+    """The last of the workers are dishonest, so many, where an attack is tried."""
+    attacks: tuple[Label, ...] = ()
+    """Each algorithm is tried under each of them, beside all workers being honest, and the honest alone."""
+    admission: tuple[bool, ...] = (True,)
+    """Whether updates are judged before they count: each is tried with each attack."""
     algorithms: Annotated[tuple[Contender, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.attackers >= self.workers:
+            raise ValueError(f"attackers: {self.attackers} of {self.workers} workers leave nobody honest")
+        if not self.attackers and (self.attacks or any(each.attack for each in self.algorithms)):
+            raise ValueError("attackers: 0 make no attack")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: one stands twice")
         labels = [each.label for each in self.algorithms]
@@ -166,6 +199,25 @@ class Scenario(_Read):
                 f"least {MIN_REFRESH_BATCH} examples"
             )
 
+    def with_attacks(self) -> "Scenario":
+        """The same with every attack as an algorithm of its own, `LABEL: ATTACK`; as it is without attacks.
+
+        Raises:
+            ValueError: an algorithm cannot be attacked so.
+        """
+        if not self.attacks:
+            return self
+        algorithms = []
+        for each in self.algorithms:
+            algorithms += [each, each.under("absent", admission=True)]
+            algorithms += [
+                each.under(attack, admission=admission)
+                for attack in self.attacks
+                for admission in self.admission
+            ]
+        fields = {**self.model_dump(), "attacks": (), "algorithms": tuple(algorithms)}
+        return Scenario.model_validate(fields)
+
     def contender(self, label: str) -> Contender:
         """The algorithm that the tables call so.
 
@@ -200,7 +252,8 @@ def load_scenario(name_or_path: str) -> Scenario:
         raise InvalidUsage(f"scenario {path}: name: it is the file's own; leave it out")
     try:
         # as JSON, so that an array may become a tuple and nothing else is converted
-        return Scenario.model_validate_json(json.dumps(values | {"name": path.stem}, default=str))
+        text = json.dumps(values | {"name": path.stem}, default=str)
+        return Scenario.model_validate_json(text).with_attacks()
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = "".join(f"{part}: " for part in _place(first["loc"], values))

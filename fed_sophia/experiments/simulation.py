@@ -9,17 +9,23 @@ float32: there workers train one by one, here stacked.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from fed_sophia.experiments.attacks import Forgers
 from protocol.algorithms import algorithm_named
+from protocol.bound import DeltaBound
 from protocol.codec import Bundle, encode_bundle, require_finite
+from protocol.encodings import encoding_named
+from protocol.errors import NegativeHessian, NotFinite, OutsideBound, QuorumMissing
 from protocol.messages import Assignment, RunSpec
 from ps_service.assigning import Part, assignment
 from ps_service.combining import chunks
 from ps_service.round_step import Chunk, RoundStep
 from ps_service.sampling import sample
+from ps_service.value_rules import check_update_values
 from worker.local_state import Kept
 from worker.stacked import Job, StackedTrainer
 from worker.training import Trained
@@ -41,11 +47,26 @@ class Sent:
 class Simulation:
     """A run that is advanced round by round."""
 
-    def __init__(self, spec: RunSpec, params: Bundle, trainer: StackedTrainer, workers: int) -> None:
-        """Args: workers: as many as the trainer has rows of examples."""
+    def __init__(
+        self,
+        spec: RunSpec,
+        params: Bundle,
+        trainer: StackedTrainer,
+        workers: int,
+        forgers: Forgers | None = None,
+        *,
+        admission: bool = False,
+    ) -> None:
+        """Args:
+        workers: as many as the trainer has rows of examples.
+        forgers: those of the workers that are dishonest.
+        admission: whether updates are judged before they count, as a server does. Honest ones pass.
+        """
         self._spec = spec
         self._trainer = trainer
         self._workers = workers
+        self._forgers = forgers
+        self._admission = admission
         self._algorithm = algorithm_named(spec.algorithm)
         self.state: dict[str, Bundle] = {"params": params}
         """The bundles of the newest version; an absent one is zeros."""
@@ -66,11 +87,14 @@ class Simulation:
 
         Raises:
             Stopped: `stop` was set.
+            QuorumMissing: too few updates were admitted to make a version.
             FedSophiaError: a worker or the server could not do its part, as when a loss is NaN.
         """
         number = self.version + 1
         cohort = self._spec.cohort_of(self._workers)
         slots = sample(self._spec.seed, number, tuple(range(self._workers)), cohort)
+        if self._forgers is not None and not self._forgers.attack.sends:
+            slots = tuple(slot for slot in slots if slot not in self._forgers.slots)
         jobs = [Job(slot, self._assignment(slot, number), self._kept.get(slot)) for slot in slots]
         self._count_downloads(slots)
         sent_down = {name: self.state[name] for name in self._algorithm.sent_down if name in self.state}
@@ -78,7 +102,8 @@ class Simulation:
         self.bytes_up += len(jobs) * self._traffic.update_bytes(jobs[0].assignment)
         for job, each in zip(jobs, trained, strict=True):
             self._kept[job.worker] = each.kept
-        changed = self._combined(slots, trained, partial=cohort < self._workers)
+        updates = self._admitted(self._sent(dict(zip(slots, trained, strict=True)), number))
+        changed = self._combined(list(updates), list(updates.values()), partial=cohort < self._workers)
         self.version = number
         self.state |= changed
         self._digests |= {bundle: f"{bundle}@{number}" for bundle in changed}
@@ -106,6 +131,45 @@ class Simulation:
             self.bytes_down += sum(self._traffic.state_bytes(name.partition("@")[0]) for name in lacking)
             self._held[slot] = named
 
+    def _sent(self, made: dict[int, Trained], number: int) -> dict[int, Trained]:
+        """{slot: what arrives of it}: of a forger what it makes of its own."""
+        if self._forgers is None:
+            return made
+        forged = self._forgers.forged(
+            {slot: each.bundles for slot, each in made.items()},
+            self.state["params"],
+            self._bound(self._spec.local_steps),
+            (self._spec.seed, number),
+        )
+        return {slot: replace(each, bundles=forged[slot]) for slot, each in made.items()}
+
+    def _admitted(self, sent: dict[int, Trained]) -> dict[int, Trained]:
+        """What no rule refuses; the round goes on with that, as on a server."""
+        if not self._admission:
+            return sent
+        admitted = {slot: each for slot, each in sent.items() if self._passes(each)}
+        if len(admitted) < self._spec.quorum:
+            raise QuorumMissing(f"{len(admitted)} updates were admitted; the quorum is {self._spec.quorum}")
+        return admitted
+
+    def _passes(self, update: Trained) -> bool:
+        bound = self._bound(update.local_steps)
+        for bundle, tensors in update.bundles.items():
+            encoding = encoding_named(self._spec.encoding_of(bundle))
+            for name, values in tensors.items():
+                started_from = partial(self.state["params"].__getitem__, name)
+                try:
+                    check_update_values(
+                        bundle, name, values, bound=bound, started_from=started_from, encoding=encoding
+                    )
+                except (NotFinite, OutsideBound, NegativeHessian):
+                    return False
+        return True
+
+    def _bound(self, steps: int) -> DeltaBound | None:
+        hyperparameters = self._algorithm.parse(self._spec.hyperparameters)
+        return hyperparameters.bound(steps, self._spec.local_steps)
+
     def _combined(
         self, slots: Sequence[int], trained: Sequence[Trained], *, partial: bool
     ) -> dict[str, Bundle]:
@@ -122,9 +186,9 @@ class Simulation:
             flat = [each.bundles[bundle][name].reshape(-1)[start:stop] for each in trained]
             return np.stack(flat)
 
-        weights = round_step.decide(rows, _CHUNK_ELEMENTS)
         changed: dict[str, dict[str, Chunk]] = {}
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
+            decided = round_step.decide(rows, _CHUNK_ELEMENTS)
             for tensor in self._spec.model:
                 pieces: dict[str, list[Chunk]] = {}
                 for start, stop in chunks(tensor.num_elements, _CHUNK_ELEMENTS):
@@ -134,7 +198,7 @@ class Simulation:
                     }
                     received = {bundle: rows(bundle, tensor.name, start, stop) for bundle in bundles}
                     starts = [state["params"]] * len(trained)
-                    for bundle, values in round_step.apply(weights, state, received, starts).items():
+                    for bundle, values in round_step.apply(decided, state, received, starts).items():
                         pieces.setdefault(bundle, []).append(values)
                 for bundle, parts in pieces.items():
                     values = np.concatenate(parts).reshape(tensor.shape)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from fed_sophia.experiments.attacks import ATTACKS
 from fed_sophia.experiments.scenario import Contender, Point, Scenario
 from protocol.algorithms import algorithm_named
 from protocol.errors import InvalidUsage
@@ -44,6 +45,13 @@ class Trial:
     evaluate_every: int
     iterate_average: bool
     seed: int
+    attack: str | None = None
+    """What the dishonest workers do; None where there are none."""
+    attackers: int = 0
+    """The last of the workers are dishonest, so many."""
+    admission: bool = True
+    """Whether their updates are judged before they count."""
+    max_delta_norm: float | None = None
 
     @property
     def cohort_size(self) -> int:
@@ -74,7 +82,19 @@ class Trial:
             **_digest_of_file(self.task),
             "partition": _one_spelling(self.partition),
             **{name: getattr(self, name) for name in _COUNTED},
+            **self._set_apart(),
         }
+
+    def _set_apart(self) -> Described:
+        """What only few trials have; nothing for all others, whose keys are older than that."""
+        said: Described = {}
+        if self.attack is not None:
+            said |= {"attack": self.attack, "attackers": self.attackers}
+            if ATTACKS[self.attack].sends:  # else there is nothing to judge
+                said["admission"] = self.admission
+        if self.max_delta_norm is not None:
+            said["max_delta_norm"] = self.max_delta_norm
+        return said
 
     @cached_property
     def key(self) -> str:
@@ -166,6 +186,10 @@ def trial_of(scenario: Scenario, contender: Contender, point: int, seed: int) ->
         evaluate_every=scenario.evaluate_every,
         iterate_average=scenario.iterate_average,
         seed=seed,
+        attack=contender.attack,
+        attackers=0 if contender.attack is None else scenario.attackers,
+        admission=contender.admission,
+        max_delta_norm=contender.max_delta_norm,
     )
 
 
