@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 
 from protocol.errors import TooManyUploads, TooManyWaiting
+from ps_service.audit import Audit, Audited
 from ps_service.auth import Auth
 from ps_service.background import background
 from ps_service.bell import Bell
@@ -35,11 +37,15 @@ from ps_service.uploads import Uploads
 from ps_service.waiting_room import WaitingRoom
 
 
-def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
+def create_service(settings: Settings, stores: Stores, clock: Clock, audit: Audit) -> Service:
     """Put the parts of a server together over stores that are open already."""
     bell, meters = Bell(), Meters()
     runner = RoundRunner(stores, clock, bell, meters)
-    presence = Presence(runner, settings.lost_after_s)
+    presence = Presence(
+        runner,
+        settings.lost_after_s,
+        lambda worker_id: audit.note("server", "expire", {"worker_id": worker_id}),
+    )
     ca = advertised_ca(settings)
     enrolling = Enrolling(stores, clock, settings.access_token_s, None if ca is None else ca.ca_hash)
     rates = Rates(clock, settings.requests_per_s_per_worker, settings.requests_per_s_per_address)
@@ -53,6 +59,7 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
         clock,
         bell,
         meters,
+        audit,
         auth,
         enrolling,
         OperatorKeys(stores, clock, enrolling),
@@ -68,9 +75,12 @@ def create_service(settings: Settings, stores: Stores, clock: Clock) -> Service:
     )
 
 
-def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
-    """The ASGI application. Its lifespan runs the background work; `app.state.service` has the parts."""
-    service = create_service(settings, stores, clock)
+def create_app(settings: Settings, stores: Stores, clock: Clock, audit_log: Path | None = None) -> FastAPI:
+    """The ASGI application. Its lifespan runs the background work; `app.state.service` has the parts.
+
+    Args: audit_log: the file that is appended to; None: nothing is kept of who did what.
+    """
+    service = create_service(settings, stores, clock, Audit(audit_log, clock))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -78,6 +88,7 @@ def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
             yield
         await service.room.close()
         await service.uploads.close()
+        service.audit.close()
 
     app = DescribedApp(
         title="fed-sophia parameter server",
@@ -95,6 +106,7 @@ def create_app(settings: Settings, stores: Stores, clock: Clock) -> FastAPI:
         timeout_s=settings.body_timeout_s,
         meters=service.meters,
     )
+    app.add_middleware(Audited, audit=service.audit)
     app.add_middleware(AddressRate, rates=service.rates, meters=service.meters)  # the last is the first
     for router in ROUTERS:
         app.include_router(router(service))

@@ -10,7 +10,7 @@ start, because nobody is lost before the server has listened for `lost_after_s` 
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,8 +37,15 @@ class _Sign:
 class Presence:
     """The signs of life of one server's workers."""
 
-    def __init__(self, runner: RoundRunner, lost_after_s: float) -> None:
+    def __init__(
+        self,
+        runner: RoundRunner,
+        lost_after_s: float,
+        expired: Callable[[str], None] = lambda worker_id: None,
+    ) -> None:
+        """Args: expired: hears of each worker that has been idle for too long."""
         self._runner = runner
+        self._expired = expired
         self._lost_after_ms = round(lost_after_s * 1000)
         self.look_every_s = lost_after_s / LOOKS_WITHIN_LOST_AFTER
         self.heartbeat_s = min(20.0, lost_after_s / 4)
@@ -88,7 +95,8 @@ class Presence:
         since_ms = now_ms - self._lost_after_ms
         if self._listening_since_ms <= since_ms and await self._find_lost(since_ms) == MOST_AT_ONCE:
             return 0.0
-        await expire_idle(self._runner)
+        for worker_id in await expire_idle(self._runner):
+            self._expired(worker_id)
         return self.look_every_s
 
     async def _write_down(self, now_ms: int) -> None:

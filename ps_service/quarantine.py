@@ -29,8 +29,8 @@ COUNTED = (BundleMismatch, NegativeHessian, NotFinite, OutsideBound, ShapeMismat
 
 async def note_refusal(
     runner: RoundRunner, worker_id: str, assignment_id: str, error: FedSophiaError, quarantine_after: int
-) -> None:
-    """Note for the operator why an update was not taken, and what follows for its worker.
+) -> bool:
+    """Note for the operator why an update was not taken; whether its worker is in quarantine for it.
 
     Args: quarantine_after: refused updates in a row; 0: never.
     """
@@ -38,14 +38,14 @@ async def note_refusal(
         connection = transition.connection
         first = await assignment_records.note_refusal(connection, assignment_id, worker_id, error.code)
         if not first or not isinstance(error, COUNTED):
-            return
+            return False
         worker = await credential_records.worker_by_id(connection, worker_id)
         if worker is None or worker.quarantined_ms is not None:
-            return
+            return False
         refusals = worker.refusals + 1
         if not quarantine_after or refusals < quarantine_after:
             await credential_records.set_refusals(connection, worker_id, refusals, None)
-            return
+            return False
         await credential_records.set_refusals(connection, worker_id, refusals, transition.now_ms)
         reason = f"the worker is in quarantine: {refusals} of its updates were refused"
         for assignment in await assignment_records.open_assignments_of(connection, worker_id):
@@ -53,6 +53,7 @@ async def note_refusal(
     log.warning(
         "worker %s is in quarantine: %d updates refused, the last: %s", worker_id, refusals, error.code
     )
+    return True
 
 
 async def release(runner: RoundRunner, worker_id: str) -> None:

@@ -30,6 +30,7 @@ from ps_service.tls import TlsArguments, tls_arguments
 
 log = logging.getLogger("fed_sophia.server")
 
+AUDIT_LOG = "audit.jsonl"
 CLOCK_MAY_BE_BEHIND_S = 60.0
 
 OpensStores = Callable[[Path], Awaitable[Stores]]
@@ -75,7 +76,7 @@ async def _serve(
     try:
         await stores.records.check()
         await asyncio.to_thread(stores.blobs.check)
-        app = create_app(settings, stores, await _clock(stores))
+        app = create_app(settings, stores, await _clock(stores), directory / AUDIT_LOG)
         service: Service = app.state.service
         await service.operator_keys.make_first_credentials(directory)
         host, port = listener.getsockname()[:2]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from protocol.errors import FedSophiaError
 from ps_service import quarantine
+from ps_service.audit import Audit
 from ps_service.auth import Auth
 from ps_service.bell import Bell
 from ps_service.clock import Clock
@@ -33,6 +34,7 @@ class Service:
     clock: Clock
     bell: Bell
     meters: Meters
+    audit: Audit
     auth: Auth
     enrolling: Enrolling
     operator_keys: OperatorKeys
@@ -51,7 +53,8 @@ class Service:
     async def note_refusal(self, worker_id: str, assignment_id: str, error: FedSophiaError) -> None:
         """An update was not taken for what is in it."""
         most = self.settings.quarantine_after
-        await quarantine.note_refusal(self.runner, worker_id, assignment_id, error, most)
+        if await quarantine.note_refusal(self.runner, worker_id, assignment_id, error, most):
+            self.audit.note("server", "quarantine", {"worker_id": worker_id, "code": error.code})
 
     def stop_waiting(self) -> None:
         """Send waiting requests home, so that they do not hold up a stop."""

@@ -3,7 +3,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from protocol.messages import JoinTokenIssued, JoinTokenRequest, JoinTokenSummary
 from protocol.operator_keys import OperatorKeyIssued, OperatorKeyRequest, OperatorKeySummary, Scope
@@ -20,10 +20,12 @@ def router(service: Service) -> APIRouter:
     KeyMaker = Annotated[Operator, Depends(auth.operator(Scope.KEYS_WRITE))]  # noqa: N806  # a type
 
     @routes.post("/tokens", status_code=201, dependencies=[writers])
-    async def create_token(response: Response, wanted: JoinTokenRequest) -> JoinTokenIssued:
+    async def create_token(request: Request, response: Response, wanted: JoinTokenRequest) -> JoinTokenIssued:
         """Make a join token; it is shown this once."""
         response.headers["Cache-Control"] = "no-store"
-        return await enrolling.issue_join_token(wanted)
+        issued = await enrolling.issue_join_token(wanted)
+        request.state.about = wanted.model_dump(mode="json") | {"token_id": issued.token_id}
+        return issued
 
     @routes.get("/tokens", dependencies=[readers])
     async def list_tokens() -> dict[str, list[JoinTokenSummary]]:
@@ -37,11 +39,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/keys", status_code=201)
     async def create_key(
-        operator: KeyMaker, response: Response, wanted: OperatorKeyRequest
+        operator: KeyMaker, request: Request, response: Response, wanted: OperatorKeyRequest
     ) -> OperatorKeyIssued:
         """Make an operator's key; it is shown this once."""
         response.headers["Cache-Control"] = "no-store"
-        return await keys.issue(operator, wanted)
+        issued = await keys.issue(operator, wanted)
+        request.state.about = wanted.model_dump(mode="json") | {"key_id": issued.key_id}
+        return issued
 
     @routes.get("/keys")
     async def list_keys(operator: KeyMaker) -> dict[str, list[OperatorKeySummary]]:

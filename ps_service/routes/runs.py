@@ -43,14 +43,16 @@ def router(service: Service) -> APIRouter:
     ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
 
     @routes.post("", status_code=201, dependencies=[writers])
-    async def create(spec: RunSpec) -> RunSummary:
+    async def create(request: Request, spec: RunSpec) -> RunSummary:
         """Begin a run whose initial `params` were stored before."""
         check_combiners(spec)
         if await asyncio.to_thread(service.stores.blobs.size, spec.params_digest) is None:
             raise UnknownTensors(f"params_digest: nothing is stored under {spec.params_digest}")
         params = await asyncio.to_thread(StoredMessage, service.stores.blobs, spec.params_digest)
         check_params_message(params.layout.header, spec)
-        return await runner.create_run(spec)
+        run = await runner.create_run(spec)
+        request.state.about = {"run_id": run.run_id}
+        return run
 
     @routes.get("", dependencies=[readers])
     async def list_runs(after: str | None = None, limit: Limit = MOST_ROWS) -> dict[str, list[RunSummary]]:

@@ -39,7 +39,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/workers", status_code=201, dependencies=[BEARER, Depends(require_bearer)])
     async def enrol(request: Request, response: Response, enrolment: Enrolment) -> Enrolled:
         """Enrol a device by a join token; again with the same key gives the same worker."""
+        request.state.about = {"name": enrolment.name}
         enrolled, is_new = await enrolling.enrol(bearer(request), enrolment)
+        request.state.about["worker_id"] = enrolled.worker_id
         service.room.dismiss(enrolled.worker_id)
         response.status_code = 201 if is_new else 200
         return enrolled

@@ -191,7 +191,7 @@ class ParameterServer:
     def __init__(self, directory: Path, stores: Stores, clock: ManualClock, settings: Settings) -> None:
         self.directory = directory
         self.clock = clock
-        self.app = create_app(settings, stores, clock)
+        self.app = create_app(settings, stores, clock, directory / "audit.jsonl")
         self.service = self.app.state.service
         self.runner = self.service.runner
         self.stores = stores

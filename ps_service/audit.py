@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit log: who did what, one JSON object a line, appended to a file that is never rewritten.
+
+A line is written before its answer goes out: what an operator was told is done is in the log. It holds what
+was done, by whom, to what, from where, and with which result; of requests, the path and nothing else: no
+header, no query, no body. Reading, heartbeats and updates leave no line; every refusal for want of a
+credential or of a right does, but for a flood's, of which the next line says how many were left out.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ps_service.auth import CALLER, Operator
+from ps_service.clock import Clock
+from ps_service.rates import TokenBuckets
+from ps_service.storage.credential_records import StoredWorker
+
+ABOUT = "about"
+"""Where a route says what its line is about: {name: value}, in the request's state."""
+_REFUSED = (401, 403)
+_REFUSALS_PER_S, _REFUSALS_BURST_S = 10.0, 60.0
+_LONGEST = 200
+"""Characters of anything that a caller has chosen."""
+
+
+class Audit:
+    """Appends lines. Without a path it takes them and keeps nothing."""
+
+    def __init__(self, path: Path | None, clock: Clock) -> None:
+        self._clock = clock
+        self._log = logging.Logger("fed_sophia.audit", logging.INFO)  # of its own: nobody else hears of it
+        if path is not None:
+            # watched: a log that was rotated away is begun anew
+            self._log.addHandler(WatchedFileHandler(path, encoding="utf-8", delay=True))
+        self._refusals = TokenBuckets(_REFUSALS_PER_S, _REFUSALS_BURST_S)
+        self._left_out = 0
+
+    def note(self, who: str, did: str, about: Mapping[str, object]) -> None:
+        """Append a line.
+
+        Args:
+            who: `operator KEY (LABEL)`, `worker ID`, `nobody` or `server`.
+            did: what, as method and path, or as a word of the server's.
+        """
+        at = datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {"at": at, "who": who, "did": did[:_LONGEST]}
+        if self._left_out:
+            line["refusals_left_out"], self._left_out = self._left_out, 0
+        self._log.info(json.dumps(line | {name: _short(value) for name, value in about.items()}))
+
+    def note_refusal(self, who: str, did: str, about: Mapping[str, object]) -> None:
+        """Append a line on a refusal, unless it is one of a flood."""
+        if self._refusals.take("", self._clock.now_ms() / 1000):
+            self._left_out += 1
+        else:
+            self.note(who, did, about)
+
+    def close(self) -> None:
+        for handler in self._log.handlers:
+            handler.close()
+
+
+def _short(value: object) -> object:
+    return value[:_LONGEST] if isinstance(value, str) else value
+
+
+class Audited:
+    """ASGI middleware: a line for each request that changes something, and for each that may not."""
+
+    def __init__(self, app: ASGIApp, audit: Audit) -> None:
+        self._app = app
+        self._audit = audit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._note(scope, state, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, noting)
+
+    def _note(self, scope: Scope, state: Mapping[str, object], status: int) -> None:
+        caller = state.get(CALLER)
+        did = f"{scope['method']} {scope['path']}"
+        client = scope.get("client")
+        given = state.get(ABOUT)
+        about = {"status": status, "address": client[0] if client else None}
+        about |= given if isinstance(given, dict) else {}
+        if status in _REFUSED:
+            self._audit.note_refusal(_who(caller), did, about)
+        elif scope["method"] not in ("GET", "HEAD") and (
+            isinstance(caller, Operator) or _is_of_identity(scope["path"])
+        ):
+            self._audit.note(_who(caller), did, about)
+
+
+def _is_of_identity(path: str) -> bool:
+    """Whether a request to this path makes a worker, or changes its key."""
+    return path == "/v1/workers" or path.endswith("/key")
+
+
+def _who(caller: object) -> str:
+    if isinstance(caller, Operator):
+        return f"operator {caller.key_id} ({caller.label})"
+    return f"worker {caller.worker_id}" if isinstance(caller, StoredWorker) else "nobody"
