@@ -51,6 +51,8 @@ def believing_anyone(trust: Trust) -> ssl.SSLContext:
 def _context(ca_pem: str | None, client_cert: Path | None, client_key: Path | None) -> ssl.SSLContext:
     # one for all: building it takes milliseconds and memory that a swarm would pay for every worker
     try:
+        if ca_pem == "":  # of which OpenSSL is not told at all: it would believe the CAs of the system
+            raise ValueError("empty")
         context = ssl.create_default_context(cadata=ca_pem)
     except (ssl.SSLError, ValueError):
         raise InvalidUsage("the CA to trust: expected certificates as PEM") from None

@@ -7,6 +7,7 @@ from ps_service.routes.problems import STATUS, answer
 
 # raised on the worker's side and at the command line only
 ELSEWHERE = {
+    errors.ServerNotTrusted,
     errors.ServerUnreachable,
     errors.UnexpectedAnswer,
     errors.InvalidTask,

@@ -25,7 +25,7 @@ from worker.client import ServerClient
 from worker.options import SwarmOptions, Trust, WorkerOptions
 from worker.patience import REAL_PAUSES
 from worker.swarm import run_swarm
-from worker.tls import believing
+from worker.tls import believing, tls_of
 
 SECRET = "s" * 43
 NO_CHOICE = Trust()
@@ -274,6 +274,13 @@ async def test_a_pinned_ca_that_is_damaged_is_not_taken_for_none(
     (tmp_path / "state" / "server-ca.pem").write_bytes(authority.pem[:100])
     with pytest.raises(LocalStateCorrupt, match=r"server-ca\.pem"):
         await start_worker("https://127.0.0.1:1", tmp_path / "state", a_token(authority.hash))
+
+
+@pytest.mark.parametrize("text", ["", " ", "no certificate"])
+def test_a_file_without_a_ca_is_not_taken_for_the_ca_s_of_the_system(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ca.pem").write_text(text)
+    with pytest.raises(InvalidUsage, match="expected certificates as PEM"):
+        tls_of(Trust(ca=tmp_path / "ca.pem"))
 
 
 def test_workers_of_one_process_that_believe_the_same_share_one_context(authority: Authority) -> None:
