@@ -18,6 +18,7 @@ from protocol.errors import (
     RunEnded,
     ShapeMismatch,
     SizeMismatch,
+    TooManyExamples,
     TooStale,
     TruncatedTensorMessage,
     UnknownAlgorithm,
@@ -53,5 +54,6 @@ CANNOT_BE_DONE = (
     LengthRequired,
     MalformedTensorMessage,
     TruncatedTensorMessage,
+    TooManyExamples,
 )
 """This worker has no update to give, or none that the server takes: the assignment is declined."""
