@@ -354,6 +354,29 @@ class HeadersTooLarge(FedSophiaError):
     fault = Fault.CALLER
 
 
+class ModelTooLarge(FedSophiaError):
+    """A model has more tensors, or more values, than the server takes."""
+
+    code = "model-too-large"
+    fault = Fault.CALLER
+
+
+class TooManyExamples(FedSophiaError):
+    """A worker claims more examples than the server believes."""
+
+    code = "too-many-examples"
+    fault = Fault.CALLER
+
+
+class RunDiskFull(FedSophiaError):
+    """The updates of the run take as much disk as the server gives one run."""
+
+    code = "run-disk-full"
+    fault = Fault.SERVER
+    retryable = True
+    retry_after_s = 10.0
+
+
 class TooManyRequests(FedSophiaError):
     """More requests come, from this worker or from this address, than the server answers."""
 

@@ -5,6 +5,9 @@ A declaration is refused before a byte of its body travels; a body is refused as
 a value is wrong.
 """
 
+import math
+from collections.abc import Sequence
+
 from protocol.codec import DEFAULT_LIMITS, MessageHeader, TensorHeader
 from protocol.errors import (
     AssignmentDeclined,
@@ -12,12 +15,15 @@ from protocol.errors import (
     InvalidMessage,
     MalformedTensorMessage,
     MessageTooLarge,
+    ModelTooLarge,
     RoundClosed,
     RunEnded,
     ShapeMismatch,
     SizeMismatch,
+    TooManyExamples,
 )
 from protocol.messages import RoundStatus, RunSpec, RunStatus, UpdateHeader
+from protocol.run_spec import TensorSpec
 from ps_service.combiners import COMBINERS
 from ps_service.round_machine import Round
 from ps_service.staleness import require_fresh
@@ -76,6 +82,23 @@ def check_declaration(
     most = payload + DEFAULT_LIMITS.header_bytes + 68 * len(bundles) * len(spec.model)
     if not payload < header.size_bytes <= most:
         raise SizeMismatch(f"size_bytes: {header.size_bytes}; the payloads alone take {payload}")
+
+
+def check_num_examples(num_examples: int, most: int) -> None:
+    """Raises: TooManyExamples: more are claimed than are believed; an update weighs as much as they."""
+    if num_examples > most:
+        raise TooManyExamples(f"num_examples: {num_examples}; at most {most} are believed")
+
+
+def check_model_size(
+    tensors: Sequence[TensorSpec | TensorHeader], most_tensors: int, most_bytes: int
+) -> None:
+    """Raises: ModelTooLarge: the tensors are too many, or too large as float32 together."""
+    if len(tensors) > most_tensors:
+        raise ModelTooLarge(f"{len(tensors)} tensors; a model has at most {most_tensors} here")
+    size_bytes = 4 * sum(math.prod(tensor.shape) for tensor in tensors)
+    if size_bytes > most_bytes:
+        raise ModelTooLarge(f"{size_bytes} bytes as float32; a model has at most {most_bytes} here")
 
 
 def check_update_message(message: MessageHeader, spec: RunSpec, header: UpdateHeader) -> None:

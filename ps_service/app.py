@@ -29,6 +29,7 @@ from ps_service.rates import Rates
 from ps_service.round_runner import RoundRunner
 from ps_service.routes import ROUTERS
 from ps_service.routes.problems import install
+from ps_service.run_disk import RunDisk
 from ps_service.service import Service
 from ps_service.settings import Settings
 from ps_service.storage import Stores
@@ -72,6 +73,7 @@ def create_service(settings: Settings, stores: Stores, clock: Clock, audit: Audi
         Places(settings.max_uploads, settings.max_uploads_per_worker, TooManyUploads),
         Places(settings.max_waiting, settings.max_waiting_per_worker, TooManyWaiting),
         rates,
+        RunDisk(clock, settings.max_run_disk_bytes),
     )
 
 

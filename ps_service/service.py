@@ -19,6 +19,7 @@ from ps_service.places import Places
 from ps_service.presence import Presence
 from ps_service.rates import Rates
 from ps_service.round_runner import RoundRunner
+from ps_service.run_disk import RunDisk
 from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.uploads import Uploads
@@ -47,6 +48,7 @@ class Service:
     uploading: Places
     waiting: Places
     rates: Rates
+    disk: RunDisk
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""
 

@@ -45,6 +45,14 @@ class Settings(BaseSettings):
     """A connection whose next request has begun, but not its body, within so long is closed."""
     trusted_proxies: str = ""
     """Addresses and networks, with commas between, whose `X-Forwarded-For` and `-Proto` count."""
+    max_num_examples: int = Field(default=10_000_000, ge=1)
+    """Most examples that a worker may claim: an update weighs as much as its examples."""
+    max_model_tensors: int = Field(default=5_000, ge=1, le=5_000)
+    """Most tensors of a model."""
+    max_model_bytes: int = Field(default=8 * 1024**3, ge=1)
+    """Largest model, its values taken as float32."""
+    max_run_disk_bytes: int = Field(default=256 * 1024**3, ge=1)
+    """What the updates of one run may take on disk, declared and held."""
     max_uploads: int = Field(default=64, ge=1)
     """Bodies of tensor messages taken at a time."""
     max_uploads_per_worker: int = Field(default=4, ge=1)

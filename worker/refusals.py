@@ -18,6 +18,7 @@ from protocol.errors import (
     RunEnded,
     ShapeMismatch,
     SizeMismatch,
+    TooManyExamples,
     TooStale,
     TruncatedTensorMessage,
     UnknownAlgorithm,
@@ -55,5 +56,6 @@ CANNOT_BE_DONE = (
     MalformedTensorMessage,
     TruncatedTensorMessage,
     WorkerQuarantined,
+    TooManyExamples,
 )
 """This worker has no update to give, or none that the server takes: the assignment is declined."""

@@ -11,6 +11,7 @@ from protocol.errors import InvalidMessage, MessageTooLarge, NotFound, Unsupport
 from protocol.messages import RunSummary
 from protocol.operator_keys import Scope
 from protocol.run_archive import MAX_DOCUMENT_BYTES, RunArchive, read_document
+from ps_service.admission import check_model_size
 from ps_service.archives import import_run
 from ps_service.openapi import BEARER
 from ps_service.routes.tensors import DigestPath
@@ -40,6 +41,8 @@ def router(service: Service) -> APIRouter:
             raise UnsupportedMediaType(f"Content-Type: expected application/json, got {found}")
         coding = request.headers.get("content-encoding", "identity").lower()
         archive = await asyncio.to_thread(read_archive, await request.body(), coding)
+        settings = service.settings
+        check_model_size(archive.spec.model, settings.max_model_tensors, settings.max_model_bytes)
         return await import_run(service.runner, archive)
 
     return routes

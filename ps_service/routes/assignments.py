@@ -22,7 +22,7 @@ from protocol.messages import (
 )
 from protocol.operator_keys import Scope
 from ps_service import bell
-from ps_service.admission import check_declaration, require_open
+from ps_service.admission import check_declaration, check_num_examples, require_open
 from ps_service.auth import Caller, require_same
 from ps_service.openapi import BEARER, NOTHING_YET
 from ps_service.round_runner import same_update
@@ -40,6 +40,7 @@ from ps_service.storage.existing import (
 )
 from ps_service.storage.known import Known
 from ps_service.storage.run_records import StoredRound, StoredRun
+from ps_service.storage.update_records import StoredUpload
 from ps_service.summaries import assignment_of, bundles_wanted
 
 
@@ -99,7 +100,9 @@ def router(service: Service) -> APIRouter:
             check_declaration(
                 header, run.spec, bundles_wanted(run.spec, stored), service.settings.max_body_bytes
             )
+            check_num_examples(header.num_examples, service.settings.max_num_examples)
             upload_id = upload_id_of(assignment_id, header)
+            await service.disk.take(connection, stored, StoredUpload(upload_id, assignment_id, header))
             now_ms = service.clock.now_ms()
             replaced = await update_records.declare_upload(
                 connection, upload_id, assignment_id, header, now_ms

@@ -18,7 +18,12 @@ from protocol.messages import (
     WorkerInRound,
 )
 from protocol.operator_keys import Scope
-from ps_service.admission import check_combiners, check_params_message
+from ps_service.admission import (
+    check_combiners,
+    check_model_size,
+    check_num_examples,
+    check_params_message,
+)
 from ps_service.aggregation import StoredMessage
 from ps_service.openapi import BEARER
 from ps_service.routes.pages import Limit
@@ -38,6 +43,7 @@ Slot = Annotated[int, Query(ge=-1, lt=2**63)]
 def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[BEARER])
     auth, records, runner = service.auth, service.stores.records, service.runner
+    settings = service.settings
     # dependencies, so that a stranger learns nothing of what a body should have been
     readers, writers = Depends(auth.operator(Scope.RUNS_READ)), Depends(auth.operator(Scope.RUNS_WRITE))
     ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
@@ -46,6 +52,7 @@ def router(service: Service) -> APIRouter:
     async def create(request: Request, spec: RunSpec) -> RunSummary:
         """Begin a run whose initial `params` were stored before."""
         check_combiners(spec)
+        check_model_size(spec.model, settings.max_model_tensors, settings.max_model_bytes)
         if await asyncio.to_thread(service.stores.blobs.size, spec.params_digest) is None:
             raise UnknownTensors(f"params_digest: nothing is stored under {spec.params_digest}")
         params = await asyncio.to_thread(StoredMessage, service.stores.blobs, spec.params_digest)
@@ -131,6 +138,7 @@ def router(service: Service) -> APIRouter:
             run = await the_run(connection, run_id)
         if not worker.may_serve(run_id, run.spec.task):
             raise NotFound(f"there is no run {run_id}")
+        check_num_examples(metrics.num_examples, settings.max_num_examples)
         await runner.report_metrics(run_id, worker.worker_id, metrics)
 
     return routes

@@ -6,12 +6,13 @@ import base64
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from starlette.responses import StreamingResponse
 
-from protocol.codec import MEDIA_TYPE
+from protocol.codec import MEDIA_TYPE, MessageHeader
 from protocol.errors import (
     MessageTooLarge,
     NotFound,
@@ -20,12 +21,13 @@ from protocol.errors import (
 )
 from protocol.messages import Role
 from protocol.operator_keys import Scope
-from ps_service.admission import require_state_message
+from ps_service.admission import check_model_size, require_state_message
 from ps_service.auth import Caller
 from ps_service.intake import Intake, accept_all
 from ps_service.openapi import BEARER, TENSORS_ANSWERED, TENSORS_SENT
 from ps_service.routes.bodies import Body, content_length, require_tensor_message
 from ps_service.service import Service
+from ps_service.settings import Settings
 from ps_service.storage import member_records, run_records, version_records
 from ps_service.storage.credential_records import StoredWorker
 
@@ -66,7 +68,7 @@ def router(service: Service) -> APIRouter:
                     await asyncio.to_thread(blobs.stage),
                     digest,
                     size_bytes,
-                    require_state_message,
+                    partial(_check_stored, service.settings),
                     accept_all,
                 )
                 try:
@@ -107,6 +109,11 @@ def router(service: Service) -> APIRouter:
         return StreamingResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
     return routes
+
+
+def _check_stored(settings: Settings, message: MessageHeader) -> None:
+    require_state_message(message)
+    check_model_size(message.tensors, settings.max_model_tensors, settings.max_model_bytes)
 
 
 async def _require_reader(service: Service, caller: Caller, run_id: str, digest: str) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries: declared uploads and received updates."""
 
+import json
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Row, delete, insert, select, update
@@ -79,6 +80,25 @@ async def awaited_uploads(connection: AsyncConnection) -> set[str]:
     """The declared uploads whose assignments are not settled."""
     query = select(uploads.c.upload_id).join(assignments).where(assignments.c.settled.is_(False))
     return set((await connection.execute(query)).scalars())
+
+
+async def bytes_of_run(connection: AsyncConnection, run_id: str, without: str) -> int:
+    """What the run's updates take on disk: declared, or held and not yet collected.
+
+    Args: without: an assignment whose declaration does not count.
+    """
+    declared = (
+        select(uploads.c.header)
+        .join(assignments)
+        .where(
+            assignments.c.run_id == run_id,
+            assignments.c.settled.is_(False),
+            assignments.c.assignment_id != without,
+        )
+    )
+    held = select(updates.c.header).where(updates.c.run_id == run_id, updates.c.collected_ms.is_(None))
+    headers = (await connection.execute(declared.union_all(held))).scalars()
+    return sum(json.loads(header)["size_bytes"] for header in headers)
 
 
 # --- updates -----------------------------------------------------------------------------------
