@@ -29,7 +29,7 @@ class Identity(Said):
     schema_version: Literal[2] = 2
     server_url: str
     private_key: PrivateKey = Field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
-    next_private_key: PrivateKey | None = Field(None, repr=False)
+    next_private_key: PrivateKey | None = Field(default=None, repr=False)
     """Takes the other's place as soon as the server has it."""
     server_id: str | None = None
     """Which server this worker signs for, as its join token said."""

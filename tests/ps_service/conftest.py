@@ -21,12 +21,12 @@ import uvicorn
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.codec import MEDIA_TYPE, NamedTensor, digest_of, encode_message
-from protocol.messages import Receipt, RunSummary
-from ps_service.app import create_app
 from protocol.assertions import Purpose, public_key_of, sign, thumbprint, use_of
+from protocol.codec import MEDIA_TYPE, NamedTensor, digest_of, encode_message
 from protocol.join_token import JoinToken
+from protocol.messages import Receipt, RunSummary
 from protocol.operator_keys import OperatorKeySummary
+from ps_service.app import create_app
 from ps_service.auth import hash_secret
 from ps_service.background import background
 from ps_service.effects import perform_effects

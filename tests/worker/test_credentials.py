@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's access tokens: had by signing, renewed in time, and by the server's clock where its own is off."""
+"""A worker's access tokens: had by signing, renewed in time, by the server's clock where its own is off."""
 
 import asyncio
 from dataclasses import dataclass, field
