@@ -103,7 +103,7 @@ class Enrolling:
         try:
             await self._persistently(rotate)
         except AssertionRefused:
-            # a lost answer takes the old key's tokens with it: nothing but the new key is of use then
+            # its answer was lost, and took the old key's tokens with it: only the new key is of use then
             if (await self._settle_keys(identity, worker_id, server_id)).private_key != signer.private_key:
                 raise
         else:

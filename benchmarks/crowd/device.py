@@ -13,8 +13,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from protocol.assertions import Purpose, public_key_of, thumbprint, use_of
 from protocol.codec import MEDIA_TYPE, NamedTensor, digest_of, encode_message
-from protocol.messages import UpdateHeader
+from protocol.join_token import JoinToken
+from protocol.messages import Enrolment, UpdateHeader
+from worker.credentials import RENEW_AT, Signer
 
 TASK = "crowd"
 NUMBERS = 16
@@ -64,7 +67,10 @@ class Device:
     def __init__(self, name: str, crowd: Crowd) -> None:
         self.name = name
         self._crowd = crowd
-        self._secret = secrets.token_urlsafe(32)
+        self._signer = Signer(secrets.token_urlsafe(32), JoinToken.parse(crowd.join_token).server_id)
+        self._worker_id = ""
+        self._token = ""
+        self._renew_at_s = 0.0
         self._path = ""
         self._wait_s = SHORT_S
         self._reader: asyncio.StreamReader | None = None
@@ -72,11 +78,15 @@ class Device:
 
     async def enrol(self) -> None:
         """Raises: Refused, OSError."""
-        message = {"name": self.name, "secret": self._secret, "tasks": [TASK]}
-        body = json.dumps(message).encode()
+        public_key = public_key_of(self._signer.private_key)
+        use = use_of(JoinToken.parse(self._crowd.join_token).secret)
+        proof = self._signer.sign(Purpose.ENROL, thumbprint(public_key), use)
+        message = Enrolment(name=self.name, public_key=public_key, proof=proof, tasks=(TASK,))
+        body = message.model_dump_json().encode()
         status, _, answer = await self._ask("POST", "/v1/workers", body, token=self._crowd.join_token)
         _expect(status, answer, 201)
-        self._path = f"/v1/workers/{json.loads(answer)['worker_id']}/assignment"
+        self._worker_id = json.loads(answer)["worker_id"]
+        self._path = f"/v1/workers/{self._worker_id}/assignment"
         self._hang_up()  # until all have enrolled, the server may well close it
 
     async def work(self) -> None:
@@ -87,9 +97,24 @@ class Device:
             except (OSError, asyncio.IncompleteReadError, Refused) as error:
                 self._crowd.failures[f"{type(error).__name__}: {error}"[:200]] += 1
                 self._hang_up()
+                if isinstance(error, Refused):
+                    self._renew_at_s = 0.0  # it may be the token that has ended early
                 await asyncio.sleep(PAUSE_S * (0.5 + random.random()))
 
+    async def _renew(self) -> None:
+        """Have another access token once four fifths of this one's time have passed."""
+        if time.monotonic() < self._renew_at_s:
+            return
+        asked_s = time.monotonic()
+        body = json.dumps({"assertion": self._signer.sign(Purpose.TOKEN, self._worker_id)}).encode()
+        path = f"/v1/workers/{self._worker_id}/token"
+        status, _, answer = await self._ask("POST", path, body, token="")
+        _expect(status, answer, 200)
+        issued = json.loads(answer)
+        self._token, self._renew_at_s = issued["access_token"], asked_s + RENEW_AT * issued["expires_s"]
+
     async def _turn(self) -> None:
+        await self._renew()
         self._crowd.polls += 1
         prefer = {"Prefer": f"wait={self._wait_s:g}"}
         status, headers, body = await self._ask("GET", self._path, headers=prefer, silence_s=self._wait_s)
@@ -129,7 +154,7 @@ class Device:
             reader, writer = await self._connection()
             said = {
                 "Host": urlsplit(self._crowd.url).netloc,
-                "Authorization": f"Bearer {token or self._secret}",
+                "Authorization": f"Bearer {self._token if token is None else token}",
                 "Content-Type": "application/json",
                 "Content-Length": str(len(body)),
             } | dict(headers or {})

@@ -8,9 +8,12 @@ from typing import NoReturn
 
 from benchmarks.disturbed.garbage import Forgery, forge
 from benchmarks.disturbed.mortal import Surroundings
+from protocol.assertions import Purpose, public_key_of, thumbprint, use_of
 from protocol.errors import FedSophiaError
-from protocol.messages import Assignment, Enrolment, Receipt, parse
+from protocol.join_token import JoinToken
+from protocol.messages import Assignment, Enrolment, Receipt
 from worker.client import ServerClient
+from worker.credentials import Signer
 from worker.downloader import Downloader
 from worker.global_state import GlobalState
 from worker.options import WorkerOptions
@@ -32,10 +35,15 @@ async def lie(options: WorkerOptions, around: Surroundings) -> NoReturn:
     """
     assert options.join_token is not None
     disturbances, record = around.disturbances, around.record
-    secret = secrets.token_urlsafe(32)
-    async with ServerClient(options.server_url, secret) as client:
-        enrolment = {"name": options.name, "secret": secret, "tasks": (around.task_name,)}
-        enrolled = await client.enrol(options.join_token, parse(Enrolment, enrolment))
+    token, private_key = JoinToken.parse(options.join_token), secrets.token_urlsafe(32)
+    public_key, signer = public_key_of(private_key), Signer(private_key, token.server_id)
+    proof = signer.sign(Purpose.ENROL, thumbprint(public_key), use_of(token.secret))
+    async with ServerClient(options.server_url) as client:
+        enrolment = Enrolment(
+            name=options.name, public_key=public_key, proof=proof, tasks=(around.task_name,)
+        )
+        enrolled = await client.enrol(str(token), enrolment)
+        client.authenticate(signer, enrolled.worker_id)
         state = GlobalState(Downloader(client).fetch)
         while True:
             try:

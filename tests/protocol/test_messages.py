@@ -44,11 +44,18 @@ UPDATE = {
     "num_examples": 60, "local_steps": 10,
 }  # fmt: skip
 EXAMPLES: dict[str, dict[str, object]] = {
-    "Enrolment": {"name": "laptop-1", "secret": "s" * 43, "tasks": ["digits"]},
+    "Enrolment": {"name": "laptop-1", "public_key": "p" * 43, "proof": "a.b.c", "tasks": ["digits"]},
+    "AccessTokenRequest": {"assertion": "a.b.c"},
+    "AccessToken": {"access_token": "fsa_x", "expires_s": 900},
+    "KeyRotation": {"public_key": "p" * 43, "proof": "a.b.c"},
     "Enrolled": {"worker_id": "w1", "role": "trainer", "protocol_version": 1},
     "JoinTokenRequest": {},
     "JoinTokenIssued": {
         "token_id": "t1", "join_token": "secret", "uses": 1, "role": "trainer", "expires_ms": 1,
+    },
+    "JoinTokenSummary": {
+        "token_id": "t1", "label": "default", "role": "trainer", "uses_left": 1, "created_ms": 1,
+        "expires_ms": 2,
     },
     "WorkerSummary": {
         "worker_id": "w1", "name": "laptop-1", "role": "trainer", "tasks": ["digits"], "enrolled_ms": 1,
@@ -288,8 +295,15 @@ def test_a_declaration_out_of_range_is_refused_and_the_field_is_named(
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"secret": "s" * 42}, "secret"),
-        ({"secret": "s" * 42 + "="}, "secret"),
+        ({"public_key": "p" * 42}, "public_key"),
+        ({"public_key": "p" * 42 + "="}, "public_key"),
+        ({"public_key": "p" * 44}, "public_key"),
+        ({"public_key": "p" * 43 + "\n"}, "public_key"),
+        ({"proof": ""}, "proof"),
+        ({"proof": "p" * 2049}, "proof"),
+        ({"schema_version": 1}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
+        ({"secret": "s" * 43}, "secret"),
         ({"tasks": []}, "tasks"),
         ({"tasks": [""]}, "tasks"),
         ({"name": "-x"}, "name"),
@@ -306,7 +320,7 @@ def test_an_enrolment_out_of_range_is_refused_and_the_field_is_named(
 
 def test_a_refusal_repeats_no_secret() -> None:
     with pytest.raises(InvalidMessage) as refusal:
-        parse(message_class("Enrolment"), EXAMPLES["Enrolment"] | {"secret": "hunter2!"})
+        parse(message_class("Enrolment"), EXAMPLES["Enrolment"] | {"proof": "hunter2!" * 1000})
     assert "hunter2" not in refusal.value.detail
 
 

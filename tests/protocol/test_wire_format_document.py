@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from protocol import header, messages
+from protocol import assertions, header, messages
 from protocol.algorithms import ALGORITHMS
+from protocol.assertions import Purpose
 from protocol.codec import (
     ALIGNMENT,
     MAX_TENSOR_BYTES,
@@ -22,6 +23,7 @@ from protocol.codec import (
 )
 from protocol.encodings import ENCODINGS
 from protocol.errors import every_error
+from protocol.join_token import JoinToken
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "reference" / "wire-format.md").read_text(encoding="utf-8")
 
@@ -89,10 +91,39 @@ def test_its_json_examples_are_messages_that_hide_no_field(name: str, text: str)
     assert parsed.model_fields_set == set(message.model_fields)
 
 
+def test_what_it_shows_as_signed_is_signed_as_it_says() -> None:
+    shown = {name: messages.parse(getattr(messages, name), text) for name, text in blocks("json")}
+    enrolment, token, rotation = shown["Enrolment"], shown["AccessTokenRequest"], shown["KeyRotation"]
+    assert isinstance(enrolment, messages.Enrolment)
+    assert isinstance(token, messages.AccessTokenRequest)
+    assert isinstance(rotation, messages.KeyRotation)
+    [join_token] = re.findall(r"^    (fsj_.*)$", DOCUMENT, flags=re.MULTILINE)
+    [signed_s] = map(int, re.findall(r"^at (\d+), for the join token$", DOCUMENT, flags=re.MULTILINE))
+    join, key, now_ms = JoinToken.parse(join_token), enrolment.public_key, signed_s * 1000
+    assert key == assertions.public_key_of(base64.urlsafe_b64encode(bytes(range(32))).rstrip(b"=").decode())
+    for assertion, by, purpose, subject, use in (
+        (enrolment.proof, key, Purpose.ENROL, assertions.thumbprint(key), assertions.use_of(join.secret)),
+        (token.assertion, key, Purpose.TOKEN, "w-7f3a", None),
+        (rotation.proof, rotation.public_key, Purpose.ROTATE, "w-7f3a", None),
+    ):
+        assertions.read(assertion, by, purpose, subject, join.server_id, now_ms, use)
+        assert f"`{purpose.value}`" in DOCUMENT
+
+
+def test_it_says_how_long_an_assertion_may_be_good_for() -> None:
+    assert f"MUST be 0 to {assertions.LONGEST_S}; a worker SHOULD take {assertions.LIFETIME_S}" in DOCUMENT
+    assert f"from {assertions.LEEWAY_S} s before `iat` to {assertions.LEEWAY_S} s\nafter `exp`" in DOCUMENT
+    assert f"a string of 16 to {assertions.MAX_ID} characters" in DOCUMENT
+    assert f"| `alg` | `{assertions.ALGORITHM}`" in DOCUMENT
+
+
 def test_it_shows_the_whole_life_of_a_worker() -> None:
     assert [name for name, _ in blocks("json")] == [
         "Enrolment",
         "Enrolled",
+        "AccessTokenRequest",
+        "AccessToken",
+        "KeyRotation",
         "Assignment",
         "UpdateHeader",
         "UploadOffer",

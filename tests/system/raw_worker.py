@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker written from docs/reference/wire-format.md alone.
 
-It shares no code with the project: httpx, msgpack and the standard library are all it has. It shows that the
+It shares no code with the project: httpx, msgpack, Ed25519 of cryptography and the standard library are all it has. It shows that the
 document says enough for a worker in another language, and breaks when the document and the server part ways.
 
 Its model has no inputs. Every example is a number y, every parameter θ predicts it, and the loss is the mean
@@ -11,17 +11,20 @@ document says. Training draws every parameter towards the mean of the examples, 
 
 import base64
 import hashlib
+import json as jsons
 import math
 import random
 import secrets
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypedDict, cast
 from urllib.parse import quote
 
 import httpx
 import msgpack
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MEDIA_TYPE = "application/vnd.fed-sophia.v1+msgpack"
 BUNDLES = {"sgd": ["delta"], "sophia": ["delta"], "sophia_shared": ["delta", "hessian"]}
@@ -90,25 +93,73 @@ class Refused(Exception):
         super().__init__(f"{problem['code']}: {problem['detail']}")
         self.code = problem["code"]
         self.retryable = problem["retryable"]
+        self.server_ms = problem.get("server_ms")
 
 
 @dataclass
 class RawWorker:
-    """One device: its connection, its secret, and what `sophia` keeps between the rounds of a run."""
+    """One device: its connection, its key, and what `sophia` keeps between the rounds of a run."""
 
     client: httpx.Client
     worker_id: str = ""
-    secret: str = field(
-        default_factory=lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=").decode()
-    )
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    server_id: str = ""
+    access_token: str = ""
+    renew_at_s: float = 0.0
+    clock_s: Callable[[], float] = time.time
+    ahead_s: float = 0.0
+    """How far the server's clock is ahead of this one."""
     kept: dict[str, Momentum] = field(default_factory=dict)
 
     def enrol(self, join_token: str, name: str, tasks: list[str]) -> None:
         """Step 1."""
-        message = {"schema_version": 1, "name": name, "secret": self.secret, "tasks": tasks}
+        secret, self.server_id = join_token.removeprefix("fsj_").split(".")[:2]
+        public_key = base64url(self.key.public_key().public_bytes_raw())
+        jwk = f'{{"crv":"Ed25519","kty":"OKP","x":"{public_key}"}}'
+        thumbprint = base64url(hashlib.sha256(jwk.encode()).digest())
+        use = {"use": hashlib.sha256(secret.encode()).hexdigest()}
+        message = {"schema_version": 2, "name": name, "public_key": public_key, "tasks": tasks}
         message |= {"protocol_min": 1, "protocol_max": 1}
         headers = {"Authorization": f"Bearer {join_token}"}
-        self.worker_id = self._ask("POST", "/v1/workers", headers, json=message).json()["worker_id"]
+
+        def enrol() -> httpx.Response:
+            proof = self._sign("fed-sophia-enrol+jwt", thumbprint, use)
+            return self._ask("POST", "/v1/workers", headers, json=message | {"proof": proof})
+
+        self.worker_id = self._by_the_servers_clock(enrol).json()["worker_id"]
+
+    def renew(self) -> None:
+        """Have an access token."""
+
+        def exchange() -> httpx.Response:
+            assertion = {"assertion": self._sign("fed-sophia-token+jwt", self.worker_id)}
+            return self._ask(
+                "POST", f"/v1/workers/{quote(self.worker_id, safe='')}/token", {}, json=assertion
+            )
+
+        asked_s = time.monotonic()
+        issued = self._by_the_servers_clock(exchange).json()
+        self.access_token, self.renew_at_s = issued["access_token"], asked_s + 0.8 * issued["expires_s"]
+
+    def _sign(self, purpose: str, subject: str, more: dict[str, str] | None = None) -> str:
+        """An assertion."""
+        now_s = int(self.clock_s() + self.ahead_s)
+        claims = {"iss": subject, "sub": subject, "aud": self.server_id, "iat": now_s, "exp": now_s + 60}
+        claims |= {"jti": base64url(secrets.token_bytes(16)), **(more or {})}
+        parts = [
+            base64url(jsons.dumps(part).encode()) for part in ({"alg": "Ed25519", "typ": purpose}, claims)
+        ]
+        return ".".join([*parts, base64url(self.key.sign(".".join(parts).encode()))])
+
+    def _by_the_servers_clock(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
+        """Ask for what takes an assertion; once more by the server's time if ours is wrong."""
+        try:
+            return ask()
+        except Refused as refused:
+            if refused.code != "clock-skewed" or not isinstance(refused.server_ms, int):
+                raise
+            self.ahead_s = refused.server_ms / 1000 - self.clock_s()
+        return ask()
 
     def next_assignment(self) -> Assignment:
         """Step 2: wait, half a minute at most."""
@@ -218,13 +269,21 @@ class RawWorker:
         content: bytes | None = None,
     ) -> httpx.Response:
         """One request, repeated a few times when there is no answer or one that says to try again."""
-        given = {"Authorization": f"Bearer {self.secret}"} | (headers or {})
+        proves_itself = path == "/v1/workers" or path.endswith("/token")
         for attempt in range(1, ATTEMPTS + 1):
+            given = dict(headers or {})
+            if not proves_itself:
+                if time.monotonic() >= self.renew_at_s:
+                    self.renew()
+                given["Authorization"] = f"Bearer {self.access_token}"
             try:
                 answer = self.client.request(method, path, headers=given, json=json, content=content)
                 if answer.is_success:
                     return answer
                 problem = Refused(answer.json())
+                if problem.code == "unauthenticated" and not proves_itself and attempt < ATTEMPTS:
+                    self.renew_at_s = 0.0  # the access token has ended early
+                    continue
                 if attempt == ATTEMPTS or not problem.retryable or method == "PUT":  # a PUT: declare again
                     raise problem
             except httpx.TransportError:
@@ -232,6 +291,10 @@ class RawWorker:
                     raise
             time.sleep(0.1 * 2**attempt * random.random())
         raise AssertionError("the last attempt answers or raises")
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _path(assignment: Assignment, last: str) -> str:

@@ -19,13 +19,12 @@ import torch
 from protocol.algorithms import ALGORITHMS, algorithm_named
 from protocol.codec import MEDIA_TYPE, Bundle, decode_message, digest_of
 from protocol.messages import RunStatus, RunSummary
-from ps_service.auth import hash_secret
 from ps_service.background import background
 from ps_service.settings import Settings
-from ps_service.storage import Stores, credential_records
+from ps_service.storage import Stores, key_records
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.records import Records
-from tests.ps_service.conftest import OPERATOR_KEY, ManualClock, ParameterServer, a_message
+from tests.ps_service.conftest import ManualClock, ParameterServer, a_message, add_operator
 from worker.agent import serve
 from worker.options import WorkerOptions
 from worker.patience import Pauses
@@ -51,8 +50,8 @@ async def a_server(directory: Path) -> AsyncIterator[ParameterServer]:
             directory, Stores(records, FileBlobs(directory)), ManualClock(), Settings(_env_file=None)
         )
         async with records.write() as connection:
-            if not await credential_records.has_operator_key(connection):
-                await credential_records.add_operator_key(connection, hash_secret(OPERATOR_KEY), "test", 0)
+            if not await key_records.has_operator_key(connection):
+                await add_operator(connection)
         async with background(server.service):
             yield server
         await server.service.uploads.close()

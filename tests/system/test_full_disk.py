@@ -15,7 +15,7 @@ from fed_sophia.operator_client import OperatorClient
 from fed_sophia.whole_file import whole_file
 from protocol.errors import InvalidUsage, StorageNotWritable
 from protocol.messages import Outcome, RoundStatus
-from ps_service.auth import write_private
+from ps_service.operator_keys import write_private
 from tests.small_disk import Disk, a_small_disk
 from tests.system.conftest import READY_S, ServerProcess
 from tests.system.held_cohort import SMALL, a_cohort, a_run, a_state, has_admitted, until

@@ -8,4 +8,4 @@ import torch  # noqa: F401
 from tests.system.crash import doomed_server, doomed_worker  # noqa: F401
 from worker.client import ServerClient
 
-ServerClient("http://127.0.0.1", "nobody's")  # makes the TLS context that all clients of a process share
+ServerClient("http://127.0.0.1")  # makes the TLS context that all clients of a process share

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
+from protocol.assertions import Purpose, public_key_of, thumbprint, use_of
 from protocol.codec import NamedTensor, digest_of, encode_bundle, encode_message
+from protocol.join_token import JoinToken
 from protocol.messages import Assignment, Enrolment, Receipt, RunSpec, TensorSpec, UpdateHeader, UploadOffer
 from tests.system.conftest import ServerProcess
 from worker.client import ServerClient
+from worker.credentials import Signer
 
 TASK = "by-hand"
 NUMBERS = 50_000
@@ -62,10 +65,13 @@ class Device:
 @asynccontextmanager
 async def a_device(server: ServerProcess, url: str, name: str) -> AsyncIterator[Device]:
     """Enrol a new device, whose server is at `url`."""
-    secret = secrets.token_urlsafe(32)
-    async with ServerClient(url, secret) as client:
-        enrolment = Enrolment(name=name, secret=secret, tasks=(TASK,))
-        enrolled = await client.enrol(await server.join_token(), enrolment)
+    token, private_key = JoinToken.parse(await server.join_token()), secrets.token_urlsafe(32)
+    public_key, signer = public_key_of(private_key), Signer(private_key, token.server_id)
+    proof = signer.sign(Purpose.ENROL, thumbprint(public_key), use_of(token.secret))
+    async with ServerClient(url) as client:
+        enrolment = Enrolment(name=name, public_key=public_key, proof=proof, tasks=(TASK,))
+        enrolled = await client.enrol(str(token), enrolment)
+        client.authenticate(signer, enrolled.worker_id)
         yield Device(client, enrolled.worker_id)
 
 

@@ -13,7 +13,7 @@ from tests.system.network.faults import Behind, Fault, Kind, Twice, on_route
 from tests.system.network.federation import ENROL, short_pauses
 from tests.system.network.mistreating_proxy import MistreatingProxy
 from worker.client import ServerClient
-from worker.enrolment import enrol_once
+from worker.enrolment import Enrolling
 from worker.identity import identity_in
 from worker.options import WorkerOptions
 
@@ -24,10 +24,9 @@ async def enrolled(url: str, state_dir: Path, token: str) -> str:
     options = WorkerOptions(
         server_url=url, join_token=token, name=state_dir.name, state_dir=state_dir, task="digits"
     )
-    async with ServerClient(url, identity.secret) as client:
-        return await enrol_once(
-            client, identity, options, "digits", lambda _event: None, short_pauses(options.name)
-        )
+    async with ServerClient(url) as client:
+        pauses = short_pauses(options.name)
+        return await Enrolling(client, options, "digits", lambda _event: None, pauses).enrol_once(identity)
 
 
 async def known_workers(server: ServerProcess) -> set[str]:

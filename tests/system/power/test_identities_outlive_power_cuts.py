@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker that loses its secret cannot prove any more who it is: no power cut takes it away."""
+"""A worker that loses its key cannot prove any more who it is: no power cut takes it away."""
 
 import sys
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class Saved:
 
 
 def life(root: Path, witness: Witness[Saved]) -> None:
-    """A worker makes its secret in a directory that is not there yet, and enrols."""
+    """A worker makes its key in a directory that is not there yet, enrols, and takes another key."""
     state_dir = root / "workers" / "mine"
-    with witness.doing("making the secret"):
+    with witness.doing("making the key"):
         made = identity_in(state_dir, SERVER, witness.fsync)
         witness.promise(identity=made.model_dump_json())
     with witness.doing("noting the worker's id"):
@@ -36,15 +36,25 @@ def life(root: Path, witness: Witness[Saved]) -> None:
         witness.promise(next=enrolled.model_dump_json())
         save_identity(state_dir, enrolled, witness.fsync)
         witness.promise(identity=enrolled.model_dump_json())
+    with witness.doing("keeping the next key"):
+        both = enrolled.model_copy(update={"next_private_key": "n" * 43})
+        witness.promise(next=both.model_dump_json())
+        save_identity(state_dir, both, witness.fsync)
+        witness.promise(identity=both.model_dump_json())
+    with witness.doing("letting go of the old key"):
+        promoted = both.model_copy(update={"private_key": "n" * 43, "next_private_key": None})
+        witness.promise(next=promoted.model_dump_json())
+        save_identity(state_dir, promoted, witness.fsync)
+        witness.promise(identity=promoted.model_dump_json())
 
 
-def the_secret_is_there(root: Path, saved: Saved) -> None:
+def the_key_is_there(root: Path, saved: Saved) -> None:
     found = identity_in(root / "workers" / "mine", SERVER, no_sync)
     if saved.identity is not None:
         assert found in [Identity.model_validate_json(may) for may in (saved.identity, saved.next) if may]
 
 
-LAW = Law(life, Saved(), the_secret_is_there)
+LAW = Law(life, Saved(), the_key_is_there)
 
 
 @pytest.mark.parametrize("torn", [zeros, nothing])

@@ -16,7 +16,7 @@ import pytest
 from tests.system.power.lives import IN_MEMORY
 from tests.system.power.unsynced import Disk, lay_out
 from tests.system.power.worker_life import no_sync
-from tests.worker.small_server import SmallServer, a_server, training
+from tests.worker.small_server import JOIN_TOKEN, SmallServer, a_server, training
 from tests.worker.workplace import StubTrainer
 from worker.agent import serve
 from worker.identity import identity_in
@@ -69,7 +69,7 @@ async def work(state_dir: Path, server: SmallServer, disk: Disk, assignments: in
     pauses = Pauses(sleep=at_once, jitter=lambda: 0.5)
     options = WorkerOptions(
         server_url=URL,
-        join_token="token",
+        join_token=str(JOIN_TOKEN),
         name="mine",
         state_dir=state_dir,
         task="digits",
@@ -84,7 +84,7 @@ async def test_each_word_of_the_worker_is_on_the_disk_before_it_is_said(tmp_path
     state_dir.mkdir()
 
     def enrolling(place: Path) -> None:
-        assert (place / "identity.json").exists(), "the secret is there"
+        assert (place / "identity.json").exists(), "the key is there"
         assert identity_in(place, URL, no_sync) == identity_in(state_dir, URL, no_sync)
 
     def asking(place: Path) -> None:

@@ -25,7 +25,7 @@ COUNTED = (1, 2)
 REFUSED = 3
 STEPS = 10
 SERVER = "https://fed.example"
-IDENTITY = Identity(server_url=SERVER, secret="s" * 43)
+IDENTITY = Identity(server_url=SERVER)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Assured:
     """What the worker may rely on, and what it has begun."""
 
     known: bool = False
-    """The secret may have been sent."""
+    """The key may have been used."""
     put: int = 0
     """So many counted updates have been put: they are in the outbox or in the local state."""
     settling: int = 0
@@ -133,7 +133,7 @@ def deliver(outbox: Outbox, number: int, witness: Witness[Assured]) -> None:
 def nothing_is_lost(root: Path, assured: Assured) -> None:
     """Open what was found; go on with it as the agent would; see that all is as if nothing had happened."""
     if assured.known:
-        assert (root / "identity.json").exists(), "the secret is there"
+        assert (root / "identity.json").exists(), "the key is there"
         assert identity_in(root, SERVER, no_sync) == IDENTITY
     local_state = LocalState(root / "local_state", no_sync)
     outbox = Outbox(root / "outbox", local_state, no_sync)
