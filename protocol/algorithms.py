@@ -101,7 +101,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             optimizer="sophia_shared",
             server_step="sophia_shared",
             hyperparameters=FedSophiaSharedHyperparameters,
-            combiners={"delta": "mean", "hessian": "trimmed_mean"},
+            combiners={"delta": "mean", "hessian": "winsorized_mean"},
             state_bundles=("direction", "hessian"),
             derived={"direction": "delta"},
         ),

@@ -5,8 +5,8 @@ In a synchronous run all updates of a round were made from one version, and all 
 
 In an asynchronous run deltas are those of the round. A bundle that is combined only every so many versions
 (`hessian`) comes from each worker in a turn of its own: what arrived since the last time is combined
-together, once, and of each worker its newest, so that the fast have no more say. A few that could not be
-trimmed are left out.
+together, once, and of each worker its newest, so that the fast have no more say. Of so few that none could
+be told to be wild, none are combined.
 """
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,7 +19,7 @@ from ps_service.storage import update_records, version_records
 from ps_service.storage.run_records import StoredRun
 
 FEWEST_OF_A_BUNDLE = 3
-"""Where updates bring a bundle now and then, of so many workers at least: a trimmed mean needs three rows."""
+"""Where updates bring a bundle now and then, of so many workers at least: fewer tell none of them wild."""
 
 
 async def contributions(

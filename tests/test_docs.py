@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from fed_sophia.cli import app as command_line
+from fed_sophia.experiments.attacks import ATTACKS
 from protocol.algorithms import ALGORITHMS, JOINED, LOCALS, SERVERS, algorithm_named
 from protocol.errors import InvalidUsage, every_error
 from protocol.messages import RunSpec
@@ -147,6 +148,12 @@ def test_every_task_of_the_menu_has_its_heading_and_its_row_and_no_other() -> No
     assert (
         list(sections("tasks.md")) == re.findall(r"^\| `([^`]+)` \|", before, flags=re.MULTILINE) == [*TASKS]
     )
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_of_the_menu_is_told(name: str) -> None:
+    page = (ROOT / "docs" / "howto" / "run-an-experiment.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\|[^|]*`{name}`[^|]*\|", page, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -95,6 +95,8 @@ class Simulation:
         slots = sample(self._spec.seed, number, tuple(range(self._workers)), cohort)
         if self._forgers is not None and not self._forgers.attack.sends:
             slots = tuple(slot for slot in slots if slot not in self._forgers.slots)
+        if not slots:
+            raise QuorumMissing(f"nobody invited sends an update; the quorum is {self._spec.quorum}")
         jobs = [Job(slot, self._assignment(slot, number), self._kept.get(slot)) for slot in slots]
         self._count_downloads(slots)
         sent_down = {name: self.state[name] for name in self._algorithm.sent_down if name in self.state}

@@ -14,12 +14,14 @@ from ps_service.combiners.median import median
 from ps_service.combiners.multi_krum import multi_krum
 from ps_service.combiners.norm_bounded import norm_bounded
 from ps_service.combiners.trimmed_mean import trimmed_mean
+from ps_service.combiners.winsorized_mean import winsorized_mean
 
 __all__ = ["COMBINERS", "Combiner", "Weighing"]
 
 COMBINERS: dict[str, Combiner] = {
     "mean": Combiner(mean),
     "trimmed_mean": Combiner(trimmed_mean),
+    "winsorized_mean": Combiner(winsorized_mean),
     "median": Combiner(median),
     "krum": Combiner(mean, Weighing(inner_products, krum)),
     "multi_krum": Combiner(mean, Weighing(inner_products, multi_krum)),

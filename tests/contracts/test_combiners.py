@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from protocol.messages import TensorSpec
 from ps_service.combiners import COMBINERS
 from ps_service.combiners.trimmed_mean import trimmed
+from ps_service.combiners.winsorized_mean import pulled_in
 from ps_service.combining import decided_weights
 
 EVERY_COMBINER = pytest.mark.parametrize("name", COMBINERS)
 COORDINATES = 97
-ADDS_IN_ANOTHER_ORDER = {"trimmed_mean"}
+ADDS_IN_ANOTHER_ORDER = {"trimmed_mean", "winsorized_mean"}
 """If all signs are turned round: the kept values are added from the other end."""
 STANDS_AGAINST_FEWER_THAN_HALF = pytest.mark.parametrize(
     "name", ["median", "krum", "multi_krum", "geometric_median"]
@@ -187,13 +188,16 @@ def test_the_mean_weighs_by_its_weights():
     )
 
 
-@pytest.mark.parametrize("num_workers", [3, 5, 9, 10, 21])
-def test_wild_values_never_pass_the_trimmed_mean(num_workers):
+@pytest.mark.parametrize(("name", "withstood"), [("trimmed_mean", trimmed), ("winsorized_mean", pulled_in)])
+@pytest.mark.parametrize("num_workers", [3, 5, 9, 10, 21, 32])
+def test_wild_values_at_one_end_never_pass(name, withstood, num_workers):
     rows = np.abs(rows_of(num_workers))
     for wild in (1e30, -1e30):
         spoilt = rows.copy()
-        spoilt[: trimmed(num_workers)] = wild
-        assert np.abs(combine("trimmed_mean", spoilt)).max() <= rows.max()
+        spoilt[: withstood(num_workers)] = wild
+        assert np.abs(combine(name, spoilt)).max() <= rows.max() * (1 + 1e-6)
+        spoilt[withstood(num_workers)] = wild  # one more passes: the number is no understatement
+        assert np.abs(combine(name, spoilt)).min() > 1e20
 
 
 def test_the_trimmed_mean_by_hand():
@@ -201,3 +205,17 @@ def test_the_trimmed_mean_by_hand():
     rows = np.array([[100], [2], [1], [3]], dtype=np.float32)
     assert combine("trimmed_mean", rows)[0] == 2.5
     assert [trimmed(k) for k in (1, 2, 3, 19, 20, 40)] == [0, 0, 1, 1, 2, 4]
+
+
+def test_the_winsorized_mean_by_hand():
+    """Of 1, 2, 3, 6, 100, ⌊5/5⌋ = 1 at each end: (2 + 2 + 3 + 6 + 6)/5 = 3.8."""
+    rows = np.array([[100], [2], [1], [6], [3]], dtype=np.float32)
+    assert combine("winsorized_mean", rows)[0] == np.float32(3.8)
+    assert [pulled_in(k) for k in (1, 2, 3, 9, 10, 29, 32)] == [0, 0, 1, 1, 2, 5, 6]
+
+
+def test_what_a_few_honestly_hold_counts_for_more_in_the_winsorized_mean_than_in_the_trimmed():
+    """Three of ten hold 5: pulling in two at each end changes nothing, 15/10; dropping one leaves 10/8."""
+    rows = np.array([[0]] * 7 + [[5]] * 3, dtype=np.float32)
+    assert combine("winsorized_mean", rows)[0] == 1.5
+    assert combine("trimmed_mean", rows)[0] == 1.25

@@ -242,6 +242,8 @@ def test_a_message_cannot_be_changed(name: str) -> None:
         ({"target_metric": {"name": "loss"}}, "one of at_least and at_most"),
         ({"target_metric": {"name": "loss", "at_least": 1, "at_most": 2}}, "one of at_least and at_most"),
         ({"max_duration_s": 0}, "max_duration_s"),
+        ({"max_delta_norm": 0}, "max_delta_norm"),
+        ({"max_delta_norm": 1e10}, "max_delta_norm"),
         ({"max_extensions": -1}, "max_extensions"),
     ],
 )

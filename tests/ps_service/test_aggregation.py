@@ -114,9 +114,10 @@ class Case:
         old = self.state.get("direction", {}).get(name, np.zeros(theta.shape))
         result["direction"] = mixing * old + (1 - mixing) * mean_q
         hessians = np.sort([sent["hessian"][name].astype(np.float64) for sent in self.sent], axis=0)
-        kept = hessians[1:-1] if len(hessians) >= 3 else hessians
+        if len(hessians) >= 3:  # winsorized: one at each end
+            hessians[0], hessians[-1] = hessians[1], hessians[-2]
         old = self.state.get("hessian", {}).get(name, np.zeros(theta.shape))
-        result["hessian"] = h.hessian_decay * old + (1 - h.hessian_decay) * kept.mean(axis=0)
+        result["hessian"] = h.hessian_decay * old + (1 - h.hessian_decay) * hessians.mean(axis=0)
         return result
 
 

@@ -39,6 +39,18 @@ def test_the_seed_of_a_trial_divides_anew_and_holds_the_same_out() -> None:
     assert first.digest != divided(validation=200).digest
 
 
+def test_labels_are_flipped_for_those_workers_alone() -> None:
+    """Of ten classes y becomes 9 − y; whoever trains on that trains on other data."""
+    data = divided()
+    flipped = data.with_flipped_labels([1, 3])
+    for worker, rows in enumerate(data.rows_of_each):
+        honest = data.training.targets[rows]
+        expected = 9 - honest if worker in (1, 3) else honest
+        torch.testing.assert_close(flipped.training.targets[rows], expected)
+    torch.testing.assert_close(flipped.test.targets, data.test.targets)
+    assert flipped.digest != data.digest == divided().digest
+
+
 def test_holding_everything_out_is_refused() -> None:
     with pytest.raises(InvalidUsage, match="hold out"):
         divided(validation=1437)

@@ -156,6 +156,9 @@ def test_a_round_with_too_few_that_pass_ends_the_trial_with_a_sentence() -> None
     _, outcome = held(trial)
     assert outcome.failure is not None
     assert "0 updates were admitted; the quorum is 1" in outcome.failure
+    _, outcome = held(replace(trial, attack="absent"))
+    assert outcome.failure is not None
+    assert "nobody invited sends an update; the quorum is 1" in outcome.failure
 
 
 def test_the_honest_alone_send_and_fetch_less() -> None:

@@ -16,6 +16,7 @@ from fed_sophia.experiments.scenario import load_scenario
 from fed_sophia.experiments.sweep import Sweep
 from fed_sophia.experiments.trials import trials_of
 from tests.fed_sophia.experiments.formula_engine import SMALL, FormulaEngine, scenario_file
+from tests.fed_sophia.experiments.test_attack_table import ATTACKED, by_trial
 from tests.fed_sophia.experiments.test_sweep import Listener
 
 ROOT = Path(__file__).parents[3]
@@ -91,6 +92,45 @@ def test_trials_that_are_the_same_count_once(
     assert run_command(arguments) == 0
     begin = said(capsys)[0]
     assert (begin["trials"], begin["skipped"]) == (0, 8)
+
+
+def test_parts_share_no_trial_and_have_all_of_them_whatever_was_trained_between(
+    scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three parts of eight trials; the first two are trained already."""
+    trials = trials_of(load_scenario(scenario))
+    Sweep(trials[:2], InProcess(), tmp_path / "out", Listener()).run()
+    arguments = ["experiment", "run", scenario, "--in-process", "--results", "out", "--json", "--part"]
+    Sweep(trials[3::3], InProcess(), tmp_path / "out", Listener()).run()
+    assert run_command([*arguments, "1/3"]) == 0
+    begin, summary = said(capsys)
+    assert (begin["trials"], begin["skipped"]) == (0, 3)
+    assert (summary["part"], summary["comparisons"]) == ("1/3", [])
+    Sweep([*trials[4::3], *trials[2::3]], InProcess(), tmp_path / "out", Listener()).run()
+    for part, skipped in (("2/3", 3), ("3/3", 2), ("8/8", 1), ("1/1", 8)):
+        assert run_command([*arguments, part]) == 0
+        begin, _ = said(capsys)
+        assert (begin["trials"], begin["skipped"]) == (0, skipped), part
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b", "1/", "-1/3", "1/0"])
+def test_a_part_that_is_none_is_refused(scenario: str, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["experiment", "run", scenario, "--in-process", f"--part={part}"]) == 2
+    assert f"--part '{part}': expected K/N with K from 1 to N" in capsys.readouterr().err
+
+
+def test_a_scenario_of_attacks_is_shown_in_tables_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = scenario_file(tmp_path, ATTACKED, "attacked")
+    Sweep(trials_of(load_scenario(path)), InProcess(by_trial, by_trial), tmp_path / "out", Listener()).run()
+    assert run_command(["experiment", "report", path, "--results", "out"]) == 0
+    assert "| hessian-huge " in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "attacked.jsonl",
+        "attacked-in-process.md",
+    }
 
 
 def test_two_scenarios_of_one_name_are_refused_together(

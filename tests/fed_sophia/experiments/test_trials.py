@@ -95,11 +95,30 @@ def test_what_does_not_change_the_outcome_does_not_change_the_key(
         {"evaluate_every": 1},
         {"iterate_average": True},
         {"seed": 1},
+        {"max_delta_norm": 1.0},
+        {"attack": "nan", "attackers": 2},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_what_changes_the_outcome_changes_the_key(change: dict[str, object], trial: Trial) -> None:
     assert replace(trial, **change).key != trial.key  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"attack": "in-box"}, {"attackers": 3}, {"admission": False}],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_attack_is_another_trial(change: dict[str, object], trial: Trial) -> None:
+    attacked = replace(trial, attack="nan", attackers=2)
+    assert replace(attacked, **change).key != attacked.key  # type: ignore[arg-type]
+
+
+def test_where_nobody_is_dishonest_or_sends_nothing_it_is_the_same_whether_updates_are_judged(
+    trial: Trial,
+) -> None:
+    for each in (trial, replace(trial, attack="absent", attackers=2)):
+        assert replace(each, admission=False).key == each.key
 
 
 def test_a_default_that_is_spelled_out_is_the_same_trial(trial: Trial) -> None:
