@@ -6,31 +6,8 @@ request may be tried again. Its message names what was found and what was expect
 a token or a tensor's values. `ps_service.routes.problems` alone maps codes to HTTP statuses.
 """
 
-from enum import StrEnum
-from typing import ClassVar
-
-
-class Fault(StrEnum):
-    """Who has to change something before it can work."""
-
-    CALLER = "caller"
-    PEER = "peer"
-    SERVER = "server"
-
-
-class FedSophiaError(Exception):
-    """Something in fed-sophia went wrong, and its class says what."""
-
-    code: ClassVar[str] = "internal"
-    fault: ClassVar[Fault] = Fault.SERVER
-    retryable: ClassVar[bool] = False
-    retry_after_s: float = 1.0
-    """How long to wait before trying again, where that may help."""
-
-    @property
-    def detail(self) -> str:
-        """The sentence that names what was found and what was expected."""
-        return str(self.args[0]) if self.args else (self.__doc__ or self.code)
+from protocol.error_root import Fault as Fault
+from protocol.error_root import FedSophiaError as FedSophiaError
 
 
 # --- messages and tensors ---------------------------------------------------------------------

@@ -57,6 +57,7 @@ MAY = {
     "POST /v1/runs/{run_id}/metrics": "401 403 403 403 404 403 403",
     "GET /v1/runs/{run_id}/events": f"{OPERATORS} 200",
     "GET /metrics": f"{OPERATORS} 200",
+    "GET /v1/ca": "404 404 404 404 404 404 404",  # anybody may have it, if there is one
     "GET /healthz": "200 200 200 200 200 200 200",
     "GET /readyz": "200 200 200 200 200 200 200",
 }
