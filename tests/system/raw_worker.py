@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker written from docs/reference/wire-format.md alone.
 
-It shares no code with the project: httpx, msgpack, Ed25519 of cryptography and the standard library are all it has. It shows that the
-document says enough for a worker in another language, and breaks when the document and the server part ways.
+It shares no code with the project: httpx, msgpack, Ed25519 of cryptography and the standard library are all
+it has. It shows that the document says enough for a worker in another language, and breaks when the document
+and the server part ways.
 
 Its model has no inputs. Every example is a number y, every parameter θ predicts it, and the loss is the mean
 of (θ − y)²/2: the likelihood of a Gaussian of unit variance, so that curvature can be estimated as the
