@@ -111,7 +111,7 @@ def read(
     """
     try:
         token = jwt.decode(assertion, _public(public_key), algorithms=[ALGORITHM])
-    except (JoseError, ValueError, TypeError) as error:
+    except (JoseError, ValueError, TypeError, RecursionError) as error:
         raise AssertionRefused(f"the assertion is not signed by this key ({type(error).__name__})") from None
     claims = token.claims
     expected = {"iss": subject, "sub": subject, "aud": server_id, "use": use}

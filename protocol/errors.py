@@ -9,7 +9,6 @@ a token or a tensor's values. `ps_service.routes.problems` alone maps codes to H
 from protocol.error_root import Fault as Fault
 from protocol.error_root import FedSophiaError as FedSophiaError
 
-
 # --- messages and tensors ---------------------------------------------------------------------
 
 

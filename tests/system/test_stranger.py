@@ -4,6 +4,7 @@
 import ast
 import asyncio
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ def strangers(server: ServerProcess, join_token: str, count: int) -> Iterator[li
         yield workers
 
 
-def test_the_stranger_imports_nothing_but_httpx_msgpack_and_the_standard_library() -> None:
+def test_the_stranger_imports_nothing_but_httpx_msgpack_ed25519_and_the_standard_library() -> None:
     imported = set()
     for node in ast.walk(ast.parse(Path(__file__).with_name("raw_worker.py").read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -69,7 +70,7 @@ def test_the_stranger_imports_nothing_but_httpx_msgpack_and_the_standard_library
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             imported.add(str(node.module).partition(".")[0])
-    assert imported - sys.stdlib_module_names == {"httpx", "msgpack"}
+    assert imported - sys.stdlib_module_names == {"cryptography", "httpx", "msgpack"}
     assert "importlib" not in imported
 
 
@@ -111,6 +112,19 @@ async def test_a_worker_written_from_the_wire_document_alone_takes_part_to_the_e
         "scalar": 1,
     }
     assert all(START < value < 1 for values in params.values() for value in values), "all moved towards 1"
+
+
+@pytest.mark.parametrize("off_s", [-30 * 86_400, 86_400])
+async def test_a_stranger_whose_clock_is_wrong_signs_by_the_servers(
+    server: ServerProcess, off_s: int
+) -> None:
+    token = await server.join_token()
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        worker = RawWorker(client, clock_s=lambda: time.time() + off_s)
+        await asyncio.to_thread(worker.enrol, token, "stranger", ["towards-one"])
+        assert abs(worker.ahead_s + off_s) < 60
+        await asyncio.to_thread(worker.renew)
+        assert worker.access_token
 
 
 async def test_a_wrong_update_is_refused_by_its_documented_code_and_the_right_one_still_counts(
