@@ -58,7 +58,7 @@ class SmallFederation:
     def restart(self) -> None:
         """Nothing is left of the server but its stores; another one goes on with them."""
         stores = Stores(self.records, FileBlobs(self.directory, fsync=lambda _descriptor: None))
-        settings = Settings(lost_after_s=LOST_AFTER_MS / 1000, requests_per_s_per_worker=10_000)
+        settings = Settings(lost_after_s=LOST_AFTER_MS / 1000)
         self.server = ParameterServer(self.directory, stores, self.clock, settings)
         for worker in self._enrolled:
             worker.server, worker.http = self.server, self.server.client(worker.secret)
