@@ -24,6 +24,7 @@ class TokenBuckets:
         self._a_token_s = 1.0 / per_s
         self._burst_s = max(burst_s, self._a_token_s)
         self._most_keys = most_keys
+        self._latest_s = 0.0
         self._full_s: OrderedDict[str, float] = OrderedDict()  # the key that was used last is the last
 
     def __len__(self) -> int:
@@ -31,6 +32,9 @@ class TokenBuckets:
 
     def take(self, key: str, now_s: float) -> float:
         """Take a token: 0.0 where there was one, else the seconds until there is one, and none is taken."""
+        if now_s < self._latest_s:  # the clock was set back: what was written in its future says nothing
+            self._full_s.clear()
+        self._latest_s = now_s
         full_s = max(self._full_s.get(key, now_s), now_s) + self._a_token_s
         wait_s = full_s - now_s - self._burst_s
         if wait_s > 1e-6:  # what floats lose of a time in seconds since 1970

@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     """Requests that wait for an assignment at a time."""
     max_waiting_per_worker: int = Field(default=4, ge=1)
     """Of them, so many of one worker."""
-    requests_per_s_per_worker: float = Field(default=20.0, ge=1)
+    requests_per_s_per_worker: float = Field(default=50.0, ge=1)
     """Requests of one worker, in the long run; ten seconds' worth of them may come at once."""
     requests_per_s_per_address: float = Field(default=1000.0, ge=1)
     """Requests from one address, in the long run; twenty seconds' worth of them may come at once."""

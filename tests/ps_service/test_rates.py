@@ -43,6 +43,15 @@ def test_a_whole_burst_fits_and_one_more_does_not():
     assert buckets.take("w-2", NOW_S) == 0.0
 
 
+@pytest.mark.parametrize("back_s", [0.1, 20.0, 3_600.0])
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(back_s):
+    buckets = TokenBuckets(per_s=2.0, burst_s=10.0)
+    for _ in range(21):
+        buckets.take("w-1", NOW_S)
+    assert [buckets.take("w-1", NOW_S - back_s) for _ in range(20)] == [0.0] * 20
+    assert buckets.take("w-1", NOW_S - back_s) > 0.0
+
+
 def test_memory_is_bounded_and_those_that_ask_are_the_ones_remembered():
     buckets = TokenBuckets(per_s=1.0, burst_s=1.0, most_keys=3)
     buckets.take("busy", NOW_S)
