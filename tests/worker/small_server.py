@@ -2,13 +2,8 @@
 """A small honest server for one worker, in the place of a network.
 
 It keeps the contract of `docs/reference/http-api.md`: the same assignment until it is settled, one
-<<<<<<< HEAD
-receipt an assignment, the same receipt for the same digest; an access token for what the worker's key has
-signed.
-=======
 receipt an assignment, the same receipt for the same digest; an access token for what the
 worker's key has signed.
->>>>>>> authtests
 """
 
 import asyncio
