@@ -162,6 +162,13 @@ def test_a_machine_is_told_of_every_enrolled_worker_and_how_many_are_there(
         "last_seen_ms": DAY_MS + 5_000,
         "lost_ms": DAY_MS + 95_000,
         "revoked_ms": None,
+        "label": "default",
+        "run_id": None,
+        "approved_ms": None,
+        "expired_ms": None,
+        "key_thumbprint": None,
+        "refusals": 0,
+        "quarantined_ms": None,
         "presence": "lost",
     }
     presences = {"lost": 1, "present": 2, "revoked": 1}
