@@ -90,7 +90,6 @@ def create_app(settings: Settings, stores: Stores, clock: Clock, audit_log: Path
             yield
         await service.room.close()
         await service.uploads.close()
-        service.audit.close()
 
     app = DescribedApp(
         title="fed-sophia parameter server",

@@ -9,9 +9,9 @@ credential or of a right does, but for a flood's, of which the next line says ho
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +20,8 @@ from ps_service.auth import CALLER, Operator
 from ps_service.clock import Clock
 from ps_service.rates import TokenBuckets
 from ps_service.storage.credential_records import StoredWorker
+
+log = logging.getLogger("fed_sophia.http")
 
 ABOUT = "about"
 """Where a route says what its line is about: {name: value}, in the request's state."""
@@ -34,10 +36,7 @@ class Audit:
 
     def __init__(self, path: Path | None, clock: Clock) -> None:
         self._clock = clock
-        self._log = logging.Logger("fed_sophia.audit", logging.INFO)  # of its own: nobody else hears of it
-        if path is not None:
-            # watched: a log that was rotated away is begun anew
-            self._log.addHandler(WatchedFileHandler(path, encoding="utf-8", delay=True))
+        self._path = path
         self._refusals = TokenBuckets(_REFUSALS_PER_S, _REFUSALS_BURST_S)
         self._left_out = 0
 
@@ -52,7 +51,7 @@ class Audit:
         line: dict[str, object] = {"at": at, "who": who, "did": did[:_LONGEST]}
         if self._left_out:
             line["refusals_left_out"], self._left_out = self._left_out, 0
-        self._log.info(json.dumps(line | {name: _short(value) for name, value in about.items()}))
+        self._append(json.dumps(line | {name: _short(value) for name, value in about.items()}))
 
     def note_refusal(self, who: str, did: str, about: Mapping[str, object]) -> None:
         """Append a line on a refusal, unless it is one of a flood."""
@@ -61,9 +60,17 @@ class Audit:
         else:
             self.note(who, did, about)
 
-    def close(self) -> None:
-        for handler in self._log.handlers:
-            handler.close()
+    def _append(self, line: str) -> None:
+        if self._path is None:
+            return
+        # opened for each: a log that was rotated away is begun anew, and nothing need be closed
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, line.encode() + b"\n")
+        except OSError:
+            log.exception("the audit log lacks a line: %s", line)
+        finally:
+            os.close(descriptor)
 
 
 def _short(value: object) -> object:

@@ -18,7 +18,15 @@ COMMANDS = [
     "serve",
     "worker",
     "swarm",
-    "workers",
+    "workers list",
+    "workers approve",
+    "workers release",
+    "workers revoke",
+    "token list",
+    "token revoke",
+    "key create",
+    "key list",
+    "key revoke",
     "token create",
     "run create",
     "run list",
@@ -78,7 +86,7 @@ def test_the_version_is_printed(fed_sophia: Run) -> None:
     assert fed_sophia("--version").stdout.startswith("fed-sophia 0.")
 
 
-@pytest.mark.parametrize("group", [[], ["run"], ["token"], ["experiment"]])
+@pytest.mark.parametrize("group", [[], ["run"], ["token"], ["workers"], ["key"], ["experiment"]])
 def test_without_a_command_the_commands_are_listed(group: list[str], fed_sophia: Run) -> None:
     done = fed_sophia(*group)
     assert done.code == 0

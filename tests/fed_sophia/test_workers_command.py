@@ -126,7 +126,7 @@ def cells(text: str) -> list[list[str]]:
 def test_every_enrolled_worker_is_a_row_with_what_is_known_of_it(
     told: Callable[..., tuple[int, str]],
 ) -> None:
-    code, text = told("workers")
+    code, text = told("workers", "list")
     seen = "2026-01-01 00:00:05"
     assert (code, cells(text)) == (
         0,
@@ -143,7 +143,7 @@ def test_every_enrolled_worker_is_a_row_with_what_is_known_of_it(
 def test_a_machine_is_told_of_every_enrolled_worker_and_how_many_are_there(
     told: Callable[..., tuple[int, str]],
 ) -> None:
-    code, text = told("workers", "--json")
+    code, text = told("workers", "list", "--json")
     *lines, summary = (json.loads(line) for line in text.splitlines())
     assert code == 0
     assert [(line["event"], line["worker"], line["presence"]) for line in lines] == [
@@ -179,7 +179,7 @@ def test_without_workers_there_is_a_sentence_and_no_table(
     told: Callable[..., tuple[int, str]], answers: Answers
 ) -> None:
     answers["/v1/workers"] = 200, {"workers": []}
-    assert told("workers") == (0, "no workers have enrolled yet\n")
+    assert told("workers", "list") == (0, "no workers have enrolled yet\n")
 
 
 def test_the_last_round_is_shown_unless_another_is_asked_for(told: Callable[..., tuple[int, str]]) -> None:

@@ -89,5 +89,4 @@ async def test_a_line_is_short_and_a_log_that_was_rotated_away_is_begun_anew(tmp
     assert len(path.read_text()) < 600
     path.rename(tmp_path / "audit.jsonl.1")
     audit.note("nobody", "again", {})
-    audit.close()
     assert json.loads(path.read_text())["did"] == "again"
