@@ -63,14 +63,13 @@ class Audit:
     def _append(self, line: str) -> None:
         if self._path is None:
             return
-        # opened for each: a log that was rotated away is begun anew, and nothing need be closed
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(descriptor, line.encode() + b"\n")
+            # opened for each: a log that was rotated away is begun anew, and nothing need be closed
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(line.encode() + b"\n")
         except OSError:
             log.exception("the audit log lacks a line: %s", line)
-        finally:
-            os.close(descriptor)
 
 
 def _short(value: object) -> object:
