@@ -157,7 +157,7 @@ async def test_a_request_that_waits_is_not_taken_for_a_slow_head(connect, start_
     server = await start_server(header_timeout_s=0.1)
     worker = await server.enrol("patient")
     async with server.on_a_socket() as client, asyncio.timeout(30):
-        headers = {**worker.http.headers, "Prefer": "wait=1"}
+        headers = {"Authorization": f"Bearer {await worker.token()}", "Prefer": "wait=1"}
         answer = await client.get(f"/v1/workers/{worker.worker_id}/assignment", headers=headers)
     assert answer.status_code == 204
 
