@@ -42,6 +42,7 @@ def enrolled(name: str, **changes: object) -> dict[str, object]:
         "tasks": ["digits"],
         "enrolled_ms": DAY_MS,
         "last_seen_ms": DAY_MS + 5_000,
+        "approved_ms": DAY_MS,
     }
     return fields | changes
 
@@ -131,10 +132,10 @@ def test_every_enrolled_worker_is_a_row_with_what_is_known_of_it(
     assert (code, cells(text)) == (
         0,
         [
-            ["gone", "w-gone", "trainer", "digits", seen, "lost"],
-            ["here", "w-here", "trainer", "digits, mnist", seen, "present"],
-            ["judge", "w-judge", "evaluator", "digits", seen, "present"],
-            ["out", "w-out", "trainer", "digits", seen, "revoked"],
+            ["gone", "w-gone", "trainer", "default", "digits", seen, "lost"],
+            ["here", "w-here", "trainer", "default", "digits, mnist", seen, "present"],
+            ["judge", "w-judge", "evaluator", "default", "digits", seen, "present"],
+            ["out", "w-out", "trainer", "default", "digits", seen, "revoked"],
         ],
     )
     assert text.splitlines()[-1] == "2 present, 1 lost, 1 revoked"
@@ -164,7 +165,7 @@ def test_a_machine_is_told_of_every_enrolled_worker_and_how_many_are_there(
         "revoked_ms": None,
         "label": "default",
         "run_id": None,
-        "approved_ms": None,
+        "approved_ms": DAY_MS,
         "expired_ms": None,
         "key_thumbprint": None,
         "refusals": 0,
