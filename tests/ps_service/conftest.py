@@ -104,6 +104,10 @@ class WorkerAuth(httpx.Auth):
         self.token: str | None = None
         self._until_ms = 0
 
+    def keep(self, token: str, expires_s: int) -> None:
+        self.token = token
+        self._until_ms = self.worker.server.clock.now_ms() + 1000 * expires_s
+
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         now_ms = self.worker.server.clock.now_ms()
         if self.token is None or now_ms >= self._until_ms:
@@ -111,8 +115,7 @@ class WorkerAuth(httpx.Auth):
             answer = yield httpx.Request("POST", where, json={"assertion": self.worker.sign()})
             await answer.aread()
             if answer.status_code == 200:
-                self.token = answer.json()["access_token"]
-                self._until_ms = now_ms + 1000 * answer.json()["expires_s"]
+                self.keep(answer.json()["access_token"], answer.json()["expires_s"])
         request.headers["Authorization"] = f"Bearer {self.token}"
         yield request
 
@@ -137,6 +140,10 @@ class Worker:
         """The same worker, which speaks to this server."""
         self.move_to(server)
         return self
+
+    async def be_ready(self) -> None:
+        """Get an access token before it is needed."""
+        self.auth.keep(await self.token(), 600)
 
     def sign(self, purpose: Purpose = Purpose.TOKEN, **changes: object) -> str:
         """What this worker signs for an access token; `changes` replace what is signed."""

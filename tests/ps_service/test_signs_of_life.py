@@ -150,6 +150,8 @@ async def test_who_was_lost_before_a_restart_is_lost_after_it_until_it_asks(star
 
 async def test_signs_of_life_are_written_down_together_and_a_heartbeat_writes_nothing(server):
     workers = [await server.enrol(f"worker-{number}") for number in range(20)]
+    for worker in workers:
+        await worker.be_ready()
     server.clock.advance(HALF_MS)
     with statements(server) as asked:
         for worker in workers:
@@ -239,7 +241,7 @@ async def test_of_very_many_who_fall_silent_at_once_all_are_found_without_a_paus
             stored = credential_records.StoredWorker(
                 name, name, Role.TRAINER, ("digits",), enrolled_ms, enrolled_ms, None, None
             )
-            await credential_records.add_worker(connection, stored, name)
+            await credential_records.add_worker(connection, stored)
     await pass_time(server, LOST_AFTER_S - 30)
     server.clock.advance(30_000)
     waits = [await server.service.presence.look() for _ in range(3)]

@@ -85,7 +85,7 @@ class SmallServer(httpx.AsyncBaseTransport):
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if route == "token":
             return self.key is not None and not shown
-        return shown == str(JOIN_TOKEN) if route == "enrol" else shown in self.tokens
+        return shown.startswith(str(JOIN_TOKEN)) if route == "enrol" else shown in self.tokens
 
     def _route(self, request: httpx.Request) -> tuple[str, str]:
         match [request.method, *request.url.path.split("/")[2:]]:

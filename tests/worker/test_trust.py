@@ -18,7 +18,7 @@ from protocol.errors import InvalidUsage, LocalStateCorrupt, ServerNotTrusted, S
 from protocol.join_token import JoinToken
 from tests.certificates import Authority
 from tests.over_tls import over_tls
-from tests.worker.small_server import SmallServer, a_server
+from tests.worker.small_server import JOIN_TOKEN, SmallServer, a_server
 from tests.worker.workplace import StubTrainer
 from worker.agent import run_worker, serve
 from worker.client import ServerClient
@@ -27,7 +27,7 @@ from worker.patience import REAL_PAUSES
 from worker.swarm import run_swarm
 from worker.tls import believing, tls_of
 
-SECRET = "s" * 43
+SECRET = JOIN_TOKEN.secret
 NO_CHOICE = Trust()
 
 
@@ -84,7 +84,7 @@ def stranger(tmp_path: Path) -> Authority:
 
 
 def a_token(ca_hash: str | None) -> str:
-    return str(JoinToken(SECRET, "0" * 16, ca_hash))
+    return str(JoinToken(SECRET, JOIN_TOKEN.server_id, ca_hash))
 
 
 async def start_worker(
@@ -217,7 +217,7 @@ async def test_a_server_that_wants_a_client_certificate_is_shown_one(
     server = Listener(authority.pem)
     async with over_tls(server, authority.issue(), authority.file) as url:
         for trust in (Trust(), Trust(client_cert=other.chain, client_key=other.key)):
-            async with ServerClient(url, "credential", tls=believing(believed, trust)) as client:
+            async with ServerClient(url, tls=believing(believed, trust)) as client:
                 with pytest.raises(ServerUnreachable, match="--client-cert"):
                     await client.server_ca()
         assert server.heard == []
