@@ -68,7 +68,7 @@ async def test_a_slow_body_that_keeps_the_pace_may_take_longer_than_one_window(s
 
 async def test_a_flood_of_slow_senders_does_not_keep_an_honest_worker_from_its_turn(start_server):
     server = await start_server(
-        max_uploads=4, max_uploads_per_worker=1, body_timeout_s=0.3, min_body_bytes_per_s=10_000
+        max_uploads=4, max_uploads_per_worker=1, body_timeout_s=1.5, min_body_bytes_per_s=10_000
     )
     _, [(honest, its), *slow] = await server.a_round(13)
     _, its_url = await declared(server, honest, its)
