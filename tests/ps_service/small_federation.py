@@ -63,7 +63,12 @@ class SmallFederation:
             worker.move_to(self.server)
 
     def ledger(self) -> Ledger:
-        files = [f"{folder}/{name}" for folder, _, names in os.walk(self.directory) for name in names]
+        files = [
+            f"{folder}/{name}"
+            for folder, _, names in os.walk(self.directory)
+            for name in names
+            if name != "audit.jsonl"  # which is only added to, whatever happens
+        ]
         return self._do(read_ledger(self.records, tuple(sorted(files))))
 
     # --- the operator, and time ------------------------------------------------------------------
