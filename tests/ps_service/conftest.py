@@ -114,8 +114,9 @@ class WorkerAuth(httpx.Auth):
             where = request.url.copy_with(path=f"/v1/workers/{self.worker.worker_id}/token", query=None)
             answer = yield httpx.Request("POST", where, json={"assertion": self.worker.sign()})
             await answer.aread()
-            if answer.status_code == 200:
-                self.keep(answer.json()["access_token"], answer.json()["expires_s"])
+            if answer.status_code != 200:
+                return  # this is the answer
+            self.keep(answer.json()["access_token"], answer.json()["expires_s"])
         request.headers["Authorization"] = f"Bearer {self.token}"
         yield request
 

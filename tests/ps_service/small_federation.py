@@ -57,7 +57,10 @@ class SmallFederation:
     def restart(self) -> None:
         """Nothing is left of the server but its stores; another one goes on with them."""
         stores = Stores(self.records, FileBlobs(self.directory, fsync=lambda _descriptor: None))
-        settings = Settings(lost_after_s=LOST_AFTER_MS / 1000)
+        # time stands still here, and what is refused is what is tested
+        settings = Settings(
+            lost_after_s=LOST_AFTER_MS / 1000, quarantine_after=0, requests_per_s_per_worker=10_000
+        )
         self.server = ParameterServer(self.directory, stores, self.clock, settings)
         for worker in self._enrolled:
             worker.move_to(self.server)

@@ -170,7 +170,7 @@ class WorkerEvents(RuleBasedStateMachine):
         self, assignment_id: str, update: Update, answer: httpx.Response, refusal: str | None, before: Ledger
     ) -> None:
         after = self.field.ledger()
-        assert code_of(answer) == refusal
+        assert code_of(answer) == refusal, (answer.status_code, answer.text, refusal)
         if refusal == "digest-mismatch":
             assert after.assignments[assignment_id]["refused_code"] == refusal
             assert (after.updates, after.rounds, after.files) == (before.updates, before.rounds, before.files)
