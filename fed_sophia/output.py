@@ -7,10 +7,12 @@ line of standard output and has `"summary": true`; a command that failed has `er
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from rich.console import Console
+from rich.table import Table
 
 from protocol.errors import FedSophiaError
 
@@ -21,6 +23,9 @@ class Output(Protocol):
     """Where a command says what it does; `text` is for people, `fields` for machines."""
 
     def event(self, event: str, text: str, fields: Fields) -> None: ...
+
+    def rows(self, event: str, table: Callable[[], Table], rows: Sequence[Fields]) -> None:
+        """Show what a list holds: a table for people, a line each for machines; nothing if it is empty."""
 
     def summary(self, text: str, fields: Fields) -> None: ...
 
@@ -38,6 +43,10 @@ class HumanOutput:
         if text:
             self.console.print(printable(text), markup=False)
 
+    def rows(self, event: str, table: Callable[[], Table], rows: Sequence[Fields]) -> None:
+        if rows:
+            self.console.print(table())
+
     def summary(self, text: str, fields: Fields) -> None:
         if text:
             self.console.print(printable(text), markup=False)
@@ -51,6 +60,10 @@ class JsonOutput:
 
     def event(self, event: str, text: str, fields: Fields) -> None:
         self._line({"event": event} | fields)
+
+    def rows(self, event: str, table: Callable[[], Table], rows: Sequence[Fields]) -> None:
+        for fields in rows:
+            self.event(event, "", fields)
 
     def summary(self, text: str, fields: Fields) -> None:
         self._line({"summary": True} | fields)

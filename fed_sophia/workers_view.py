@@ -79,9 +79,5 @@ def table_of(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     for heading in headings:
         table.add_column(heading)
     for row in rows:
-        table.add_row(*(Text(_harmless(cell)) for cell in row))
+        table.add_row(*(Text(one_line(cell)) for cell in row))
     return table
-
-
-def _harmless(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "�" for letter in one_line(text))

@@ -60,6 +60,7 @@ def create_service(settings: Settings, stores: Stores, clock: Clock, audit: Audi
         clock,
         bell,
         meters,
+        ca,
         audit,
         auth,
         enrolling,

@@ -73,6 +73,7 @@ async def worker_declined(transition: Transition, assignment: StoredAssignment, 
     """A worker will send nothing for this assignment; nothing if it is settled already."""
     if assignment.settled:
         return
+    await found_again(transition, assignment)
     run = await the_run(transition.connection, assignment.run_id)
     number = assignment.round if run.spec.asynchronous is None else run.state.round
     stored = await the_round(transition.connection, run.run_id, number)
@@ -104,7 +105,7 @@ async def workers_returned(transition: Transition, worker_ids: Collection[str]) 
     connection = transition.connection
     workers = await credential_records.workers_by_id(connection, worker_ids)
     returned = [
-        each.worker_id for each in workers.values() if each.lost_ms is not None and each.in_good_standing
+        each.worker_id for each in workers.values() if each.lost_ms is not None and each.revoked_ms is None
     ]
     runs: set[str] = set()
     for worker_id in returned:
@@ -112,8 +113,13 @@ async def workers_returned(transition: Transition, worker_ids: Collection[str]) 
         for assignment in await assignment_records.open_assignments_of(connection, worker_id):
             await found_again(transition, assignment)
         runs.update(await member_records.runs_of_worker(connection, worker_id))
-    for run_id in sorted(runs):
-        run = await the_run(connection, run_id)
+    await may_be_invited(transition, runs)
+
+
+async def may_be_invited(transition: Transition, run_ids: Collection[str]) -> None:
+    """Members of these runs are there again for whoever invites."""
+    for run_id in sorted(run_ids):
+        run = await the_run(transition.connection, run_id)
         if not run.state.status.ended:
             await workers_changed(transition, run)
 

@@ -16,15 +16,13 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ps_service.auth import CALLER, Operator
+from ps_service.auth import Operator
 from ps_service.clock import Clock
 from ps_service.rates import TokenBuckets
 from ps_service.storage.credential_records import StoredWorker
 
 log = logging.getLogger("fed_sophia.http")
 
-ABOUT = "about"
-"""Where a route says what its line is about: {name: value}, in the request's state."""
 _REFUSED = (401, 403)
 _REFUSALS_PER_S, _REFUSALS_BURST_S = 10.0, 60.0
 _LONGEST = 200
@@ -77,7 +75,11 @@ def _short(value: object) -> object:
 
 
 class Audited:
-    """ASGI middleware: a line for each request that changes something, and for each that may not."""
+    """ASGI middleware: a line for each request that changes something, and for each that may not.
+
+    The request's state says who is asking (`caller`, by `auth`), and, where a route has more to tell, what
+    the line is about (`about`: {name: value}).
+    """
 
     def __init__(self, app: ASGIApp, audit: Audit) -> None:
         self._app = app
@@ -97,10 +99,10 @@ class Audited:
         await self._app(scope, receive, noting)
 
     def _note(self, scope: Scope, state: Mapping[str, object], status: int) -> None:
-        caller = state.get(CALLER)
+        caller = state.get("caller")
         did = f"{scope['method']} {scope['path']}"
         client = scope.get("client")
-        given = state.get(ABOUT)
+        given = state.get("about")
         about = {"status": status, "address": client[0] if client else None}
         about |= given if isinstance(given, dict) else {}
         if status in _REFUSED:

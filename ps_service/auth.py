@@ -23,8 +23,6 @@ from ps_service.storage.existing import require_not_revoked
 
 OPERATOR_KEY, ACCESS_TOKEN = "fso_", "fsa_"
 """What each begins with."""
-CALLER = "caller"
-"""Where the request's state says who is asking."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Auth:
             MissingScope, WorkerRevoked, WorkerExpired, TooManyRequests.
         """
         caller = await self._caller(bearer(request))
-        setattr(request.state, CALLER, caller)
+        request.state.caller = caller
         if isinstance(caller, Operator):
             if scope is not None:
                 caller.require(scope)

@@ -16,10 +16,10 @@ from protocol.errors import (
     OutsideBound,
     ShapeMismatch,
 )
-from ps_service.arrivals import worker_declined, workers_changed
+from ps_service.arrivals import may_be_invited, worker_declined
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import assignment_records, credential_records, member_records
-from ps_service.storage.existing import the_run, the_worker
+from ps_service.storage.existing import the_worker
 
 log = logging.getLogger("fed_sophia.rounds")
 
@@ -68,7 +68,4 @@ async def release(runner: RoundRunner, worker_id: str) -> None:
         await credential_records.set_refusals(connection, worker_id, 0, None)
         if worker.quarantined_ms is None:
             return
-        for run_id in await member_records.runs_of_worker(connection, worker_id):
-            run = await the_run(connection, run_id)
-            if not run.state.status.ended:
-                await workers_changed(transition, run)
+        await may_be_invited(transition, await member_records.runs_of_worker(connection, worker_id))

@@ -36,7 +36,6 @@ from ps_service.storage import (
     update_records,
     version_records,
 )
-from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.existing import (
     missing_blobs,
     staleness_now,
@@ -93,7 +92,7 @@ class RoundRunner:
             await credential_records.revoke(transition.connection, worker_id, transition.now_ms)
             transition.topics.add(worker_topic(worker_id))
             for assignment in await assignment_records.open_assignments_of(transition.connection, worker_id):
-                await self._decline(transition, assignment, "the worker was revoked")
+                await worker_declined(transition, assignment, "the worker was revoked")
 
     async def admit(self, upload: StoredUpload) -> Receipt:
         """Record an update whose bytes are sealed in the blob store; give its receipt.
@@ -141,7 +140,7 @@ class RoundRunner:
                 return
             if await update_records.load_receipt(transition.connection, assignment_id) is not None:
                 raise UpdateConflict("an update was received for this assignment; it cannot be declined")
-            await self._decline(transition, assignment, reason)
+            await worker_declined(transition, assignment, reason)
 
     async def close_now(self, run_id: str, number: int) -> RoundSummary:
         """Close a collecting round with what it holds; a round that is past that is left as it is.
@@ -215,10 +214,6 @@ class RoundRunner:
         self.meters.sent_bytes.inc(size_bytes)
         if to_trainer:
             self._sent_bytes[run_id] += size_bytes
-
-    async def _decline(self, transition: Transition, assignment: StoredAssignment, reason: str) -> None:
-        await found_again(transition, assignment)
-        await worker_declined(transition, assignment, reason)
 
     @asynccontextmanager
     async def transition(self) -> AsyncIterator[Transition]:

@@ -22,6 +22,7 @@ from ps_service.round_runner import RoundRunner
 from ps_service.run_disk import RunDisk
 from ps_service.settings import Settings
 from ps_service.storage import Stores
+from ps_service.tls import AdvertisedCa
 from ps_service.uploads import Uploads
 from ps_service.waiting_room import WaitingRoom
 
@@ -35,6 +36,8 @@ class Service:
     clock: Clock
     bell: Bell
     meters: Meters
+    ca: AdvertisedCa | None
+    """By which workers are to trust this server; None leaves that to their system."""
     audit: Audit
     auth: Auth
     enrolling: Enrolling

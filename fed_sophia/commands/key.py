@@ -8,7 +8,7 @@ import typer
 from fed_sophia.commands.asking import ask
 from fed_sophia.credentials_view import keys_table
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, Server, duration_s
-from fed_sophia.output import HumanOutput, output_for
+from fed_sophia.output import output_for
 from fed_sophia.trust_options import NO_CHOICE
 from protocol.messages import parse
 from protocol.operator_keys import OperatorKeyRequest, Scope
@@ -63,10 +63,7 @@ def list_keys(
     """List the operators' keys, oldest first, also those that are of no use any more; never their secrets."""
     output = output_for(json_lines)
     found = ask(server, operator_key_file, trust, lambda client: client.keys())
-    if found and isinstance(output, HumanOutput):
-        output.console.print(keys_table(found))
-    for key in found:
-        output.event("key", "", key.model_dump(mode="json"))
+    output.rows("key", lambda: keys_table(found), [key.model_dump(mode="json") for key in found])
     output.summary(f"{len(found)} operator keys", {"keys": len(found)})
 
 

@@ -8,7 +8,7 @@ import typer
 from fed_sophia.commands.asking import ask
 from fed_sophia.credentials_view import tokens_table
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, Server, duration_s
-from fed_sophia.output import HumanOutput, output_for
+from fed_sophia.output import output_for
 from fed_sophia.trust_options import NO_CHOICE
 from protocol.messages import JoinTokenRequest, Role, parse
 from worker.options import Trust
@@ -80,10 +80,7 @@ def list_tokens(
     """List the join tokens, oldest first, also those that are of no use any more; never their secrets."""
     output = output_for(json_lines)
     found = ask(server, operator_key_file, trust, lambda client: client.tokens())
-    if found and isinstance(output, HumanOutput):
-        output.console.print(tokens_table(found))
-    for token in found:
-        output.event("token", "", token.model_dump(mode="json"))
+    output.rows("token", lambda: tokens_table(found), [token.model_dump(mode="json") for token in found])
     output.summary(f"{len(found)} join tokens", {"tokens": len(found)})
 
 

@@ -9,7 +9,7 @@ import typer
 from fed_sophia.commands.asking import ask
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.options import DEFAULT_SERVER, JsonLines, OperatorKeyFile, RunId, Server
-from fed_sophia.output import HumanOutput, output_for
+from fed_sophia.output import output_for
 from fed_sophia.trust_options import NO_CHOICE
 from fed_sophia.workers_view import (
     counts_text,
@@ -58,10 +58,7 @@ def list_workers(
     """List the enrolled workers by name: what each serves, and when it was last heard of."""
     output = output_for(json_lines)
     found = ask(server, operator_key_file, trust, lambda client: client.workers())
-    if found and isinstance(output, HumanOutput):
-        output.console.print(enrolled_table(found))
-    for worker in found:
-        output.event("worker", "", enrolled_fields(worker))
+    output.rows("worker", lambda: enrolled_table(found), [*map(enrolled_fields, found)])
     presences = Counter(presence_of(worker) for worker in found)
     text = counts_text(presences.elements()) or "no workers have enrolled yet"
     output.summary(text, {"workers": len(found), "presences": dict(presences)})
@@ -121,10 +118,8 @@ def in_round(
 
     output = output_for(json_lines)
     shown, found = ask(server, operator_key_file, trust, fetch)
-    if found and isinstance(output, HumanOutput):
-        output.console.print(in_round_table(found))
-    for worker in found:
-        output.event("worker", "", in_round_fields(run_id, shown, worker))
+    fields = [in_round_fields(run_id, shown, worker) for worker in found]
+    output.rows("worker", lambda: in_round_table(found), fields)
     standings = Counter(worker.standing.value for worker in found)
     text = f"round {shown}: {counts_text(standings.elements()) or 'nobody was invited here'}"
     output.summary(

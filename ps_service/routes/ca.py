@@ -5,14 +5,12 @@ from fastapi import APIRouter, Response
 
 from protocol.errors import NotFound
 from ps_service.service import Service
-from ps_service.tls import advertised_ca
 
 MEDIA_TYPE = "application/pem-certificate-chain"
 
 
 def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["trust"])
-    advertised = advertised_ca(service.settings)
 
     @routes.get(
         "/v1/ca",
@@ -21,8 +19,8 @@ def router(service: Service) -> APIRouter:
     )
     async def ca() -> Response:
         """The certificate of the CA to pin, as PEM; a join token's hash tells whether it is the right one."""
-        if advertised is None:
+        if service.ca is None:
             raise NotFound("this server advertises no CA")
-        return Response(advertised.pem, media_type=MEDIA_TYPE)
+        return Response(service.ca.pem, media_type=MEDIA_TYPE)
 
     return routes
