@@ -4,6 +4,8 @@
 What it signs is for this server alone, by the server's id, and is good once: an assertion is remembered
 with the token it was exchanged for, in the store that all replicas share, until its time is over. An
 enrolment that is repeated changes nothing and gives away nothing, so nothing is remembered of its proof.
+
+Signatures are checked before anything is written: who only guesses keeps nobody from writing.
 """
 
 import secrets
@@ -64,7 +66,7 @@ class Enrolling:
             return await self.add_join_token(connection, request)
 
     async def add_join_token(self, connection: AsyncConnection, request: JoinTokenRequest) -> JoinTokenIssued:
-        token = JoinToken(secrets.token_urlsafe(32), await self._id(connection), self._ca_hash)
+        token = JoinToken(secrets.token_urlsafe(32), await self._made_id(connection), self._ca_hash)
         token_id, secret_hash = f"t-{secrets.token_hex(6)}", hash_secret(token.secret)
         expires_ms = await key_records.add_join_token(
             connection, token_id, secret_hash, request, self._clock.now_ms()
@@ -103,21 +105,20 @@ class Enrolling:
             )
         secret, now_ms = _secret_of(join_token), self._clock.now_ms()
         key_thumbprint = assertions.thumbprint(enrolment.public_key)
+        async with self._records.read() as connection:
+            await _usable(connection, secret, now_ms)
+            server_id = await self._id(connection)
+        assertions.read(
+            enrolment.proof,
+            enrolment.public_key,
+            Purpose.ENROL,
+            key_thumbprint,
+            server_id,
+            now_ms,
+            assertions.use_of(secret),
+        )
         async with self._records.write() as connection:
-            token = await key_records.join_token(connection, hash_secret(secret), now_ms)
-            if token is None:
-                raise JoinTokenRefused(
-                    "the join token is unknown, expired or revoked; ask the operator for a new one"
-                )
-            assertions.read(
-                enrolment.proof,
-                enrolment.public_key,
-                Purpose.ENROL,
-                key_thumbprint,
-                await self._id(connection),
-                now_ms,
-                assertions.use_of(secret),
-            )
+            token = await _usable(connection, secret, now_ms)  # it may have been revoked meanwhile
             known = await credential_records.worker_by_key(connection, key_thumbprint)
             if known is None:
                 worker = self._new_worker(token, enrolment, key_thumbprint, now_ms)
@@ -194,14 +195,14 @@ class Enrolling:
             ApprovalPending: an operator has yet to say yes.
         """
         now_ms = self._clock.now_ms()
-        async with self._records.write() as connection:
-            worker = await credential_records.worker_by_id(connection, worker_id)
-            if worker is None or worker.public_key is None:
-                raise Unauthenticated(f"worker {worker_id} is not known here")
+        async with self._records.read() as connection:
+            _, public_key = await _with_key(connection, worker_id)
             server_id = await self._id(connection)
-            signed = assertions.read(
-                assertion, worker.public_key, Purpose.TOKEN, worker_id, server_id, now_ms
-            )
+        signed = assertions.read(assertion, public_key, Purpose.TOKEN, worker_id, server_id, now_ms)
+        async with self._records.write() as connection:
+            worker, key_now = await _with_key(connection, worker_id)
+            if key_now != public_key:
+                raise AssertionRefused("the worker's key was changed meanwhile")
             require_not_revoked(worker)
             if worker.approved_ms is None:
                 raise ApprovalPending(
@@ -242,15 +243,45 @@ class Enrolling:
             await key_records.forget_access_tokens(connection, self._clock.now_ms())
 
     async def _id(self, connection: AsyncConnection) -> str:
-        """What devices sign for; made at the first use. `connection` may write."""
+        """What devices sign for. It is there since the first join token was made."""
         if self._server_id is None:
-            known = await key_records.server_id(connection)
-            if known is None:
-                known = secrets.token_hex(8)
-                await key_records.add_server_id(connection, known, self._clock.now_ms())
-                return known  # kept once it is committed: the next who asks reads it
-            self._server_id = known
+            self._server_id = await key_records.server_id(connection)
+            assert self._server_id is not None
         return self._server_id
+
+    async def _made_id(self, connection: AsyncConnection) -> str:
+        """The same, made if it is not there yet."""
+        known = await key_records.server_id(connection)
+        if known is None:
+            known = secrets.token_hex(8)
+            await key_records.add_server_id(connection, known, self._clock.now_ms())
+        return known
+
+
+async def _usable(connection: AsyncConnection, secret: str, now_ms: int) -> StoredJoinToken:
+    """The token of this secret, if it may be used. Says nothing of uses left.
+
+    Raises:
+        JoinTokenRefused: it is unknown, or its time is over.
+    """
+    token = await key_records.join_token(connection, hash_secret(secret), now_ms)
+    if token is None:
+        raise JoinTokenRefused(
+            "the join token is unknown, expired or revoked; ask the operator for a new one"
+        )
+    return token
+
+
+async def _with_key(connection: AsyncConnection, worker_id: str) -> tuple[StoredWorker, str]:
+    """A worker and its public key.
+
+    Raises:
+        Unauthenticated: there is no such worker, or it has no key.
+    """
+    worker = await credential_records.worker_by_id(connection, worker_id)
+    if worker is None or worker.public_key is None:
+        raise Unauthenticated(f"worker {worker_id} is not known here")
+    return worker, worker.public_key
 
 
 async def _take_use(connection: AsyncConnection, token: StoredJoinToken) -> None:

@@ -309,3 +309,18 @@ async def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(server):
     assert (await client.get("/v1/runs")).status_code == 200
     server.clock.advance(1)
     assert (await client.get("/v1/runs")).status_code == 401
+
+
+async def test_who_only_guesses_keeps_nobody_from_writing(start_server):
+    """While another transaction writes, a guess is answered: it takes no part in the queue of writers."""
+    server = await start_server(on_disk=True)
+    worker, token = await server.enrol("device"), await server.join_token()
+    unknown = "fsj_" + "g" * 43 + "." + worker.server_id
+    async with server.stores.records.write(), asyncio.timeout(10):
+        guesses = [
+            await exchange(worker, worker.sign(private_key=key_of("somebody else"))),
+            await server.client().post("/v1/workers/w-none/token", json={"assertion": worker.sign()}),
+            await enrol_by(server, unknown),
+            await enrol_by(server, token, proof="x.y.z"),
+        ]
+    assert [answer.status_code for answer in guesses] == [401, 401, 403, 401]

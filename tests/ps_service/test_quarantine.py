@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.ps_service.conftest import MODEL, values_like
+from tests.ps_service.silence import heartbeat, pass_time
 
 
 @pytest.fixture
@@ -102,3 +103,16 @@ async def test_who_is_revoked_in_the_middle_of_an_upload_is_cut_off(start_server
     assert (await worker.put(url, update.body)).json()["code"] == "worker-revoked"
     receipt = await server.operator.get(f"/v1/assignments/{assignment['assignment_id']}/update")
     assert receipt.status_code == 404
+
+
+async def test_a_worker_in_quarantine_is_heard_of_like_any_other_and_still_asked_for_nothing(start_server):
+    server = await start_server(performing=False, quarantine_after=1)
+    _, [(liar, assignment), (honest, other)] = await server.a_round(quorum=1, rounds=5)
+    await send(liar, assignment, poison(server, assignment))
+    await pass_time(server, 120, heard=[honest])
+    assert (await row_of(server, liar))["lost_ms"] is not None
+    assert (await heartbeat(liar)).status_code == 204
+    row = await row_of(server, liar)
+    assert (row["lost_ms"], row["quarantined_ms"] is None) == (None, False)
+    await next_round(server, honest, other)
+    assert (await liar.ask()).status_code == 204
