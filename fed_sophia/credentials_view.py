@@ -45,4 +45,4 @@ def keys_table(keys: Iterable[OperatorKeySummary]) -> Table:
 def _until(expires_ms: int | None, revoked_ms: int | None) -> str:
     if revoked_ms is not None:
         return f"revoked {time_text(revoked_ms)}"
-    return "it is revoked" if expires_ms is None else time_text(expires_ms)
+    return "no end" if expires_ms is None else time_text(expires_ms)

@@ -14,6 +14,9 @@ from rich.text import Text
 from fed_sophia.output import Fields, one_line
 from protocol.messages import WorkerInRound, WorkerSummary
 
+_IDS = {"worker", "token", "key"}
+"""Columns of what other commands ask for."""
+
 
 def enrolled_table(workers: Iterable[WorkerSummary]) -> Table:
     """One row a worker."""
@@ -77,7 +80,7 @@ def table_of(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table of what others said: what a terminal would take for a command is not passed on."""
     table = Table()
     for heading in headings:
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading in _IDS)  # to be copied whole
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     return table
