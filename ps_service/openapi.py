@@ -44,6 +44,11 @@ TENSORS_ANSWERED: dict[int | str, dict[str, Any]] = {
     304: {"description": "The caller has it: `If-None-Match` names it."},
     416: {"description": "`Range` begins after the end.", "model": Problem},
 }
+EVENTS_ANSWERED = {
+    "description": "Events as they happen, until the run has ended.",
+    "content": {"text/event-stream": {}},
+}
+TEXT_ANSWERED = {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 class DescribedApp(FastAPI):

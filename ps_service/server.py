@@ -18,6 +18,7 @@ from protocol.errors import InvalidUsage, StorageNotWritable
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
 from ps_service.collector import collect_seldom
+from ps_service.heads import BoundedHeads
 from ps_service.listening import BACKLOG, allow_many_connections, listen
 from ps_service.service import Service
 from ps_service.settings import Settings
@@ -78,6 +79,7 @@ async def _serve(settings: Settings, announce: Callable[[str], None], open_: Ope
         server = _Server(
             uvicorn.Config(
                 app,
+                http=BoundedHeads,
                 log_config=None,
                 access_log=False,
                 backlog=BACKLOG,

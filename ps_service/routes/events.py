@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import StreamingResponse
 
 from ps_service.bell import run_topic, wait_for_ring
-from ps_service.openapi import BEARER
+from ps_service.openapi import BEARER, EVENTS_ANSWERED
 from ps_service.service import Service
 from ps_service.storage import report_records
 from ps_service.storage.existing import the_run
@@ -21,7 +21,7 @@ LINGER_S = 30.0
 def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["events"], dependencies=[BEARER])
 
-    @routes.get("/runs/{run_id}/events", response_class=StreamingResponse)
+    @routes.get("/runs/{run_id}/events", response_class=StreamingResponse, responses={200: EVENTS_ANSWERED})
     async def follow(
         request: Request, run_id: str, last_event_id: Annotated[str, Header()] = "0"
     ) -> StreamingResponse:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.errors import NotReady, StorageNotWritable
-from ps_service.openapi import BEARER
+from ps_service.openapi import BEARER, TEXT_ANSWERED
 from ps_service.service import Service
 
 log = logging.getLogger("fed_sophia.http")
@@ -37,7 +37,7 @@ def router(service: Service) -> APIRouter:
             raise NotReady("a store does not answer; the server's log has the reason") from error
         return {"status": "ready"}
 
-    @routes.get("/metrics", response_class=Response, dependencies=[BEARER])
+    @routes.get("/metrics", response_class=Response, responses={200: TEXT_ANSWERED}, dependencies=[BEARER])
     async def metrics(request: Request) -> Response:
         """Prometheus text."""
         if not service.settings.metrics_public:

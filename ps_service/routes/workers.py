@@ -30,7 +30,12 @@ def router(service: Service) -> APIRouter:
         response.headers["Cache-Control"] = "no-store"
         return await auth.issue_join_token(wanted)
 
-    @routes.post("/workers", status_code=201, dependencies=[Depends(require_bearer)])
+    @routes.post(
+        "/workers",
+        status_code=201,
+        dependencies=[Depends(require_bearer)],
+        responses={200: {"description": "This device is enrolled already.", "model": Enrolled}},
+    )
     async def enrol(request: Request, response: Response, enrolment: Enrolment) -> Enrolled:
         """Enrol a device by a join token; again with the same secret gives the same worker."""
         enrolled, is_new = await auth.enrol(request, enrolment)

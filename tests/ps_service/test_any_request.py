@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever is asked, by whomever: the answer is one that `/openapi.json` describes, and never a failure.
+
+Requests are made up from that description, right ones and wrong ones, and sent to a server on a loopback
+socket. Most are about things that exist: a run with an open round, its worker, its assignment, an upload.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.schemas import APIOperation
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from protocol.codec import MEDIA_TYPE, PART_MEDIA_TYPE, digest_of
+from ps_service.routes.problems import STATUS
+from tests.ps_service.archived import a_history, document_of
+from tests.ps_service.conftest import MODEL, a_message, values_like
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+STATUS_OF_CODE = {error.code: status for error, status in STATUS.items()}
+CALLERS = {
+    "an operator": (30, 23),
+    "a worker": (30, 13),
+    "an evaluator": (10, 4),
+    "a joining device": (10, 2),
+    "a stranger": (10, 2),
+}
+"""How much each asks of every operation, and how many operations serve it at least."""
+NEED_AN_UPDATE = {
+    "GET /v1/assignments/{assignment_id}/update",
+    "POST /v1/runs/{run_id}/rounds/{round}/aggregate",
+}
+"""These have something to give once an update is held."""
+TIMEOUT_S = 20
+for _media_type in (MEDIA_TYPE, PART_MEDIA_TYPE):
+    schemathesis.openapi.media_type(_media_type, st.binary(max_size=300))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What exists: values for the places in a path, and by operation a body that is right."""
+
+    places: dict[str, object]
+    bodies: dict[str, object]
+
+
+async def what_exists(server, name: str, label: str, archive: dict) -> tuple[Known, str]:
+    """A run with an open round in which an update was declared, and its worker's credential."""
+    worker = await server.enrol(name, tasks=(name,))
+    run = await server.a_run(task=name, cohort_size=2, min_workers=1)
+    await worker.ask()
+    assignment = await worker.assignment()
+    update = server.an_update(assignment)
+    url = (await worker.declare(assignment, update.header)).json()["upload_url"]
+    if label in NEED_AN_UPDATE:
+        await worker.put(url, update.body)
+    places = {
+        "run_id": run.run_id,
+        "round": 1,
+        "worker_id": worker.worker_id,
+        "assignment_id": assignment["assignment_id"],
+        "upload_id": url.rpartition("/")[2],
+        "digest": run.spec.params_digest,
+    }
+    bodies = {
+        "POST /v1/runs": await server.a_spec(),
+        "POST /v1/runs/import": archive,
+        "POST /v1/runs/{run_id}/metrics": {"version": 0, "num_examples": 5, "metrics": {"loss": 0.5}},
+        "POST /v1/assignments/{assignment_id}/update": update.header,
+        "POST /v1/assignments/{assignment_id}/decline": {"reason": "busy"},
+        "PUT /v1/uploads/{upload_id}": update.body,
+        "PATCH /v1/uploads/{upload_id}": update.body,
+    }
+    return Known(places, bodies), worker.http.headers["authorization"]
+
+
+def with_new_tensors(known: Known, number: int) -> Known:
+    """The same, but the digest is that of a state message which nobody has stored yet."""
+    message = a_message("state", {"params": values_like(MODEL, 0.3, seed=number)})
+    places = known.places | {"digest": digest_of([message])}
+    return Known(places, known.bodies | {"PUT /v1/tensors/{digest}": message})
+
+
+async def credential_of(server, caller: str, worker: str, task: str) -> str | None:
+    if caller == "an evaluator":
+        evaluator = await server.enrol(f"judge-of-{task}", role="evaluator", tasks=(task,))
+        return evaluator.http.headers["authorization"]
+    if caller == "a joining device":
+        return f"Bearer {await server.join_token()}"
+    return {
+        "an operator": server.operator.headers["authorization"],
+        "a worker": worker,
+        "a stranger": None,
+    }[caller]
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+async def test_every_answer_is_described_and_none_is_the_server_s_fault(start_server, caller):
+    examples, least_served = CALLERS[caller]
+    served = set()
+    server = await start_server(max_wait_s=0.05, on_disk=True)
+    history, _ = await a_history(server, rounds_held=1)
+    archive = await document_of(server, history)
+    async with server.on_a_socket() as client:
+        described = schemathesis.openapi.from_dict((await client.get("/openapi.json")).json())
+        described.config.generation.with_security_parameters = False  # `credential` is who asks
+        described.config.max_stream_events = 1
+        for number, found in enumerate(described.get_all_operations()):
+            operation, name = found.ok(), f"job-{number}"
+            known, worker = await what_exists(server, name, operation.label, archive)
+            if operation.label == "PUT /v1/tensors/{digest}":
+                known = with_new_tensors(known, number)
+            credential = await credential_of(server, caller, worker, name)
+            url = str(client.base_url)
+            statuses = await asyncio.to_thread(ask, operation, known, url, credential, examples)
+            if min(statuses) < 300:
+                served.add(operation.label)
+    assert len(served) >= least_served, served
+
+
+def ask(operation: APIOperation, known: Known, url: str, credential: str | None, examples: int) -> set[int]:
+    """Ask this many times and check each answer; give the statuses that were met."""
+    statuses = set()
+    headers = {"Authorization": credential} if credential else {}
+
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.one_of(*cases(operation, known)))
+    def every_answer_is_described(case: Case) -> None:
+        answer = case.call(url, session, headers, timeout=TIMEOUT_S)
+        statuses.add(answer.status_code)
+        case.validate_response(answer, checks=CHECKS)
+        if answer.status_code >= 400 and operation.method != "head":
+            problem = answer.json()
+            assert STATUS_OF_CODE[problem["code"]] == answer.status_code == problem["status"]
+        if answer.content:
+            says = operation.definition.raw["responses"]
+            described = says.get(str(answer.status_code), says["default"])["content"]
+            assert answer.headers["content-type"][0].partition(";")[0] in described
+
+    with requests.Session() as session:
+        session.trust_env = False
+        every_answer_is_described()
+    return statuses
+
+
+def cases(operation: APIOperation, known: Known) -> Iterator[st.SearchStrategy[Case]]:
+    """Requests about what exists, right, wrong and nearly right; and requests about anything."""
+    fixed = {"path_parameters": {each.name: known.places[each.name] for each in operation.path_parameters}}
+    if operation.path.endswith("/events"):
+        fixed["headers"] = {"last-event-id": "0"}  # an event is there at once: the last that is waited for
+    yield operation.as_strategy(GenerationMode.POSITIVE, **fixed)
+    if operation.query or operation.headers or operation.body or operation.path_parameters:
+        yield operation.as_strategy(GenerationMode.NEGATIVE)
+    if operation.path_parameters:
+        yield operation.as_strategy(GenerationMode.POSITIVE)
+    right = known.bodies.get(operation.label)
+    if right is not None:
+        yield operation.as_strategy(GenerationMode.POSITIVE, **fixed, body=right)
+    if isinstance(right, dict):
+        for mode in GenerationMode:
+            made_up = operation.as_strategy(mode, **fixed)
+            yield st.builds(nearly_right, made_up, st.just(right), st.sampled_from(sorted(right)))
+
+
+def nearly_right(case: Case, right: dict, field: str) -> Case:
+    """The right body with one field, or with any that it does not know, from the one that was made up."""
+    made_up = case.body if isinstance(case.body, dict) else {}
+    case.body = right | {key: value for key, value in made_up.items() if key == field or key not in right}
+    return case
