@@ -47,19 +47,22 @@ async def pour(server: ServerProcess, head: bytes, piece: bytes, size_bytes: int
     """Send a head and pieces until so much is sent or the server has closed; give what it answered."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     answered = asyncio.create_task(_all_of(reader))
-    writer.write(head)
-    with contextlib.suppress(OSError):
-        for _ in range(size_bytes // len(piece)):
-            if answered.done():
-                break
-            writer.write(piece)
-            await writer.drain()
-    async with asyncio.timeout(ANSWER_S):
-        answer = await answered
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return answer
+    try:
+        writer.write(head)
+        with contextlib.suppress(OSError):
+            for _ in range(size_bytes // len(piece)):
+                if answered.done():
+                    break
+                writer.write(piece)
+                await writer.drain()
+            writer.write_eof()  # a server that still waits for more has no reason to any longer
+        async with asyncio.timeout(ANSWER_S):
+            return await answered
+    finally:
+        answered.cancel()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 async def _all_of(reader: asyncio.StreamReader) -> bytes:
