@@ -153,6 +153,7 @@ class HeaderParser:
     def __init__(self, limits: Limits) -> None:
         self.fed_bytes = 0
         self._limit = limits.header_bytes
+        self._begun = 0  # where the object that is being read begins
         self._unpacker = msgpack.Unpacker(
             max_buffer_size=limits.header_bytes,
             max_str_len=_MAX_STRING_BYTES,
@@ -174,8 +175,10 @@ class HeaderParser:
             UnknownEncoding: an entry names an encoding that does not exist.
         """
         allowed = chunk[: self._limit - self.fed_bytes]
-        for start in range(0, len(allowed), ENTRY_BYTES):
-            piece = allowed[start : start + ENTRY_BYTES]
+        while allowed:
+            # no byte behind the first that is too many: what is wrong there must not change the verdict
+            piece = allowed[: self._begun + ENTRY_BYTES + 1 - self.fed_bytes]
+            allowed = allowed[len(piece) :]
             self._unpacker.feed(piece)
             self.fed_bytes += len(piece)
             try:
@@ -223,14 +226,14 @@ class HeaderParser:
 
     def _read(self, read: Callable[[], object]) -> Generator[None, None, object]:
         """Give the next object, waiting for its bytes; msgpack's parser keeps its place meanwhile."""
-        start = self._unpacker.tell()
+        self._begun = self._unpacker.tell()
         while True:
             try:
                 read_object = read()
                 end = self._unpacker.tell()
             except msgpack.OutOfData:
                 read_object, end = _UNFINISHED, self.fed_bytes
-            if end - start > ENTRY_BYTES:
+            if end - self._begun > ENTRY_BYTES:
                 raise MessageTooLarge(f"an entry of the header is longer than {ENTRY_BYTES} bytes")
             if read_object is not _UNFINISHED:
                 return read_object

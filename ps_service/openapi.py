@@ -9,7 +9,7 @@ from fastapi.security import HTTPBearer
 from protocol.codec import MEDIA_TYPE, PART_MEDIA_TYPE
 from protocol.messages import Problem
 
-BEARER = Depends(HTTPBearer(auto_error=False, description="Operator key, join token or worker credential."))
+BEARER = Depends(HTTPBearer(auto_error=False, description="Operator key, join token or access token."))
 """Describes the credential, and checks nothing: `auth` does."""
 
 PROBLEM: dict[str, Any] = {"model": Problem, "description": "A problem: its `code` says which."}
@@ -44,6 +44,11 @@ TENSORS_ANSWERED: dict[int | str, dict[str, Any]] = {
     304: {"description": "The caller has it: `If-None-Match` names it."},
     416: {"description": "`Range` begins after the end.", "model": Problem},
 }
+EVENTS_ANSWERED = {
+    "description": "Events as they happen, until the run has ended.",
+    "content": {"text/event-stream": {}},
+}
+TEXT_ANSWERED = {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 class DescribedApp(FastAPI):

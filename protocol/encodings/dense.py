@@ -44,7 +44,7 @@ class Dense:
         if self.name == "f32":
             encoded: npt.NDArray[np.generic] = contiguous
         else:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):  # the next line says it by name
                 encoded = contiguous.astype(self.dtype)
             if not np.isfinite(encoded.astype(np.float32)).all():
                 raise NotFinite(f"{self.name}: a value is not finite, or too large for this encoding")

@@ -9,7 +9,7 @@ from starlette.responses import StreamingResponse
 
 from protocol.operator_keys import Scope
 from ps_service.bell import run_topic, wait_for_ring
-from ps_service.openapi import BEARER
+from ps_service.openapi import BEARER, EVENTS_ANSWERED
 from ps_service.service import Service
 from ps_service.storage import report_records
 from ps_service.storage.existing import the_run
@@ -24,7 +24,7 @@ def router(service: Service) -> APIRouter:
 
     may_read = service.auth.operator(Scope.RUNS_READ)
 
-    @routes.get("/runs/{run_id}/events", response_class=StreamingResponse)
+    @routes.get("/runs/{run_id}/events", response_class=StreamingResponse, responses={200: EVENTS_ANSWERED})
     async def follow(
         request: Request, run_id: str, last_event_id: Annotated[str, Header()] = "0"
     ) -> StreamingResponse:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from protocol.errors import NotReady, StorageNotWritable
 from protocol.operator_keys import Scope
-from ps_service.openapi import BEARER
+from ps_service.openapi import BEARER, TEXT_ANSWERED
 from ps_service.service import Service
 
 log = logging.getLogger("fed_sophia.http")
@@ -39,7 +39,7 @@ def router(service: Service) -> APIRouter:
             raise NotReady("a store does not answer; the server's log has the reason") from error
         return {"status": "ready"}
 
-    @routes.get("/metrics", response_class=Response, dependencies=[BEARER])
+    @routes.get("/metrics", response_class=Response, responses={200: TEXT_ANSWERED}, dependencies=[BEARER])
     async def metrics(request: Request) -> Response:
         """Prometheus text."""
         if not service.settings.metrics_public:

@@ -17,6 +17,8 @@ from protocol.messages import Problem
 from ps_service.metrics import Meters
 
 log = logging.getLogger("fed_sophia.http")
+MAX_DETAIL = 1000
+"""Characters."""
 
 STATUS: dict[type[FedSophiaError], int] = {
     errors.InvalidMessage: 422,
@@ -86,7 +88,7 @@ def answer(error: FedSophiaError) -> JSONResponse:
         type=f"urn:fed-sophia:problem:{error.code}",
         title=(type(error).__doc__ or error.code).strip(),
         status=status,
-        detail=error.detail,
+        detail=_short(error.detail),
         code=error.code,
         retryable=error.retryable,
         server_ms=error.server_ms if isinstance(error, errors.ClockSkewed) else None,
@@ -99,6 +101,11 @@ def answer(error: FedSophiaError) -> JSONResponse:
     return JSONResponse(
         problem.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"
     )
+
+
+def _short(detail: str) -> str:
+    """Callers name fields and paths of any length; their names are not sent back whole."""
+    return detail if len(detail) <= MAX_DETAIL else f"{detail[: MAX_DETAIL - 1]}…"
 
 
 def install(app: FastAPI, meters: Meters) -> None:

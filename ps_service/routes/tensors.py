@@ -43,7 +43,7 @@ def router(service: Service) -> APIRouter:
     @routes.put(
         "/tensors/{digest}",
         status_code=201,
-        responses={200: {"description": "It was stored before."}},
+        responses={200: {"description": "It was stored before.", "model": dict[str, str]}},
         openapi_extra=TENSORS_SENT,
     )
     async def store(request: Request, response: Response, digest: DigestPath) -> dict[str, str]:

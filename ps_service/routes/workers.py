@@ -36,7 +36,12 @@ def router(service: Service) -> APIRouter:
     writers = [BEARER, Depends(auth.operator(Scope.WORKERS_WRITE))]
     ThisWorker = Annotated[StoredWorker, Depends(auth.worker)]  # noqa: N806  # a type
 
-    @routes.post("/workers", status_code=201, dependencies=[BEARER, Depends(require_bearer)])
+    @routes.post(
+        "/workers",
+        status_code=201,
+        dependencies=[BEARER, Depends(require_bearer)],
+        responses={200: {"description": "This device is enrolled already.", "model": Enrolled}},
+    )
     async def enrol(request: Request, response: Response, enrolment: Enrolment) -> Enrolled:
         """Enrol a device by a join token; again with the same key gives the same worker."""
         request.state.about = {"name": enrolment.name}

@@ -139,6 +139,13 @@ def test_a_rounding_encoding_refuses_what_is_not_finite(name: str, value: float)
         ENCODINGS[name].encode(np.array([1, value], np.float32))
 
 
+@pytest.mark.parametrize("name", ["bf16", "f16"])
+@pytest.mark.parametrize("bits", [0x7F800001, 0xFFBFFFFF, 0x7FC00000])
+def test_no_nan_of_any_bits_is_worth_a_warning_beside_its_refusal(name: str, bits: int) -> None:
+    with pytest.raises(NotFinite):
+        ENCODINGS[name].encode(np.array([bits], np.uint32).view(np.float32))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "payload"),
     [

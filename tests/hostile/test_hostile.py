@@ -21,6 +21,7 @@ from protocol.errors import (
     TruncatedTensorMessage,
     UnknownEncoding,
 )
+from protocol.header import ENTRY_BYTES
 
 HERE = Path(__file__).parent
 MEBIBYTE = 1024 * 1024
@@ -144,6 +145,11 @@ def _entry_of_over_4_kib() -> bytes:
     return TENSORS_FOLLOW + b"\x91" + packed
 
 
+def _mistake_behind_too_long_an_entry() -> bytes:
+    """The byte that no object begins with, a few bytes behind the place where an entry must have ended."""
+    return _entry_of_over_4_kib()[: len(TENSORS_FOLLOW) + 1 + ENTRY_BYTES + 20] + b"\xc1"
+
+
 # Too large to keep as files: (bytes, error).
 GENERATED: dict[str, tuple[Callable[[], bytes], type[FedSophiaError]]] = {
     "arrays nested 100,000 deep": (lambda: b"\x91" * 100_000, MalformedTensorMessage),
@@ -169,6 +175,7 @@ GENERATED: dict[str, tuple[Callable[[], bytes], type[FedSophiaError]]] = {
     ),
     "a string of 2 MiB": (lambda: b"\x83\xdb\x00\x20\x00\x00" + b"a" * 2 * MEBIBYTE, MessageTooLarge),
     "an entry of over 4 KiB": (_entry_of_over_4_kib, MessageTooLarge),
+    "a mistake behind an entry of over 4 KiB": (_mistake_behind_too_long_an_entry, MessageTooLarge),
     "a header of over 1 MiB": (_header_of_over_a_mebibyte, MessageTooLarge),
 }
 
@@ -194,6 +201,15 @@ def test_a_hostile_file_is_refused_by_its_named_error_however_it_is_cut(name: st
     for chunk_bytes in (1, 7, 64):
         with pytest.raises(EXPECTED[name]):
             _read(message, chunk_bytes)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3, 64, 1000, 4096, 5000])
+@pytest.mark.parametrize("make", [_entry_of_over_4_kib, _mistake_behind_too_long_an_entry])
+def test_an_entry_is_too_long_from_its_first_byte_too_many_however_it_is_cut(
+    make: Callable[[], bytes], chunk_bytes: int
+) -> None:
+    with pytest.raises(MessageTooLarge):
+        _read(make(), chunk_bytes)
 
 
 @pytest.mark.parametrize("name", GENERATED)

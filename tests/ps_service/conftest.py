@@ -332,6 +332,8 @@ class ParameterServer:
     async def on_a_socket(self) -> AsyncIterator[httpx.AsyncClient]:
         """Serve on a loopback port while this is open; gives an operator's client of it."""
         listener = socket.create_server(("127.0.0.1", 0))
+        # handed on to what is accepted: asyncio's own loop would wait 40 ms between a head and its body
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         port = listener.getsockname()[1]
         options = connection_options(self.service.settings)
         config = uvicorn.Config(
