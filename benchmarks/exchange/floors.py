@@ -69,9 +69,7 @@ def honest_seconds(work: Work, repeats: int, folder: Path) -> list[float]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=work.workers)
     address, begin = listener.getsockname(), [_FORK.Event() for _ in range(repeats)]
     peers = [
-        _FORK.Process(
-            target=_worker, args=(listener.getsockname(), work, folder / f"sent-{n}", begin), daemon=True
-        )
+        _FORK.Process(target=_worker, args=(address, work, folder / f"sent-{n}", begin), daemon=True)
         for n in range(work.workers)
     ]
     for peer in peers:
