@@ -104,8 +104,8 @@ def _one_round(work: Work, folder: Path, connections: list[socket.socket]) -> No
 
 def _serve(work: Work, model: Path, update: Path, connection: socket.socket) -> None:
     _receive_exactly(connection, 1)
-    with model.open("rb") as file:
-        connection.sendfile(file)
+    with model.open("rb") as served:
+        connection.sendfile(served)
     sha256 = hashlib.sha256()
     with update.open("wb", buffering=0) as file:
 

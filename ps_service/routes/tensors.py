@@ -28,7 +28,7 @@ from ps_service.openapi import BEARER, TENSORS_ANSWERED, TENSORS_SENT
 from ps_service.routes.bodies import Body, content_length, require_tensor_message
 from ps_service.service import Service
 from ps_service.settings import Settings
-from ps_service.storage import member_records, run_records, version_records
+from ps_service.storage import version_records
 from ps_service.storage.credential_records import StoredWorker
 
 CHUNK_BYTES = 1024 * 1024
@@ -118,13 +118,13 @@ def _check_stored(settings: Settings, message: MessageHeader) -> None:
 
 async def _require_reader(service: Service, caller: Caller, run_id: str, digest: str) -> None:
     """Raises: NotFound: no such state, or the caller has no part in the run: the two look alike."""
-    async with service.stores.records.read() as connection:
-        run = await run_records.load_run(connection, run_id)
-        allowed = run is not None and await version_records.is_state_of(connection, run_id, digest)
-        if run is not None and isinstance(caller, StoredWorker):
-            evaluates = caller.role is Role.EVALUATOR and caller.may_serve(run_id, run.spec.task)
-            member = await member_records.is_member(connection, run_id, caller.worker_id)
-            allowed = allowed and (evaluates or member)
+    worker_id = caller.worker_id if isinstance(caller, StoredWorker) else None
+    async with service.stores.records.glance() as connection:
+        found = await version_records.readable(connection, run_id, digest, worker_id)
+    allowed = found is not None and found.is_state
+    if found is not None and isinstance(caller, StoredWorker):
+        evaluates = caller.role is Role.EVALUATOR and caller.may_serve(run_id, found.task)
+        allowed = allowed and (evaluates or found.is_member)
     if not allowed:
         raise NotFound(f"run {run_id} has no tensors {digest}")
 

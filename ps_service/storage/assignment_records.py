@@ -19,6 +19,9 @@ _OPEN_ASSIGNMENTS = (
 _OF_WORKERS = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
 
 
+_ASSIGNMENT = select(assignments).where(assignments.c.assignment_id == bindparam("assignment_id"))
+
+
 @dataclass(frozen=True)
 class StoredAssignment:
     """What ties a worker to a round; the rest of an assignment follows from run, version, slot and turn."""
@@ -46,8 +49,7 @@ async def add_assignments(connection: AsyncConnection, rows: list[StoredAssignme
 
 
 async def load_assignment(connection: AsyncConnection, assignment_id: str) -> StoredAssignment | None:
-    query = select(assignments).where(assignments.c.assignment_id == assignment_id)
-    row = (await connection.execute(query)).first()
+    row = (await connection.execute(_ASSIGNMENT, {"assignment_id": assignment_id})).first()
     return None if row is None else assignment_in(row)
 
 

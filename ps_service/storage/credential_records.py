@@ -110,7 +110,7 @@ async def worker_by_token(connection: AsyncConnection, token_hash: str, now_ms: 
 
 
 async def worker_by_id(connection: AsyncConnection, worker_id: str) -> StoredWorker | None:
-    row = (await connection.execute(select(workers).where(workers.c.worker_id == worker_id))).first()
+    row = (await connection.execute(_WORKERS, {"worker_ids": [worker_id]})).first()
     return None if row is None else _worker(row)
 
 
