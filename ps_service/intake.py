@@ -136,8 +136,11 @@ class _TensorPart:
         return start, values
 
 
-def accept_all(tensor: TensorHeader, start: int, values: Chunk) -> None:
-    """No check beyond finiteness: for an operator's own tensors."""
+def accept_finite(tensor: TensorHeader, start: int, values: Chunk) -> None:
+    """Ask for no more of an operator's own tensors.
+
+    Raises: NotFinite: they hold NaN or an infinity.
+    """
     require_finite(tensor.name, values)
 
 

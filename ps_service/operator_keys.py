@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators' keys, and the first credentials of a new server."""
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -20,6 +21,8 @@ from ps_service.enrolling import Enrolling
 from ps_service.storage import Stores, key_records
 from ps_service.storage.files import sync_directory
 from ps_service.storage.not_writable import writing_files
+
+log = logging.getLogger("fed_sophia.server")
 
 OPERATOR_KEY_FILE = "operator.key"
 JOIN_TOKEN_FILE = "join.token"
@@ -71,24 +74,36 @@ class OperatorKeys:
     async def make_first_credentials(self, directory: Path) -> bool:
         """At the first start, make an operator key and a join token, and leave them in two private files.
 
+        At a later start, make an operator key if none is left that may make others: whoever revoked the last
+        of them would be locked out for ever otherwise. Who can start the server can read its directory.
+
         The files are written before the records are committed: after a crash between the two the next start
         makes new ones.
 
         Raises:
             StorageNotWritable: the disk is full, read-only or failing.
         """
-        async with self._records.read() as connection:
-            if await key_records.has_operator_key(connection):
-                return False
         now_ms = self._clock.now_ms()
-        key = _new_key("first start", EVERYTHING, now_ms, None)
+        async with self._records.read() as connection:
+            known = await key_records.list_operator_keys(connection)
+        if any(_makes_keys(key, now_ms) for key in known):
+            return False
+        key = _new_key("a later start" if known else "first start", EVERYTHING, now_ms, None)
         async with self._records.write() as connection:
-            request = JoinTokenRequest(uses=100, label="first start")
-            token = await self._enrolling.add_join_token(connection, request)
             await key_records.add_operator_key(connection, hash_secret(key.operator_key), key)
             write_private(directory / OPERATOR_KEY_FILE, key.operator_key)
-            write_private(directory / JOIN_TOKEN_FILE, token.join_token)
+            if not known:
+                request = JoinTokenRequest(uses=100, label="first start")
+                token = await self._enrolling.add_join_token(connection, request)
+                write_private(directory / JOIN_TOKEN_FILE, token.join_token)
+        if known:
+            log.warning("no operator key was left that may make others: %s has a new one", OPERATOR_KEY_FILE)
         return True
+
+
+def _makes_keys(key: OperatorKeySummary, now_ms: int) -> bool:
+    good = key.revoked_ms is None and (key.expires_ms is None or key.expires_ms > now_ms)
+    return good and Scope.KEYS_WRITE in key.scopes
 
 
 def _new_key(label: str, scopes: frozenset[Scope], now_ms: int, expires_ms: int | None) -> OperatorKeyIssued:

@@ -23,7 +23,7 @@ from protocol.messages import Role
 from protocol.operator_keys import Scope
 from ps_service.admission import check_model_size, require_state_message
 from ps_service.auth import Caller
-from ps_service.intake import Intake, accept_all
+from ps_service.intake import Intake, accept_finite
 from ps_service.openapi import BEARER, TENSORS_ANSWERED, TENSORS_SENT
 from ps_service.routes.bodies import Body, content_length, require_tensor_message
 from ps_service.service import Service
@@ -69,7 +69,7 @@ def router(service: Service) -> APIRouter:
                     digest,
                     size_bytes,
                     partial(_check_stored, service.settings),
-                    accept_all,
+                    accept_finite,
                 )
                 try:
                     await body.into(intake)
