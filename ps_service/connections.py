@@ -7,9 +7,11 @@ The law of this file: what is held of a request that no route has seen is bounde
 import asyncio
 from typing import ClassVar, Literal, TypedDict
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from protocol.errors import HeadersTooLarge
+from ps_service.inflow import EXTENSION, Inflow
 from ps_service.routes.problems import answer
 from ps_service.settings import Settings
 
@@ -70,6 +72,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     _whole = True
     _refused = False
     _due: asyncio.TimerHandle | None = None
+    _inflow: Inflow | None = None
+    """Where the body of the cycle goes that takes it in batches."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -77,6 +81,8 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_nothing()
+        if self._inflow is not None:
+            self._inflow.break_off()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -95,6 +101,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes, self._in_head, self._whole = 0, True, False
+        self._inflow = None
+        self.scope["extensions"] = {EXTENSION: self._flow_in}  # type: ignore[dict-item]  # of our own
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -111,11 +119,33 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._told = True
-        super().on_body(body)
+        if self._inflow is None or self.cycle.response_complete:
+            super().on_body(body)
+        else:
+            self._inflow.put(body)
 
     def on_message_complete(self) -> None:
         self._told = self._whole = True
         super().on_message_complete()
+        if self._inflow is not None:
+            self._inflow.end()
+
+    def _flow_in(self, scope: Scope) -> Inflow | None:
+        """What takes the rest of a body in batches; None: it is not the one that is arriving."""
+        cycle = self.cycle
+        if cycle.scope is not scope or cycle.disconnected:
+            return None
+        inflow = self._inflow = Inflow(self.flow.pause_reading, self.flow.resume_reading)
+        if cycle.waiting_for_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        if cycle.body:
+            inflow.put(bytes(cycle.body))
+            cycle.body = bytearray()
+        if not cycle.more_body:
+            inflow.end()
+        self.flow.resume_reading()
+        return inflow
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
