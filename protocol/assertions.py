@@ -6,7 +6,8 @@
              aud: the server's id, which the join token names; never its address, which differs by the way
              iat, exp: seconds; at most `LONGEST_S` apart
              jti: 128 random bits, by which the server knows it again
-             use: SHA-256 of the join token's secret, where it is signed to enrol
+             use: SHA-256 of the join token's secret, where it is signed to enrol; the thumbprint of another key, where
+                  the old one consents to it
 
 Both ends are here, so that they cannot come apart. The law of this file: no clock and no chance;
 nothing that is signed is ever part of an error.
@@ -78,7 +79,7 @@ def sign(
     Args:
         subject: the worker's id, or the key's thumbprint to enrol.
         assertion_id: not used before.
-        use: `use_of` the join token, to enrol.
+        use: `use_of` the join token, to enrol; a new key's thumbprint, to consent to it.
     """
     claims: dict[str, Any] = {
         "iss": subject,

@@ -72,6 +72,9 @@ class KeyRotation(Said):
     public_key: PublicKey
     proof: Assertion
     """Signed for `rotate`, by the new key."""
+    consent: Assertion
+    """Signed for `rotate`, by the key that the worker has, with the new one's thumbprint as its `use`: who has
+    got hold of an access token alone changes no key."""
 
 
 class Heartbeat(Said):

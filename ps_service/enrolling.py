@@ -41,7 +41,7 @@ from ps_service.auth import ACCESS_TOKEN, hash_secret
 from ps_service.clock import Clock
 from ps_service.storage import Stores, credential_records, key_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import require_not_revoked, the_run, the_worker
+from ps_service.storage.existing import require_not_revoked, the_run
 from ps_service.storage.key_records import StoredJoinToken
 
 
@@ -218,19 +218,25 @@ class Enrolling:
         return AccessToken(access_token=token, expires_s=self._access_token_s), worker
 
     async def rotate_key(self, worker_id: str, rotation: KeyRotation) -> None:
-        """Put a new key in the place of a worker's old one. To repeat it changes nothing.
+        """Put a new key in the place of a worker's old one.
 
         Raises:
-            AssertionRefused, ClockSkewed: the new key is not proved.
+            AssertionRefused, ClockSkewed: the new key is not proved, or the one that the worker has does not
+                consent to it.
             UpdateConflict: it is another worker's.
-            NotFound, WorkerRevoked, WorkerExpired.
+            Unauthenticated, WorkerRevoked, WorkerExpired.
         """
         now_ms = self._clock.now_ms()
         key_thumbprint = assertions.thumbprint(rotation.public_key)
         async with self._records.write() as connection:
-            worker = await the_worker(connection, worker_id)
+            worker, key_now = await _with_key(connection, worker_id)
+            require_not_revoked(worker)
             server_id = await self._id(connection)
-            assertions.read(rotation.proof, rotation.public_key, Purpose.ROTATE, worker_id, server_id, now_ms)
+            for assertion, key, use in (
+                (rotation.proof, rotation.public_key, None),
+                (rotation.consent, key_now, key_thumbprint),
+            ):
+                assertions.read(assertion, key, Purpose.ROTATE, worker_id, server_id, now_ms, use)
             holder = await credential_records.worker_by_key(connection, key_thumbprint)
             if holder is not None and holder.worker_id != worker.worker_id:
                 raise UpdateConflict("this key is another worker's")

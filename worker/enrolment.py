@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_urlsafe
 from typing import TypeVar
@@ -99,7 +99,8 @@ class Enrolling:
         self._save(identity)
         assert identity.next_private_key is not None
         signer = Signer(identity.next_private_key, server_id)
-        rotate = partial(signer.persuade, partial(self._ask_to_rotate, signer, worker_id))
+        asking = partial(self._ask_to_rotate, signer, identity.private_key, worker_id)
+        rotate = partial(signer.persuade, asking)
         try:
             await self._persistently(rotate)
         except AssertionRefused:
@@ -110,9 +111,10 @@ class Enrolling:
             self._promote(identity)
             self.client.authenticate(signer, worker_id)
 
-    async def _ask_to_rotate(self, signer: Signer, worker_id: str) -> None:
-        proof = signer.sign(Purpose.ROTATE, worker_id)
-        said = {"public_key": public_key_of(signer.private_key), "proof": proof}
+    async def _ask_to_rotate(self, signer: Signer, old_key: str, worker_id: str) -> None:
+        public_key, proof = public_key_of(signer.private_key), signer.sign(Purpose.ROTATE, worker_id)
+        consent = replace(signer, private_key=old_key).sign(Purpose.ROTATE, worker_id, thumbprint(public_key))
+        said = {"public_key": public_key, "proof": proof, "consent": consent}
         await self.client.rotate_key(worker_id, parse(KeyRotation, said))
 
     async def _settle_keys(self, identity: Identity, worker_id: str, server_id: str) -> Identity:
