@@ -6,8 +6,7 @@
              aud: the server's id, which the join token names; never its address, which differs by the way
              iat, exp: seconds; at most `LONGEST_S` apart
              jti: 128 random bits, by which the server knows it again
-             use: SHA-256 of the join token's secret, where it is signed to enrol; the thumbprint of another key, where
-                  the old one consents to it
+             use: to enrol: SHA-256 of the join token's secret; to consent to another key: its thumbprint
 
 Both ends are here, so that they cannot come apart. The law of this file: no clock and no chance;
 nothing that is signed is ever part of an error.

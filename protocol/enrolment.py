@@ -73,8 +73,10 @@ class KeyRotation(Said):
     proof: Assertion
     """Signed for `rotate`, by the new key."""
     consent: Assertion
-    """Signed for `rotate`, by the key that the worker has, with the new one's thumbprint as its `use`: who has
-    got hold of an access token alone changes no key."""
+    """Signed for `rotate`, by the key that the worker has, with the new one's thumbprint as its `use`.
+
+    An access token alone, which may be stolen, changes no key.
+    """
 
 
 class Heartbeat(Said):
