@@ -343,6 +343,28 @@ async def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(server):
     assert (await client.get("/v1/runs")).status_code == 401
 
 
+async def test_a_worker_that_signs_all_the_time_keeps_nobody_from_writing(server):
+    token = await server.join_token()
+    worker = the_worker(server, await enrol_by(server, token, "busy"), token, "busy")
+    other = await server.enrol("calm")
+
+    async def signs():
+        return await exchange(worker, worker.sign())
+
+    async def enrols():
+        return await enrol_by(server, token, "busy")
+
+    for ask in (signs, enrols):
+        for _ in range(60):
+            assert (await ask()).status_code == 200
+        refused = await ask()
+        assert (refused.status_code, refused.json()["code"]) == (429, "too-many-requests")
+        forged = await exchange(worker, worker.sign(private_key=other.private_key))
+        assert forged.status_code == 401, "only who has the key is counted"
+        assert (await exchange(other, other.sign())).status_code == 200
+        server.clock.advance(60_000)
+
+
 async def test_who_only_guesses_keeps_nobody_from_writing(start_server):
     """While another transaction writes, a guess is answered: it takes no part in the queue of writers."""
     server = await start_server(on_disk=True)
