@@ -108,6 +108,7 @@ def create_app(settings: Settings, stores: Stores, clock: Clock, audit_log: Path
         max_bytes=settings.max_json_bytes,
         timeout_s=settings.body_timeout_s,
         meters=service.meters,
+        is_operator=service.auth.is_operator,
     )
     app.add_middleware(Audited, audit=service.audit)
     app.add_middleware(AddressRate, rates=service.rates, meters=service.meters)  # the last is the first
