@@ -10,6 +10,7 @@ import os
 import ssl
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -45,7 +46,7 @@ async def tls_for(
         LocalStateCorrupt: the pinned CA cannot be read.
         StateNotWritable: the CA cannot be kept.
     """
-    if not options.server_url.startswith("https:"):
+    if urlsplit(options.server_url).scheme != "https":  # in whatever case it was written
         return None
     if options.trust.ca is not None:
         return tls_of(options.trust)

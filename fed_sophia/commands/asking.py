@@ -5,6 +5,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.operator_client import OperatorClient
@@ -22,7 +23,7 @@ def ask(
     """Put a question to the server as its operator; Ctrl-C gives it up."""
     refuse_plain_http(server, trust.insecure)
     key = operator_key(server, key_file, os.environ)
-    tls = tls_of(trust) if server.startswith("https:") else None
+    tls = tls_of(trust) if urlsplit(server).scheme == "https" else None
 
     async def asked() -> T:
         async with OperatorClient(server, key, tls=tls) as client:

@@ -109,6 +109,16 @@ async def test_at_first_contact_the_ca_that_the_join_token_names_is_pinned(
     assert stat.S_IMODE(pinned.stat().st_mode) == 0o600
 
 
+async def test_the_ca_is_pinned_in_whatever_case_the_address_is_written(
+    authority: Authority, stranger: Authority, tmp_path: Path
+) -> None:
+    server, state_dir = Listener(authority.pem), tmp_path / "state"
+    async with over_tls(server, authority.issue()) as url:
+        shouted = url.replace("https", "HTTPS")
+        await start_worker(shouted, state_dir, a_token(authority.hash))
+    assert (state_dir / "server-ca.pem").read_bytes() == authority.pem
+
+
 async def test_a_stranger_at_first_contact_hears_no_join_token(
     authority: Authority, stranger: Authority, tmp_path: Path
 ) -> None:
