@@ -127,8 +127,10 @@ def read(
         raise AssertionRefused(
             f"the assertion is to be good for more than {LONGEST_S} s, or for less than none"
         )
-    if not isinstance(assertion_id, str) or not 16 <= len(assertion_id) <= MAX_ID:
-        raise AssertionRefused(f"the assertion's jti: expected 16 to {MAX_ID} characters")
+    if not isinstance(assertion_id, str) or not (
+        16 <= len(assertion_id) <= MAX_ID and assertion_id.isascii()
+    ):
+        raise AssertionRefused(f"the assertion's jti: expected 16 to {MAX_ID} characters of ASCII")
     if not signed_s - LEEWAY_S <= now_ms / 1000 <= expires_s + LEEWAY_S:
         raise ClockSkewed(
             f"the assertion was signed at {signed_s} s and is good until {expires_s} s; here it is "
