@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_urlsafe
@@ -118,19 +119,27 @@ class Enrolling:
         await self.client.rotate_key(worker_id, parse(KeyRotation, said))
 
     async def _settle_keys(self, identity: Identity, worker_id: str, server_id: str) -> Identity:
-        """A rotation broke off: the server has the old key or the new one. Keep the one that it has."""
+        """A rotation broke off: the server has the old key or the new one. Keep the one that it has.
+
+        Raises:
+            AssertionRefused: it takes neither, and both are kept: a refusal may have another reason.
+        """
         if identity.next_private_key is None:
             return identity
-        self.client.authenticate(Signer(identity.next_private_key, server_id), worker_id)
         try:
-            await self._persistently(partial(self.client.heartbeat, worker_id, Heartbeat()))
+            await self._is_had(identity.next_private_key, worker_id, server_id)
         except AssertionRefused:
+            await self._is_had(identity.private_key, worker_id, server_id)
             identity = identity.model_copy(update={"next_private_key": None})
             self._save(identity)
             return identity
-        except WorkerExpired:
-            pass  # it looks at who signed before it says so
         return self._promote(identity)
+
+    async def _is_had(self, private_key: str, worker_id: str, server_id: str) -> None:
+        """Be this worker by this key. Raises: AssertionRefused: the server does not take it."""
+        self.client.authenticate(Signer(private_key, server_id), worker_id)
+        with suppress(WorkerExpired):  # it looks at who signed before it says so
+            await self._persistently(partial(self.client.heartbeat, worker_id, Heartbeat()))
 
     def _promote(self, identity: Identity) -> Identity:
         promoted = identity.model_copy(
