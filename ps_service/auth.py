@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from protocol.errors import Forbidden, MissingScope, Unauthenticated
+from protocol.errors import Forbidden, MissingScope, Unauthenticated, WorkerExpired, WorkerRevoked
 from protocol.operator_keys import Scope, allows
 from ps_service.clock import Clock
 from ps_service.presence import Presence
@@ -94,6 +94,13 @@ class Auth:
             self._rates.of_worker(caller.worker_id)
             await self._presence.seen(caller)
         return caller
+
+    async def is_operator(self, request: Request) -> bool:
+        """Whether an operator's key that is good now comes with it, whatever that may be used for."""
+        try:
+            return isinstance(await self._caller(bearer(request)), Operator)
+        except (Unauthenticated, WorkerRevoked, WorkerExpired):
+            return False
 
     async def _caller(self, secret: str) -> Caller:
         now_ms, secret_hash = self._clock.now_ms(), hash_secret(secret)

@@ -17,6 +17,8 @@ from ps_service.settings import Settings
 
 LINGER_S = 1.0
 AROUND_A_HEADER = len(b": \r\n")
+MOST_AHEAD = 16
+"""Requests that a connection may send before the one that is being answered is; uvicorn keeps any number."""
 
 
 class ConnectionOptions(TypedDict):
@@ -99,6 +101,8 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._expect_a_head()
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MOST_AHEAD:
+            raise HeadersTooLarge  # as below
         super().on_message_begin()
         self._head_bytes, self._in_head, self._whole = 0, True, False
         self._inflow = None
@@ -153,7 +157,10 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._expect_a_head()
 
     def send_400_response(self, msg: str) -> None:
-        if self._head_bytes > self.max_header_bytes:
+        if len(self.pipeline) >= MOST_AHEAD:  # whoever is to be answered first may have to wait
+            self.pipeline.clear()
+            self._refuse()
+        elif self._head_bytes > self.max_header_bytes:
             self._refuse()
         else:
             super().send_400_response(msg)

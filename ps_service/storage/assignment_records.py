@@ -85,17 +85,11 @@ async def set_assignment_lost(connection: AsyncConnection, assignment_id: str, l
     )
 
 
-async def note_refusal(connection: AsyncConnection, assignment_id: str, worker_id: str, code: str) -> bool:
-    """This worker has sent an update that was not taken; whether it is the first for its assignment.
-
-    Nothing if the assignment is not its own.
-    """
-    own = (assignments.c.assignment_id == assignment_id) & (assignments.c.worker_id == worker_id)
-    first = (
-        await connection.execute(select(assignments).where(own, assignments.c.refused_code.is_(None)))
-    ).first()
-    await connection.execute(update(assignments).where(own).values(refused_code=code))
-    return first is not None
+async def note_refusal(connection: AsyncConnection, assignment_id: str, code: str) -> None:
+    """An update that was sent for this assignment was not taken."""
+    await connection.execute(
+        update(assignments).where(assignments.c.assignment_id == assignment_id).values(refused_code=code)
+    )
 
 
 async def settle_round(connection: AsyncConnection, run_id: str, number: int) -> None:

@@ -179,6 +179,24 @@ async def test_a_body_that_goes_on_after_its_answer_is_cut_off(connect):
     assert closing.done()
 
 
+async def test_requests_that_are_sent_ahead_without_end_close_the_connection(start_server):
+    server = await start_server(on_disk=True)
+    async with asyncio.timeout(30), server.on_a_socket() as client:
+        line = Line(*await asyncio.open_connection("127.0.0.1", client.base_url.port))
+        async with server.stores.records.write():  # so that the first of them waits
+            await line.send(b"GET /readyz HTTP/1.1\r\n\r\n" * 1_000)
+            assert await line.closed() == b""
+        line.close()
+
+
+async def test_some_requests_may_be_sent_ahead(connect):
+    line = await connect()
+    await line.send((HEALTH + b"\r\n") * 10)
+    for _ in range(10):
+        head, _ = await line.head_and_body()
+        assert head.startswith(b"HTTP/1.1 200 ")
+
+
 async def test_nobody_speaks_for_another_address_unless_trusted(start_server, monkeypatch):
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     assert await last_of_many(await start_server(requests_per_s_per_address=1)) == 429
