@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.schema import assignments, rounds
 
 _OPEN_ASSIGNMENTS = (
@@ -19,7 +20,11 @@ _OPEN_ASSIGNMENTS = (
 _OF_WORKERS = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
 
 
-_ASSIGNMENT = select(assignments).where(assignments.c.assignment_id == bindparam("assignment_id"))
+_ASSIGNMENT = (
+    select(assignments)
+    .where(assignments.c.assignment_id == bindparam("assignment_id"))
+    .execution_options(**QUICK)
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.messages import RoundStatus, RunSpec, RunStatus
 from ps_service.round_machine import Round
 from ps_service.run_machine import Run
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.schema import rounds, runs
 
 MOST_ROWS = 1000
@@ -26,9 +27,11 @@ _OPEN_RUN_IDS = (
     )
     .order_by(runs.c.created_ms, runs.c.run_id)
 )
-_RUN_OF_ID = select(runs).where(runs.c.run_id == bindparam("run_id"))
-_ROUND_OF_NUMBER = select(rounds).where(
-    rounds.c.run_id == bindparam("run_id"), rounds.c.number == bindparam("number")
+_RUN_OF_ID = select(runs).where(runs.c.run_id == bindparam("run_id")).execution_options(**QUICK)
+_ROUND_OF_NUMBER = (
+    select(rounds)
+    .where(rounds.c.run_id == bindparam("run_id"), rounds.c.number == bindparam("number"))
+    .execution_options(**QUICK)
 )
 _SAVE_ROUND = (
     update(rounds)
@@ -39,6 +42,7 @@ _SAVE_ROUND = (
         state=bindparam("state"),
         bytes_up=rounds.c.bytes_up + bindparam("more_up"),
     )
+    .execution_options(**QUICK)
 )
 _RUN = TypeAdapter(Run)
 _ROUND = TypeAdapter(Round)

@@ -10,6 +10,7 @@ from protocol.errors import NotFound
 from protocol.messages import Receipt, RoundStatus
 from ps_service.storage.assignment_records import StoredAssignment, assignment_in
 from ps_service.storage.existing import the_round
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.run_records import StoredRound, StoredRun, round_of, run_of
 from ps_service.storage.schema import assignments, rounds, runs, updates, uploads
 from ps_service.storage.update_records import receipt_of
@@ -35,6 +36,7 @@ _OF_ASSIGNMENT = (
     .outerjoin(uploads, uploads.c.assignment_id == assignments.c.assignment_id)
     .outerjoin(updates, updates.c.assignment_id == assignments.c.assignment_id)
     .where(assignments.c.assignment_id == bindparam("assignment_id"))
+    .execution_options(**QUICK)
 )
 
 

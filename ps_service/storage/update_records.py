@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, Receipt, UpdateHeader
 from ps_service.storage.assignment_records import StoredAssignment, assignment_in
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.schema import assignments, updates, uploads, workers
 
 # built once: what every update asks
@@ -16,14 +17,18 @@ _UPLOAD = (
     select(uploads, assignments.c.worker_id)
     .join(assignments)
     .where(uploads.c.upload_id == bindparam("upload_id"))
+    .execution_options(**QUICK)
 )
-_RECEIVED = select(updates).where(updates.c.assignment_id == bindparam("assignment_id"))
-_ADD_UPLOAD = insert(uploads)
-_ADD_UPDATE = insert(updates)
+_RECEIVED = (
+    select(updates).where(updates.c.assignment_id == bindparam("assignment_id")).execution_options(**QUICK)
+)
+_ADD_UPLOAD = insert(uploads).execution_options(**QUICK)
+_ADD_UPDATE = insert(updates).execution_options(**QUICK)
 _SETTLE = (
     update(assignments)
     .where(assignments.c.assignment_id == bindparam("settles"))
     .values(settled=bindparam("settled"))
+    .execution_options(**QUICK)
 )
 
 

@@ -8,12 +8,15 @@ from sqlalchemy import Row, bindparam, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import VersionSummary
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.run_records import MOST_ROWS
 from ps_service.storage.schema import members, runs, state_tensors, versions
 
 # built once: what every download asks, and every assignment
-_TENSORS = select(versions.c.tensors).where(
-    versions.c.run_id == bindparam("run_id"), versions.c.version == bindparam("version")
+_TENSORS = (
+    select(versions.c.tensors)
+    .where(versions.c.run_id == bindparam("run_id"), versions.c.version == bindparam("version"))
+    .execution_options(**QUICK)
 )
 _READER = (
     select(runs.c.task, state_tensors.c.digest, members.c.worker_id)
@@ -23,6 +26,7 @@ _READER = (
     )
     .outerjoin(members, (members.c.run_id == runs.c.run_id) & (members.c.worker_id == bindparam("worker_id")))
     .where(runs.c.run_id == bindparam("run_id"))
+    .execution_options(**QUICK)
 )
 
 
