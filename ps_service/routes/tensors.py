@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Path, Request, Response
 from starlette.responses import StreamingResponse
 
@@ -166,15 +167,31 @@ def wanted_range(request: Request, digest: str, size_bytes: int) -> tuple[int, i
 
 async def _send(
     service: Service, caller: Caller, run_id: str, digest: str, first: int, last: int
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[memoryview]:
+    """The bytes first … last; a chunk is read while the one before it is sent."""
     to_trainer = isinstance(caller, StoredWorker) and caller.role is Role.TRAINER
+
+    def read(position: int) -> memoryview:
+        chunk = np.empty(min(CHUNK_BYTES, last + 1 - position), np.uint8).data
+        service.stores.blobs.read_into(digest, position, chunk)
+        return chunk
+
+    def begin_to_read(position: int) -> asyncio.Future[memoryview]:
+        reading = asyncio.ensure_future(asyncio.to_thread(read, position))
+        # taken, so that the loop does not complain of an error that nobody stayed to hear
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return reading
+
     with contextlib.ExitStack() as sending:
         if isinstance(caller, StoredWorker):
             sending.enter_context(service.presence.here(caller.worker_id))
-        position = first
-        while position <= last:
-            chunk = bytearray(min(CHUNK_BYTES, last + 1 - position))
-            await asyncio.to_thread(service.stores.blobs.read_into, digest, position, chunk)
-            yield bytes(chunk)
-            service.runner.count_sent(run_id, len(chunk), to_trainer=to_trainer)
-            position += len(chunk)
+        following = begin_to_read(first)
+        try:
+            for position in range(first, last + 1, CHUNK_BYTES):
+                chunk = await following
+                if position + CHUNK_BYTES <= last:
+                    following = begin_to_read(position + CHUNK_BYTES)
+                yield chunk
+                service.runner.count_sent(run_id, len(chunk), to_trainer=to_trainer)
+        finally:
+            following.cancel()
