@@ -57,6 +57,8 @@ class Algorithm:
     """What the server keeps for its own step: no assignment names it. Absent bundles are zeros."""
     derived: Mapping[str, str] = field(default_factory=dict)
     """Bundles the server step computes from a sent one before combining: {derived: sent}."""
+    normalised: tuple[str, ...] = ()
+    """Of the state bundles those whose every value lies in [−1, 1]: a run may send them down as integers."""
     synchronous_because: str | None = None
     """Why asynchronous runs of it are refused; None if they are not."""
     combiners_because: str | None = None
@@ -104,6 +106,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             combiners={"delta": "mean", "hessian": "winsorized_mean"},
             state_bundles=("direction", "hessian"),
             derived={"direction": "delta"},
+            normalised=("direction",),
         ),
         Algorithm(
             name="fed-sophia",

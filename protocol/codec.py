@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from protocol.encodings import encoding_named
+from protocol.encodings import Constants, encoding_named
 from protocol.errors import MalformedTensorMessage, MessageTooLarge, NotFinite, TruncatedTensorMessage
 from protocol.header import (
     DEFAULT_LIMITS,
@@ -103,6 +103,10 @@ class NamedTensor:
     values: Float32Array
     encoding: str = "f32"
     dtype: Dtype = "float32"
+    constants: Constants | None = None
+    """Of the encoding; None chooses those for the values."""
+    seed: int = 0
+    """Of the encoding's rounding, where that is stochastic."""
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -119,10 +123,12 @@ def encode_message(kind: Kind, tensors: Iterable[NamedTensor]) -> list[memoryvie
     headers: list[TensorHeader] = []
     payloads: list[memoryview] = []
     for tensor in tensors:
+        encoding, values = encoding_named(tensor.encoding), tensor.values
+        constants = encoding.constants_for(values) if tensor.constants is None else tensor.constants
         headers.append(
-            tensor_header(tensor.bundle, tensor.name, tensor.values.shape, tensor.encoding, tensor.dtype)
+            tensor_header(tensor.bundle, tensor.name, values.shape, encoding.name, tensor.dtype, constants)
         )
-        payloads.append(encoding_named(tensor.encoding).encode(tensor.values))
+        payloads.append(encoding.encode(values, constants, tensor.seed))
     packed = pack_header(kind, headers)
     buffers = [memoryview(packed)]
     offset = len(packed)
@@ -301,7 +307,10 @@ def _decode(tensor: TensorHeader, payload: memoryview) -> Float32Array:
     if tensor.encoding == "f32":
         return np.frombuffer(payload, dtype="<f4").reshape(tensor.shape)
     values = np.empty(tensor.num_elements, dtype=np.float32)
-    encoding_named(tensor.encoding).decode(payload, values)
+    try:
+        encoding_named(tensor.encoding).decode(payload, values, tensor.constants)
+    except MalformedTensorMessage as error:
+        raise MalformedTensorMessage(f"{tensor.name}: {error.detail}") from None
     return values.reshape(tensor.shape)
 
 

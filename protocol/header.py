@@ -13,7 +13,7 @@ from typing import Literal, Self, TypeVar
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from protocol.encodings import encoding_named
+from protocol.encodings import NO_CONSTANTS, Constants, encoding_named
 from protocol.errors import MalformedTensorMessage, MessageTooLarge
 
 MAX_TENSOR_BYTES = 2**32 - 1
@@ -51,7 +51,7 @@ class TensorHeader(BaseModel):
     shape: tuple[int, ...] = Field(max_length=MAX_DIMENSIONS, strict=False)
     encoding: str = Field(min_length=1, max_length=32)
     constants: dict[str, float] = Field(max_length=8)
-    """Numbers that an encoding needs for decoding; those of version 1 need none."""
+    """Numbers that an encoding needs for decoding."""
     size_bytes: int = Field(ge=0)
 
     @model_validator(mode="after")
@@ -95,13 +95,18 @@ def num_elements(shape: Sequence[int]) -> int:
 
 
 def tensor_header(
-    bundle: str, name: str, shape: tuple[int, ...], encoding: str = "f32", dtype: Dtype = "float32"
+    bundle: str,
+    name: str,
+    shape: tuple[int, ...],
+    encoding: str = "f32",
+    dtype: Dtype = "float32",
+    constants: Constants = NO_CONSTANTS,
 ) -> TensorHeader:
     """Describe one tensor; its payload's size follows from shape and encoding.
 
     Raises:
         MessageTooLarge: the payload would be over 4 GiB - 1.
-        MalformedTensorMessage: a name or the shape does not fit the format.
+        MalformedTensorMessage: a name, the shape or a constant does not fit the format.
         UnknownEncoding: there is no such encoding.
     """
     fields = {
@@ -110,7 +115,7 @@ def tensor_header(
         "dtype": dtype,
         "shape": shape,
         "encoding": encoding,
-        "constants": {},
+        "constants": dict(constants),
         "size_bytes": encoding_named(encoding).size_bytes(num_elements(shape)),
     }
     tensor = _validated(TensorHeader, fields, name)
@@ -141,7 +146,9 @@ def pack_header(kind: Kind, tensors: Sequence[TensorHeader]) -> bytes:
 
 def entry_bytes_at_most(bundle: str, name: str, shape: Sequence[int], encoding: str) -> int:
     """How many bytes of a header one tensor takes, or a few more: to plan with before anything is encoded."""
-    return 82 + len(bundle.encode()) + len(name.encode()) + len(encoding.encode()) + 9 * len(shape)
+    strings = len(bundle.encode()) + len(name.encode()) + len(encoding.encode())
+    constants = sum(1 + len(each) + 9 for each in encoding_named(encoding).constants)
+    return 82 + strings + constants + 9 * len(shape)
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -257,7 +264,8 @@ def _validated(model: type[M], fields: object, what: str) -> M:
 
 
 def _check_tensor(tensor: TensorHeader) -> None:
-    expected = encoding_named(tensor.encoding).size_bytes(tensor.num_elements)
+    encoding = encoding_named(tensor.encoding)
+    expected = encoding.size_bytes(tensor.num_elements)
     if tensor.size_bytes != expected:
         raise MalformedTensorMessage(
             f"{tensor.name}: shape {tensor.shape} as {tensor.encoding} takes {expected} bytes, "
@@ -267,8 +275,14 @@ def _check_tensor(tensor: TensorHeader) -> None:
         raise MessageTooLarge(
             f"{tensor.name}: {tensor.size_bytes} bytes; a tensor holds at most {MAX_TENSOR_BYTES}. Split it."
         )
-    if tensor.constants:
-        raise MalformedTensorMessage(f"{tensor.name}: encoding {tensor.encoding} takes no constants")
+    if encoding.bundle not in (None, tensor.bundle):
+        raise MalformedTensorMessage(
+            f"{tensor.name}: {tensor.encoding} is for the bundle {encoding.bundle}, not for {tensor.bundle}"
+        )
+    try:
+        encoding.check_constants(tensor.constants)
+    except MalformedTensorMessage as error:
+        raise MalformedTensorMessage(f"{tensor.name}: {error.detail}") from None
 
 
 def _refuse_many_tensors(count: int) -> None:

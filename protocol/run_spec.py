@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import FailFast, Field, ValidationInfo, model_validator
 
 from protocol.algorithms import MIN_REFRESH_BATCH, Algorithm, algorithm_named
-from protocol.encodings import ENCODINGS, encoding_named
+from protocol.encodings import encoding_named
 from protocol.errors import FedSophiaError
 from protocol.fields import (
     Digest,
@@ -29,6 +29,7 @@ from protocol.header import (
     entry_bytes_at_most,
     num_elements,
 )
+from protocol.run_encodings import check_encodings
 
 _STORED: dict[str, object] = {}
 """The context in which a stored spec is read, known by its identity."""
@@ -187,7 +188,7 @@ class RunSpec(Said):
     combiners: PerBundle = Field(default_factory=dict)
     """{bundle: combiner}; what is left out is the algorithm's own choice."""
     encodings: PerBundle = Field(default_factory=dict)
-    """{bundle: encoding of its upload}; f32 unless said."""
+    """{bundle: encoding of its upload; of a normalised bundle, of its way down}; f32 unless said."""
     max_delta_norm: Annotated[Finite, Field(ge=1e-20, le=1e9)] | None = None
     """A longer `delta` (L2, over all its tensors) is scaled to this length before anything is made of it."""
 
@@ -250,12 +251,9 @@ class RunSpec(Said):
         names = [tensor.name for tensor in self.model]
         if len(set(names)) != len(names):
             raise ValueError("model: a tensor name stands twice")
-        for field, values in (("combiners", self.combiners), ("encodings", self.encodings)):
-            unknown = set(values) - set(algorithm.combiners)
-            if unknown:
-                raise ValueError(f"{field}: {self.algorithm} sends no bundle {min(unknown)!r}")
-        if not set(self.encodings.values()) <= set(ENCODINGS):
-            raise ValueError(f"encodings: expected some of {', '.join(ENCODINGS)}")
+        if unknown := set(self.combiners) - set(algorithm.combiners):
+            raise ValueError(f"combiners: {self.algorithm} sends no bundle {min(unknown)!r}")
+        check_encodings(self.encodings, algorithm, self.hyperparameters, self.local_steps)
         header_bytes = 64 + sum(
             entry_bytes_at_most(bundle, tensor.name, tensor.shape, self.encoding_of(bundle))
             for bundle in algorithm.combiners
@@ -288,7 +286,13 @@ class RunSpec(Said):
         return self.asynchronous.concurrency or DEFAULT_CONCURRENCY * self.cohort_size
 
     def encoding_of(self, bundle: str) -> str:
+        """How an update carries this bundle."""
         return self.encodings.get(bundle, "f32")
+
+    def state_encoding_of(self, bundle: str) -> str:
+        """How a version holds this bundle."""
+        normalised = bundle in algorithm_named(self.algorithm).normalised
+        return self.encodings.get(bundle, "f32") if normalised else "f32"
 
     def payload_bytes(self, bundles: tuple[str, ...]) -> int:
         """Payload of an update that carries these bundles, without header and padding."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from protocol.algorithms import algorithm_named
 from protocol.codec import DEFAULT_LIMITS, MessageHeader, TensorHeader
 from protocol.errors import (
     AssignmentDeclined,
@@ -106,6 +107,7 @@ def check_update_message(message: MessageHeader, spec: RunSpec, header: UpdateHe
 
     Raises:
         MalformedTensorMessage, ShapeMismatch, BundleMismatch: naming the tensor.
+        OutsideBound: a delta is sent by another bound than that of the steps declared.
     """
     if message.kind != "update":
         raise MalformedTensorMessage(f"kind: expected 'update', got {message.kind!r}")
@@ -117,6 +119,11 @@ def check_update_message(message: MessageHeader, spec: RunSpec, header: UpdateHe
                 f"{tensor.bundle}/{tensor.name}: declared as {header.encodings[tensor.bundle]}, "
                 f"sent as {tensor.encoding}"
             )
+    hyperparameters = algorithm_named(spec.algorithm).parse(spec.hyperparameters)
+    bound = hyperparameters.bound(header.local_steps, spec.local_steps)
+    for tensor in message.tensors:
+        if bound is not None and "shrinkage" in tensor.constants:
+            bound.require_constants(tensor.name, tensor.constants)
 
 
 def require_state_message(message: MessageHeader) -> None:

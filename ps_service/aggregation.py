@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.algorithms import algorithm_named
+from protocol.bound import delta_of
 from protocol.codec import (
     DEFAULT_LIMITS,
     Layout,
@@ -27,7 +28,7 @@ from protocol.codec import (
     require_finite,
     tensor_header,
 )
-from protocol.encodings import encoding_named
+from protocol.encodings import Constants, encoding_named
 from protocol.messages import RunSpec, TensorSpec, UpdateHeader
 from ps_service.combining import chunks
 from ps_service.round_step import Decided, RoundStep
@@ -98,16 +99,30 @@ class StoredMessage:
         self._index = {(t.bundle, t.name): i for i, t in enumerate(self.layout.header.tensors)}
 
     def read(self, bundle: str, name: str, start: int, out: Chunk) -> None:
-        """Fill `out`, shape (n,), with the float32 values of coordinates start … start+n-1."""
+        """Fill `out`, shape (n,), with the float32 values of coordinates start … start+n-1.
+
+        A delta in a `bounded_*` encoding gives Δ + (1−a)·θ_0 (`protocol/encodings/bounded.py`).
+        """
         index = self._index[bundle, name]
         tensor = self.layout.header.tensors[index]
         encoding = encoding_named(tensor.encoding)
-        first, last = encoding.byte_range(start, start + out.size)
+        # whole groups of elements that share bytes
+        begin = start - start % encoding.group
+        end = min(start + out.size + -(start + out.size) % encoding.group, tensor.num_elements)
+        first, last = encoding.byte_range(begin, end)
         direct = tensor.encoding == "f32"
         buffer = out.view(np.uint8).data if direct else memoryview(bytearray(last - first))
         self._blobs.read_into(self._digest, self.layout.offsets[index] + first, buffer)
-        if not direct:
-            encoding.decode(buffer, out)
+        if direct:
+            return
+        values = out if end - begin == out.size else np.empty(end - begin, dtype=np.float32)
+        encoding.decode(buffer, values, tensor.constants)
+        if values is not out:
+            out[:] = values[start - begin :][: out.size]
+
+    def constants(self, bundle: str, name: str) -> Constants:
+        """What the header says for a tensor's encoding."""
+        return self.layout.header.tensors[self._index[bundle, name]].constants
 
 
 def _stored_layout(blobs: BlobStore, digest: str) -> Layout:
@@ -120,10 +135,14 @@ def _stored_layout(blobs: BlobStore, digest: str) -> Layout:
 class StateWriter:
     """Writes one bundle of the next state as a tensor message, values as they come, tensor after tensor."""
 
-    def __init__(self, blobs: BlobStore, bundle: str, model: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self, blobs: BlobStore, bundle: str, model: Sequence[TensorSpec], encoding: str = "f32"
+    ) -> None:
+        """Args: encoding: one that takes no constants, and any part by itself."""
         self._staged: Staged = blobs.stage()
         self._sha256 = hashlib.sha256()
-        self._headers = [tensor_header(bundle, tensor.name, tensor.shape) for tensor in model]
+        self._encoding = encoding_named(encoding)
+        self._headers = [tensor_header(bundle, tensor.name, tensor.shape, encoding) for tensor in model]
         self._offset = 0
         self._write(pack_header("state", self._headers))
 
@@ -131,7 +150,7 @@ class StateWriter:
         self._write(preamble(self._offset, self._headers[index].size_bytes))
 
     def write(self, values: Chunk) -> None:
-        self._write(encoding_named("f32").encode(values))
+        self._write(self._encoding.encode(values))
 
     def seal(self) -> str:
         digest = self._sha256.hexdigest()
@@ -179,7 +198,8 @@ class _Aggregation:
                 for start, stop in chunks(tensor.num_elements, chunk_elements):
                     for bundle, values in self._step(decided, tensor.name, start, stop).items():
                         if bundle not in writers:
-                            writers[bundle] = StateWriter(self.blobs, bundle, self.spec.model)
+                            encoding = self.spec.state_encoding_of(bundle)
+                            writers[bundle] = StateWriter(self.blobs, bundle, self.spec.model, encoding)
                         if start == 0:
                             writers[bundle].begin_tensor(index)
                         require_finite(f"the next {bundle}: {tensor.name}", values)
@@ -208,6 +228,10 @@ class _Aggregation:
         rows = np.empty((len(self.rows[bundle]), stop - start), dtype=np.float32)
         for update, row in zip(self.rows[bundle], rows, strict=True):
             update.read(bundle, name, start, row)
+        if bundle == "delta" and "shrinkage" in self.rows[bundle][0].constants(bundle, name):
+            starts = self._starts(name, start, stop)
+            for update, row, began in zip(self.rows[bundle], rows, starts, strict=True):
+                delta_of(row, began, update.constants(bundle, name))
         return rows
 
     def _starts(self, name: str, start: int, stop: int) -> list[Chunk]:

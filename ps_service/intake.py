@@ -15,7 +15,7 @@ import numpy.typing as npt
 from protocol.bound import DeltaBound
 from protocol.codec import FrameReader, MessageHeader, PayloadPart, TensorHeader, require_finite
 from protocol.encodings import encoding_named
-from protocol.errors import DigestMismatch, SizeMismatch
+from protocol.errors import DigestMismatch, MalformedTensorMessage, SizeMismatch
 from ps_service.aggregation import StoredMessage
 from ps_service.storage.blobs import Part, Staged
 from ps_service.value_rules import check_update_values
@@ -120,20 +120,28 @@ class Intake:
 
 
 class _TensorPart:
-    """Decodes payload parts that may end in the middle of an element."""
+    """Decodes payload parts that may end in the middle of an element, or of several that share bytes."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def decode(self, tensor: TensorHeader, part: PayloadPart) -> tuple[int, Chunk]:
+        """Give what is whole by now: the place of its first element, and the values.
+
+        Raises:
+            MalformedTensorMessage: there are bits that no writer sets.
+        """
         encoding = encoding_named(tensor.encoding)
-        element_bytes = encoding.size_bytes(1)
+        group_bytes = encoding.size_bytes(encoding.group)
         data: memoryview | bytes = self._rest + part.data if self._rest else part.data
-        start = (part.offset - len(self._rest)) // element_bytes
-        whole = len(data) // element_bytes
-        self._rest = bytes(data[whole * element_bytes :])
-        values = np.empty(whole, dtype=np.float32)
-        encoding.decode(memoryview(data)[: whole * element_bytes], values)
+        start = (part.offset - len(self._rest)) // group_bytes * encoding.group
+        groups = len(data) // group_bytes
+        self._rest = bytes(data[groups * group_bytes :])
+        values = np.empty(min(groups * encoding.group, tensor.num_elements - start), dtype=np.float32)
+        try:
+            encoding.decode(memoryview(data)[: groups * group_bytes], values, tensor.constants)
+        except MalformedTensorMessage as error:
+            raise MalformedTensorMessage(f"{tensor.name}: {error.detail}") from None
         return start, values
 
 

@@ -8,6 +8,9 @@
 One value outside is enough: the update is refused as a whole, and its round goes on with the others. Any part
 of a tensor can be judged at a time. What stays inside passes, whatever it was made for: that is left to
 combiners.
+
+A delta that travelled by its bound (`bounded_*`) is within it whatever its payload says: there it is the
+constants in the header that are judged (`admission.py`).
 """
 
 from collections.abc import Callable
@@ -47,5 +50,5 @@ def check_update_values(
     require_finite(name, values)
     if bundle == "hessian" and (values < 0).any():
         raise NegativeHessian(f"{name}: {int((values < 0).sum())} values are negative")
-    if bundle == "delta" and bound is not None:
+    if bundle == "delta" and bound is not None and "shrinkage" not in encoding.constants:
         bound.check(name, values, started_from(), encoding)

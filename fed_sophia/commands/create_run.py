@@ -115,7 +115,7 @@ def create(
     encoding: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="BUNDLE=ENCODING", help="How a bundle is uploaded: f32, bf16 or f16. Repeatable."
+            metavar="BUNDLE=ENCODING", help="How a bundle travels, as in delta=bounded_int4. Repeatable."
         ),
     ] = None,
     combiner: Annotated[

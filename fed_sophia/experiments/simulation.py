@@ -29,7 +29,7 @@ from ps_service.value_rules import check_update_values
 from worker.local_state import Kept
 from worker.stacked import Job, StackedTrainer
 from worker.training import Trained
-from worker.update import pack
+from worker.update import as_received, pack
 
 _CHUNK_ELEMENTS = 1 << 20
 
@@ -104,6 +104,7 @@ class Simulation:
         self.bytes_up += len(jobs) * self._traffic.update_bytes(jobs[0].assignment)
         for job, each in zip(jobs, trained, strict=True):
             self._kept[job.worker] = each.kept
+        trained = [self._travelled(job.assignment, each) for job, each in zip(jobs, trained, strict=True)]
         updates = self._admitted(self._sent(dict(zip(slots, trained, strict=True)), number))
         changed = self._combined(list(updates), list(updates.values()), partial=cohort < self._workers)
         self.version = number
@@ -122,6 +123,13 @@ class Simulation:
             heartbeat_s=1.0,
         )
         return assignment(self._spec, part, {})
+
+    def _travelled(self, assigned: Assignment, update: Trained) -> Trained:
+        """An update after its encodings, as a server reads it."""
+        if set(assigned.encodings.values()) == {"f32"}:
+            return update
+        received = as_received(assigned, self.state["params"], update)
+        return replace(update, bundles={bundle: dict(tensors) for bundle, tensors in received.items()})
 
     def _count_downloads(self, slots: Sequence[int]) -> None:
         """A worker fetches the bundles that it does not hold from its last assignment."""
@@ -205,8 +213,17 @@ class Simulation:
                 for bundle, parts in pieces.items():
                     values = np.concatenate(parts).reshape(tensor.shape)
                     require_finite(f"the next {bundle}: {tensor.name}", values)
-                    changed.setdefault(bundle, {})[tensor.name] = values
+                    changed.setdefault(bundle, {})[tensor.name] = self._as_stored(bundle, values)
         return dict(changed)
+
+    def _as_stored(self, bundle: str, values: Chunk) -> Chunk:
+        """The values of a state bundle as a version holds them."""
+        encoding = encoding_named(self._spec.state_encoding_of(bundle))
+        if encoding.name == "f32":
+            return values
+        stored = np.empty(values.size, dtype=np.float32)
+        encoding.decode(encoding.encode(values), stored)
+        return stored.reshape(values.shape)
 
     def _state(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
         if bundle not in self.state:
@@ -233,5 +250,6 @@ class _Traffic:
 
     def state_bytes(self, bundle: str) -> int:
         if bundle not in self._states:
-            self._states[bundle] = sum(part.nbytes for part in encode_bundle(bundle, self._zeros))
+            encoding = self._spec.state_encoding_of(bundle)
+            self._states[bundle] = sum(part.nbytes for part in encode_bundle(bundle, self._zeros, encoding))
         return self._states[bundle]

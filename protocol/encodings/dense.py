@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from protocol.encodings.constants import NO_CONSTANTS, Constants, require_constants
 from protocol.errors import NotFinite
 
 Float32Array = npt.NDArray[np.float32]
@@ -26,6 +27,9 @@ class Dense:
     """Largest rounding error relative to |value|; 0 where nothing is rounded."""
     smallest_half_ulp: float
     """Largest rounding error among the subnormal numbers, absolute."""
+    bundle: str | None = None
+    group: int = 1
+    constants: tuple[str, ...] = ()
 
     def size_bytes(self, num_elements: int) -> int:
         return num_elements * self.dtype.itemsize
@@ -34,7 +38,14 @@ class Dense:
         """Which payload bytes hold the elements start … stop-1."""
         return start * self.dtype.itemsize, stop * self.dtype.itemsize
 
-    def encode(self, values: Float32Array) -> memoryview:
+    def check_constants(self, constants: Constants) -> None:
+        """Raises: MalformedTensorMessage: there are any."""
+        require_constants(self.name, {}, constants)
+
+    def constants_for(self, values: Float32Array) -> Constants:
+        return NO_CONSTANTS
+
+    def encode(self, values: Float32Array, constants: Constants = NO_CONSTANTS, seed: int = 0) -> memoryview:
         """Give the payload bytes of `values`: a view, not a copy, where nothing has to change.
 
         Raises:
@@ -50,11 +61,13 @@ class Dense:
                 raise NotFinite(f"{self.name}: a value is not finite, or too large for this encoding")
         return encoded.reshape(-1).view(np.uint8).data
 
-    def decode(self, payload: memoryview, out: Float32Array) -> None:
+    def decode(self, payload: memoryview, out: Float32Array, constants: Constants = NO_CONSTANTS) -> None:
         """Write the elements of one `byte_range` into `out`, shape (stop - start,)."""
         out[:] = np.frombuffer(payload, dtype=self.dtype)
 
-    def rounding(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def rounding(
+        self, values: npt.NDArray[np.float64], constants: Constants = NO_CONSTANTS
+    ) -> npt.NDArray[np.float64]:
         """How far encoding can have moved each value, shape of `values`; used by the bound."""
         return np.maximum(np.abs(values) * self.half_ulp, self.smallest_half_ulp)
 

@@ -8,20 +8,40 @@ import numpy.typing as npt
 import pytest
 
 from protocol.encodings import ENCODINGS, Encoding, encoding_named
-from protocol.errors import NotFinite, UnknownEncoding
+from protocol.errors import MalformedTensorMessage, NotFinite, UnknownEncoding
 
 Float32Array = npt.NDArray[np.float32]
-LARGEST = {"f32": float(np.finfo(np.float32).max), "bf16": 255 / 128 * 2.0**127, "f16": 65504.0}
+LARGEST = {
+    "f32": float(np.finfo(np.float32).max),
+    "bf16": 255 / 128 * 2.0**127,
+    "f16": 65504.0,
+    "bounded_int8": 2.0**100,
+    "bounded_int4": 2.0**100,
+    "sqrt_int8": 2.0**126,
+    "sqrt_int4": 2.0**126,
+    "unit_int8": 1.0,
+}
 """The largest finite value of each encoding; a new encoding adds its own."""
 every_encoding = pytest.mark.parametrize(
     "encoding", [pytest.param(e, id=name) for name, e in ENCODINGS.items()]
 )
+every_float = pytest.mark.parametrize(
+    "encoding", [pytest.param(e, id=name) for name, e in ENCODINGS.items() if e.bundle is None]
+)
+"""Those that say each value by itself; `test_integer_encodings.py` has the others' own laws."""
 
 
-def there_and_back(encoding: Encoding, values: Float32Array) -> Float32Array:
+def there_and_back(encoding: Encoding, values: Float32Array, seed: int = 0) -> Float32Array:
+    constants = encoding.constants_for(values)
     decoded = np.empty(values.size, np.float32)
-    encoding.decode(encoding.encode(values), decoded)
+    encoding.decode(encoding.encode(values, constants, seed), decoded, constants)
     return decoded.reshape(values.shape)
+
+
+def some_values(encoding: Encoding, *shape: int) -> Float32Array:
+    """Random values of the kind that the encoding is for."""
+    drawn = np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+    return {"hessian": np.square, "direction": np.tanh}.get(encoding.bundle or "", np.copy)(drawn)
 
 
 def values_of_every_size(encoding: Encoding) -> Float32Array:
@@ -59,30 +79,34 @@ def test_the_payload_has_the_size_that_was_announced(encoding: Encoding, shape: 
 
 @every_encoding
 def test_byte_ranges_are_neighbours_that_cover_the_payload(encoding: Encoding) -> None:
-    cuts = [0, 1, 2, 7, 8, 30, 31]
+    cuts = [0, *(encoding.group * group for group in (1, 2, 7, 8, 15)), 31]
     ranges = [encoding.byte_range(start, stop) for start, stop in itertools.pairwise(cuts)]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == encoding.size_bytes(31)
     assert all(one[1] == two[0] for one, two in itertools.pairwise(ranges))
-    start, stop = encoding.byte_range(5, 5)
+    start, stop = encoding.byte_range(6, 6)
     assert start == stop
 
 
 @every_encoding
 def test_decoding_a_part_gives_that_part_of_the_whole(encoding: Encoding) -> None:
-    values = np.random.default_rng(5).standard_normal(101).astype(np.float32)
-    payload = encoding.encode(values)
+    values = some_values(encoding, 101)
+    constants = encoding.constants_for(values)
+    payload = encoding.encode(values, constants)
     whole = there_and_back(encoding, values)
-    for start, stop in [(0, 1), (1, 2), (0, 101), (33, 97), (100, 101), (50, 50)]:
+    parts = [(0, 1), (1, 2), (0, 101), (33, 97), (100, 101), (50, 50)]
+    for start, stop in [(group * start, min(group * stop, 101)) for start, stop in parts for group in (1, 2)]:
+        if start % encoding.group or (stop % encoding.group and stop != 101):
+            continue  # in the middle of elements that share bytes
         first, last = encoding.byte_range(start, stop)
-        part = np.empty(stop - start, np.float32)
-        encoding.decode(payload[first:last], part)
+        part = np.empty(max(stop - start, 0), np.float32)
+        encoding.decode(payload[first:last], part, constants)
         assert part.tobytes() == whole[start:stop].tobytes()
 
 
 @every_encoding
 def test_an_encoding_leaves_what_it_is_given_alone(encoding: Encoding) -> None:
-    values = np.random.default_rng(5).standard_normal((7, 9)).astype(np.float32)
+    values = some_values(encoding, 7, 9)
     before = values.tobytes()
     values.flags.writeable = False
     encoding.encode(values)
@@ -90,6 +114,33 @@ def test_an_encoding_leaves_what_it_is_given_alone(encoding: Encoding) -> None:
 
 
 @every_encoding
+def test_one_part_after_the_other_is_the_whole(encoding: Encoding) -> None:
+    values = some_values(encoding, 100_001)  # more than is done at a time
+    constants = encoding.constants_for(values)
+    payload, whole = encoding.encode(values, constants), there_and_back(encoding, values)
+    parts = []
+    for start, stop in itertools.pairwise([0, 2, 4096, 32_768, 65_538, 100_001]):
+        first, last = encoding.byte_range(start, stop)
+        parts.append(np.empty(stop - start, np.float32))
+        encoding.decode(payload[first:last], parts[-1], constants)
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+@every_encoding
+def test_only_its_own_constants_are_taken(encoding: Encoding) -> None:
+    constants = encoding.constants_for(some_values(encoding, 5))
+    assert tuple(constants) == encoding.constants
+    encoding.check_constants(constants)
+    wrong: list[dict[str, float]] = [{**constants, "extra": 1.0}]
+    for name in constants:
+        wrong.append({other: value for other, value in constants.items() if other != name})
+        wrong += [{**constants, name: value} for value in (np.nan, np.inf, -np.inf, -1.0, 1e39, -1e-300)]
+    for each in wrong:
+        with pytest.raises(MalformedTensorMessage):
+            encoding.check_constants(each)
+
+
+@every_float
 def test_rounding_bounds_the_error_of_every_value(encoding: Encoding) -> None:
     values = values_of_every_size(encoding)
     decoded = there_and_back(encoding, values)
@@ -97,7 +148,7 @@ def test_rounding_bounds_the_error_of_every_value(encoding: Encoding) -> None:
     assert (error <= encoding.rounding(decoded.astype(np.float64))).all()
 
 
-@every_encoding
+@every_float
 def test_rounding_is_not_wider_than_it_must_be(encoding: Encoding) -> None:
     values = values_of_every_size(encoding)
     decoded = there_and_back(encoding, values)
@@ -109,13 +160,13 @@ def test_rounding_is_not_wider_than_it_must_be(encoding: Encoding) -> None:
         assert worst > 0.99 or not allowed.any()
 
 
-@every_encoding
+@every_float
 def test_a_second_trip_changes_nothing(encoding: Encoding) -> None:
     once = there_and_back(encoding, values_of_every_size(encoding))
     assert there_and_back(encoding, once).tobytes() == once.tobytes()
 
 
-@every_encoding
+@every_float
 def test_order_and_sign_survive(encoding: Encoding) -> None:
     values = np.sort(values_of_every_size(encoding))
     decoded = there_and_back(encoding, values)
@@ -123,7 +174,7 @@ def test_order_and_sign_survive(encoding: Encoding) -> None:
     assert (np.signbit(decoded) == np.signbit(values)).all()
 
 
-@every_encoding
+@every_float
 def test_the_largest_value_is_held_and_the_next_is_not_finite(encoding: Encoding) -> None:
     largest = LARGEST[encoding.name]
     assert there_and_back(encoding, np.array([largest, -largest], np.float32)).tolist() == [largest, -largest]

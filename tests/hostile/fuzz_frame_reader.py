@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must hold of `FrameReader`, whatever it is fed; and changes to a message that keep its form."""
 
+import math
 import random
 import zlib
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ from protocol.codec import (
     preamble,
     read_layout,
 )
-from protocol.encodings import ENCODINGS
-from protocol.errors import FedSophiaError, NotFinite
+from protocol.encodings import ENCODINGS, encoding_named
+from protocol.errors import FedSophiaError, MalformedTensorMessage, NotFinite
 from protocol.header import ENTRY_BYTES, tensor_header
 
 HERE = Path(__file__).parent
@@ -102,9 +103,23 @@ def _what_is_whole_is_written_again(
     layout = read_layout(message)
     assert layout.header == header
     _layout_fits(message, layout, payloads)
-    bundles = decode_message(message)
+    try:
+        bundles = decode_message(message)
+    except MalformedTensorMessage:
+        assert any(encoding_named(each.encoding).bundle for each in header.tensors), (
+            "floats are never refused"
+        )
+        return
     tensors = [
-        NamedTensor(each.bundle, each.name, bundles[each.bundle][each.name], each.encoding, each.dtype)
+        NamedTensor(
+            each.bundle,
+            each.name,
+            bundles[each.bundle][each.name],
+            each.encoding,
+            each.dtype,
+            each.constants,
+            seed=len(message),
+        )
         for each in header.tensors
     ]
     try:
@@ -150,8 +165,11 @@ def mutated(message: bytes, chance: random.Random) -> bytes:
 def _add(fields: dict, chance: random.Random) -> None:
     shape = tuple(chance.choice([0, 1, 2, 5, 17]) for _ in range(chance.randint(0, 3)))
     name = chance.choice(["w", "ü", "n" * 256, f"t{chance.randint(0, 9)}"])
-    encoding = chance.choice(sorted(ENCODINGS))
-    tensor = tensor_header(chance.choice(["params", "delta"]), name, shape, encoding)
+    encoding = chance.choice(list(ENCODINGS.values()))
+    bundle = encoding.bundle or chance.choice(["params", "delta"])
+    tensor = tensor_header(
+        bundle, name, shape, encoding.name, constants=dict.fromkeys(encoding.constants, 0.25)
+    )
     fields["tensors"].insert(chance.randint(0, len(fields["tensors"])), tensor.model_dump(mode="json"))
 
 
@@ -167,13 +185,17 @@ def _swap(fields: dict, chance: random.Random) -> None:
 def _reshape(fields: dict, chance: random.Random) -> None:
     for tensor in fields["tensors"]:
         tensor["shape"] = [chance.choice([1, 2, 3]) for _ in range(chance.randint(0, 4))]
-        tensor["size_bytes"] = tensor_header("b", "n", tensor["shape"], tensor["encoding"]).size_bytes
+        tensor["size_bytes"] = encoding_named(tensor["encoding"]).size_bytes(math.prod(tensor["shape"]))
 
 
 def _travel_otherwise(fields: dict, chance: random.Random) -> None:
     for tensor in fields["tensors"]:
-        tensor["encoding"] = chance.choice(sorted(ENCODINGS))
-        tensor["size_bytes"] = tensor_header("b", "n", tensor["shape"], tensor["encoding"]).size_bytes
+        encoding = chance.choice(list(ENCODINGS.values()))
+        tensor["encoding"] = encoding.name
+        tensor["size_bytes"] = encoding.size_bytes(math.prod(tensor["shape"]))
+        tensor["bundle"] = encoding.bundle or tensor["bundle"]
+        numbers = [0.0, 0.25, 1.0, 2.0**-55, 2.0**63, 2.0**100, 1e-300, -1.0, float("nan"), float("inf")]
+        tensor["constants"] = {name: chance.choice(numbers) for name in encoding.constants}
 
 
 def _set_anything(fields: dict, chance: random.Random) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol.codec import NamedTensor, decode_message, digest_of, encode_message, pack_header, read_layout
+from protocol.codec import (
+    NamedTensor,
+    decode_message,
+    digest_of,
+    encode_message,
+    pack_header,
+    preamble,
+    read_layout,
+)
 from protocol.encodings import ENCODINGS
 from protocol.errors import (
     FedSophiaError,
@@ -27,6 +35,9 @@ MEBIBYTE = 1024 * 1024
 LARGE = 120 * MEBIBYTE
 CHUNK = 64 * 1024
 BITS = {"f32": np.dtype("<u4"), "bf16": np.dtype("<u2"), "f16": np.dtype("<u2")}
+CODES = [name for name, encoding in ENCODINGS.items() if encoding.bundle is not None]
+"""No payload of theirs is anything but finite; `UNUSED` and `LEFT_OVER` are refused."""
+UNUSED = {"bounded_int8": b"\x00\x00\x80", "bounded_int4": b"\x00\x80\x08", "unit_int8": b"\x80\x00\x00"}
 NOT_FINITE = {
     "f32": [0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0xFFFFFFFF],
     "bf16": [0x7F80, 0xFF80, 0x7FC0, 0x7F81, 0xFFFF],
@@ -114,7 +125,73 @@ def test_a_hostile_file_gets_the_same_name_as_from_the_codec(take: Callable[...,
 
 
 def test_the_tables_of_strange_values_have_every_encoding() -> None:
-    assert set(BITS) == set(NOT_FINITE) == set(STRANGE_BUT_FINITE) == set(ENCODINGS)
+    assert set(BITS) == set(NOT_FINITE) == set(STRANGE_BUT_FINITE) == set(ENCODINGS) - set(CODES)
+    assert set(UNUSED) <= set(CODES)
+
+
+def of_codes(encoding: str, payload: bytes, num_elements: int, **constants: float) -> bytes:
+    """A message with one tensor of this payload."""
+    entry = ENCODINGS[encoding]
+    assert entry.bundle is not None
+    stated = {name: constants.get(name, 0.5) for name in entry.constants}
+    header = tensor_header(entry.bundle, "w", (num_elements,), encoding, constants=stated)
+    packed = pack_header("state", [header])
+    return packed + preamble(len(packed), len(payload)) + payload
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 3, CHUNK])
+@pytest.mark.parametrize("encoding", UNUSED)
+def test_a_code_without_a_meaning_is_refused_in_every_place(
+    take: Callable[..., None], tmp_path: Path, encoding: str, cut_bytes: int
+) -> None:
+    for turn in range(3):
+        payload = UNUSED[encoding][turn:] + UNUSED[encoding][:turn]
+        message = of_codes(encoding, payload, 3 * ENCODINGS[encoding].group)
+        with pytest.raises(MalformedTensorMessage, match="w: code -"):
+            take(cut(message, cut_bytes), digest_of([message]), len(message))
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 3, CHUNK])
+@pytest.mark.parametrize("encoding", ["bounded_int4", "sqrt_int4"])
+def test_a_half_byte_that_holds_no_element_is_zero(
+    take: Callable[..., None], tmp_path: Path, encoding: str, cut_bytes: int
+) -> None:
+    message = of_codes(encoding, b"\x11\x22\x13", 5)
+    with pytest.raises(MalformedTensorMessage, match="w: the half of the last byte"):
+        take(cut(message, cut_bytes), digest_of([message]), len(message))
+    assert kept(tmp_path) == []
+    for payload, num_elements in ((b"\x11\x22\x03", 5), (b"\x11\x22\x13", 6), (b"", 0), (b"\x01", 1)):
+        message = of_codes(encoding, payload, num_elements)
+        take(cut(message, cut_bytes), digest_of([message]), len(message))
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 3, CHUNK])
+def test_codes_in_a_tensor_of_zeros_are_refused(
+    take: Callable[..., None], tmp_path: Path, cut_bytes: int
+) -> None:
+    message = of_codes("sqrt_int8", b"\x00\x01\x00", 3, scale=0.0)
+    with pytest.raises(MalformedTensorMessage, match="w: sqrt_int8: with a scale of 0"):
+        take(cut(message, cut_bytes), digest_of([message]), len(message))
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1.0, 1e30, 1e-40])
+@pytest.mark.parametrize("encoding", [name for name in CODES if ENCODINGS[name].constants])
+def test_a_scale_that_no_tensor_has_is_refused_from_the_header_alone(
+    take: Callable[..., None], encoding: str, value: float
+) -> None:
+    message = of_codes(encoding, bytes(64 * 1024), 64 * 1024 * ENCODINGS[encoding].group, scale=0.25)
+    changed = message.replace(struct.pack(">d", 0.25), struct.pack(">d", value))
+    if encoding.startswith("bounded") and value == 1e30:
+        changed = message.replace(struct.pack(">d", 0.25), struct.pack(">d", 1e31))
+    first = changed[: changed.index(b"\xc0") + 1]
+
+    def refused() -> None:
+        with pytest.raises(MalformedTensorMessage, match="scale is"):
+            take([first], digest_of([changed]), len(changed))
+
+    assert peak_bytes(refused) < 2 * MEBIBYTE
 
 
 @pytest.mark.parametrize("cut_bytes", [1, 3, CHUNK])

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from protocol.bound import DeltaBound
+from protocol.algorithms import ALGORITHMS, JOINED, algorithm_named
+from protocol.bound import DeltaBound, delta_of
+from protocol.bound import bound_of as bound_of_settings
 from protocol.encodings import ENCODINGS
 from protocol.encodings.dense import F32
 from protocol.errors import OutsideBound
@@ -160,7 +162,7 @@ def test_fewer_steps_have_a_smaller_bound() -> None:
     assert radii[4] == pytest.approx(radii[9] / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", [name for name, each in ENCODINGS.items() if each.bundle is None])
 def test_an_honest_delta_is_inside_however_it_travelled(encoding: str) -> None:
     """Deltas at the very edge of the box, spread over two binades, after encoding and decoding."""
     entry = ENCODINGS[encoding]
@@ -172,6 +174,68 @@ def test_an_honest_delta_is_inside_however_it_travelled(encoding: str) -> None:
             delta = np.empty_like(sent)
             entry.decode(entry.encode(sent), delta)
             bound.check("w", delta, start, entry)
+
+
+@pytest.mark.parametrize("encoding", ["bounded_int8", "bounded_int4"])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-3, 0.5])
+def test_a_delta_sent_by_its_bound_stays_inside_and_close(encoding: str, weight_decay: float) -> None:
+    entry = ENCODINGS[encoding]
+    rng = np.random.default_rng(2)
+    start = np.linspace(-2, 2, 4001, dtype=np.float32)
+    bound = bound_of(0.04, 10, 10 / 3, weight_decay)
+    moves = rng.uniform(-1, 1, start.size)
+    moves[:2] = -1, 1
+    delta = (-bound.shrinkage * start.astype(np.float64) + moves * bound.radius).astype(np.float32)
+    sent, decoded = bound.from_start("w", delta, start), np.empty_like(start)
+    entry.decode(entry.encode(sent, bound.constants, seed=1), decoded, bound.constants)
+    received = delta_of(decoded, start, bound.constants)
+    bound.check("w", received, start, F32)
+    level = bound.radius / (127 if encoding == "bounded_int8" else 7)
+    assert np.abs(received - delta).max() <= level * (1 + 1e-3)
+    assert abs((received - delta).mean()) < 5 * level / np.sqrt(12 * start.size) + level / 8192
+
+
+def test_a_delta_outside_is_not_pressed_into_its_box() -> None:
+    bound = bound_of(0.04, 10, 10 / 3, 1e-3)
+    start = np.ones(3, np.float32)
+    with pytest.raises(OutsideBound, match="1 of 3"):
+        bound.from_start("w", np.array([0.0, 0.041, 0.0], np.float32), start)
+    with pytest.raises(OutsideBound):
+        bound.from_start("w", np.array([0.0, np.nan, 0.0], np.float32), start)
+
+
+def test_what_float32_rounded_out_of_the_box_is_pressed_into_it() -> None:
+    bound = bound_of(0.04, 10, 10 / 3, 0.0)
+    farther = np.array([bound.radius * (1 + 5e-5), -bound.radius * (1 + 5e-5)], np.float32)
+    assert np.abs(bound.from_start("w", farther, np.zeros(2, np.float32))).max() == np.float32(bound.radius)
+
+
+@pytest.mark.parametrize(
+    "name", ["fed-sophia-shared", "fed-sophia", "fedlion", "fed-sophia+fedadam", "fedavg"]
+)
+@pytest.mark.parametrize("steps", [1, 7, 10])
+def test_a_worker_finds_the_bound_of_the_server_in_its_settings(name: str, steps: int) -> None:
+    hyperparameters = algorithm_named(name).parse({})
+    found = bound_of_settings(algorithm_named(name).optimizer, hyperparameters.optimizer_settings(10), steps)
+    assert found == hyperparameters.bound(steps, 10)
+
+
+def test_every_algorithm_that_is_bounded_is_known_to_workers() -> None:
+    for name in (*ALGORITHMS, *JOINED):
+        row = algorithm_named(name)
+        hyperparameters = row.parse({})
+        found = bound_of_settings(row.optimizer, hyperparameters.optimizer_settings(10), 3)
+        assert found == hyperparameters.bound(3, 10), name
+
+
+@pytest.mark.parametrize("factor", [1 - 1e-5, 1 + 1e-5, 2.0, 0.0])
+@pytest.mark.parametrize("constant", ["scale", "shrinkage"])
+def test_the_constants_of_another_bound_are_refused(factor: float, constant: str) -> None:
+    bound = bound_of(0.04, 10, 10 / 3, 1e-3)
+    bound.require_constants("w", bound.constants)
+    bound.require_constants("w", {name: value * (1 + 1e-7) for name, value in bound.constants.items()})
+    with pytest.raises(OutsideBound, match=f"w: {constant}: expected"):
+        bound.require_constants("w", {**bound.constants, constant: bound.constants[constant] * factor})
 
 
 def test_the_tolerance_of_an_encoding_is_needed() -> None:
