@@ -65,6 +65,7 @@ class DataOfTrials:
             seed=trial.seed,
             hyperparameters=dict(trial.hyperparameters),
             combiners=dict(trial.combiners),
+            encodings=dict(trial.encodings),
             data_dir=self._data_dir,
         )
 

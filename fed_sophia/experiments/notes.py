@@ -126,6 +126,7 @@ def _own(scenario: Scenario, contender: Contender) -> str | None:
     if rounds not in (None, scenario.rounds):
         words.append(f"{rounds} rounds")
     words += [f"the combiner {name} for {bundle}" for bundle, name in contender.combiners.items()]
+    words += [f"{bundle} as {name}" for bundle, name in contender.encodings.items()]
     if contender.max_delta_norm is not None:
         words.append(f"deltas of length {contender.max_delta_norm:g} at most")
     point = contender.all_points[0]

@@ -17,6 +17,7 @@ from fed_sophia.experiments.attacks import ATTACKS
 from protocol.algorithms import MIN_REFRESH_BATCH, algorithm_named
 from protocol.errors import FedSophiaError, InvalidUsage
 from protocol.fields import Finite, Identifier, Int, Label, PerBundle, Seed
+from protocol.run_encodings import check_encodings
 
 Steps = Annotated[Int, Field(ge=1, le=1_000_000)]
 Share = Annotated[Finite, Field(gt=0, le=1)]
@@ -50,6 +51,8 @@ class Contender(_Read):
     rounds: Steps | None = None
     """Exchanges with the server; a two-phase algorithm needs two for each version."""
     combiners: PerBundle = Field(default_factory=dict)
+    encodings: PerBundle = Field(default_factory=dict)
+    """How bundles travel; f32 unless said."""
     fewer_points_because: Annotated[str, Field(min_length=1)] | None = None
     max_delta_norm: Annotated[Finite, Field(ge=1e-20, le=1e9)] | None = None
     attack: Label | None = None
@@ -72,11 +75,15 @@ class Contender(_Read):
             raise ValueError("two of the points are the same")
         if unknown := set(self.combiners) - set(algorithm.combiners):
             raise ValueError(f"combiners: {self.name} sends no bundle {min(unknown)!r}")
+        for point in self.all_points:
+            check_encodings(self.encodings, algorithm, point, self.local_steps or 1)
         if self.attack is not None:
             self._check_attack(self.attack, tuple(algorithm.combiners))
         return self
 
     def _check_attack(self, attack: str, bundles: tuple[str, ...]) -> None:
+        if self.encodings:
+            raise ValueError(f"attack {attack!r}: forged values are not encoded; leave out encodings")
         if attack not in ATTACKS:
             raise ValueError(f"attack {attack!r}: expected one of {', '.join(ATTACKS)}")
         forged = ATTACKS[attack].bundle

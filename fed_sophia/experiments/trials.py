@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -52,6 +52,8 @@ class Trial:
     admission: bool = True
     """Whether their updates are judged before they count."""
     max_delta_norm: float | None = None
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    """How bundles travel; f32 unless said."""
 
     @property
     def cohort_size(self) -> int:
@@ -94,6 +96,8 @@ class Trial:
                 said["admission"] = self.admission
         if self.max_delta_norm is not None:
             said["max_delta_norm"] = self.max_delta_norm
+        if chosen := {bundle: name for bundle, name in self.encodings.items() if name != "f32"}:
+            said["encodings"] = dict(chosen)
         return said
 
     @cached_property
@@ -204,6 +208,7 @@ def trial_of(scenario: Scenario, contender: Contender, point: int, seed: int) ->
         attackers=0 if contender.attack is None else scenario.attackers,
         admission=contender.admission,
         max_delta_norm=contender.max_delta_norm,
+        encodings=contender.encodings,
     )
 
 
