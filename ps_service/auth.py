@@ -32,6 +32,7 @@ class Operator:
     key_id: str
     label: str
     scopes: frozenset[Scope]
+    expires_ms: int | None = None
 
     def require(self, scope: Scope) -> None:
         """Raises: MissingScope."""
@@ -108,7 +109,7 @@ class Auth:
             if secret.startswith(OPERATOR_KEY):
                 key = await key_records.operator_key(connection, secret_hash, now_ms)
                 if key is not None:
-                    return Operator(key.key_id, key.label, key.scopes)
+                    return Operator(key.key_id, key.label, key.scopes, key.expires_ms)
             elif secret.startswith(ACCESS_TOKEN):
                 worker = await credential_records.worker_by_token(connection, secret_hash, now_ms)
                 if worker is not None:

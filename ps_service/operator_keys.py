@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from protocol.errors import MissingScope, NotFound
+from protocol.errors import InvalidMessage, MissingScope, NotFound
 from protocol.messages import JoinTokenRequest
 from protocol.operator_keys import (
     OperatorKeyIssued,
@@ -39,12 +39,23 @@ class OperatorKeys:
         self._enrolling = enrolling
 
     async def issue(self, operator: Operator, request: OperatorKeyRequest) -> OperatorKeyIssued:
-        """Raises: MissingScope: an operator gives no key more than it has."""
+        """An operator gives no key more than its own has, nor for longer.
+
+        Raises:
+            MissingScope, InvalidMessage: more was asked for.
+        """
         for scope in sorted(request.scopes):
             if not allows(operator.scopes, scope):
                 raise MissingScope(f"your own key was not made for {scope.value}")
         now_ms = self._clock.now_ms()
-        expires_ms = None if request.expires_s is None else now_ms + 1000 * request.expires_s
+        expires_ms = operator.expires_ms
+        if request.expires_s is not None:
+            expires_ms = now_ms + 1000 * request.expires_s
+            if operator.expires_ms is not None and expires_ms > operator.expires_ms:
+                raise InvalidMessage(
+                    f"expires_s: {request.expires_s}; your own key ends in "
+                    f"{(operator.expires_ms - now_ms) // 1000} s, and no key that it makes ends later"
+                )
         key = _new_key(request.label, request.scopes, now_ms, expires_ms)
         async with self._records.write() as connection:
             await key_records.add_operator_key(connection, hash_secret(key.operator_key), key)

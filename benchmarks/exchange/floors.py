@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 CHUNK_BYTES = 1024 * 1024
-_FORK = multiprocessing.get_context("fork")
+_FORK = multiprocessing.get_context("forkserver")  # a process with threads must not be forked itself
+_FORK.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)
