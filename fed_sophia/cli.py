@@ -12,22 +12,9 @@ from typing import Annotated
 import typer
 
 import fed_sophia
-from fed_sophia.commands import (
-    archive,
-    create_run,
-    demo,
-    experiment,
-    key,
-    run_swarm,
-    run_worker,
-    runs,
-    serve,
-    token,
-    workers,
-)
+from fed_sophia.commands.menu import LazyGroup
 from fed_sophia.interruptible import Interrupted
 from fed_sophia.output import Output, one_line, output_for
-from fed_sophia.trust_options import with_trust
 from protocol.errors import FedSophiaError, InvalidUsage
 
 _CTRL_C = 130
@@ -40,18 +27,8 @@ Examples:
 """
 
 
-def _group(help_text: str) -> typer.Typer:
-    group = typer.Typer(help=help_text, pretty_exceptions_enable=False)
-
-    @group.callback(invoke_without_command=True)
-    def without_command(context: typer.Context) -> None:
-        if context.invoked_subcommand is None:
-            typer.echo(context.get_help())
-
-    return group
-
-
 app = typer.Typer(
+    cls=LazyGroup,
     help="Federated learning with curvature built in.",
     epilog=ROOT_EXAMPLES,
     pretty_exceptions_enable=False,
@@ -67,49 +44,6 @@ def _root(
         typer.echo(f"fed-sophia {fed_sophia.__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
-app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
-app.command("worker", epilog=run_worker.EXAMPLES)(with_trust(run_worker.worker))
-app.command("swarm", epilog=run_swarm.EXAMPLES)(with_trust(run_swarm.swarm))
-
-_tokens = _group("Join tokens, by which devices enrol.")
-_tokens.command("create", epilog=token.CREATE_EXAMPLES)(with_trust(token.create))
-_tokens.command("list", epilog=token.LIST_EXAMPLES)(with_trust(token.list_tokens))
-_tokens.command("revoke", epilog=token.REVOKE_EXAMPLES)(with_trust(token.revoke))
-app.add_typer(_tokens, name="token")
-
-_workers = _group("Enrolled workers.")
-_workers.command("list", epilog=workers.EXAMPLES)(with_trust(workers.list_workers))
-_workers.command("approve", epilog=workers.APPROVE_EXAMPLES)(with_trust(workers.approve))
-_workers.command("release", epilog=workers.RELEASE_EXAMPLES)(with_trust(workers.release))
-_workers.command("revoke", epilog=workers.REVOKE_EXAMPLES)(with_trust(workers.revoke))
-app.add_typer(_workers, name="workers")
-
-_keys = _group("Operators' keys.")
-_keys.command("create", epilog=key.CREATE_EXAMPLES)(with_trust(key.create))
-_keys.command("list", epilog=key.LIST_EXAMPLES)(with_trust(key.list_keys))
-_keys.command("revoke", epilog=key.REVOKE_EXAMPLES)(with_trust(key.revoke))
-app.add_typer(_keys, name="key")
-
-_runs = _group("Training jobs.")
-_runs.command("create", epilog=create_run.EXAMPLES)(with_trust(create_run.create))
-_runs.command("list", epilog=runs.LIST_EXAMPLES)(with_trust(runs.list_runs))
-_runs.command("show", epilog=runs.SHOW_EXAMPLES)(with_trust(runs.show))
-_runs.command("workers", epilog=workers.IN_ROUND_EXAMPLES)(with_trust(workers.in_round))
-_runs.command("pause", epilog=runs.PAUSE_EXAMPLES)(with_trust(runs.pause))
-_runs.command("resume", epilog=runs.RESUME_EXAMPLES)(with_trust(runs.resume))
-_runs.command("cancel", epilog=runs.CANCEL_EXAMPLES)(with_trust(runs.cancel))
-_runs.command("export", epilog=archive.EXPORT_EXAMPLES)(with_trust(archive.export))
-_runs.command("import", epilog=archive.IMPORT_EXAMPLES)(with_trust(archive.import_archive))
-app.add_typer(_runs, name="run")
-
-_experiments = _group("Comparisons of algorithms.")
-_experiments.command("run", epilog=experiment.RUN_EXAMPLES)(experiment.run)
-_experiments.command("report", epilog=experiment.REPORT_EXAMPLES)(experiment.report)
-_experiments.command("list", epilog=experiment.LIST_EXAMPLES)(experiment.list_scenarios)
-app.add_typer(_experiments, name="experiment")
 
 
 def main() -> None:

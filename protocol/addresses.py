@@ -15,6 +15,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def speaks_tls(server_url: str) -> bool:
+    """Whether a server at this address is spoken to over TLS; a scheme may be written in any case."""
+    return urlsplit(server_url).scheme == "https"
+
+
 def refuse_plain_http(server_url: str, insecure: bool) -> None:
     """Let credentials leave this machine over TLS alone, unless the user says otherwise.
 

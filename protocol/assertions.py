@@ -6,7 +6,7 @@
              aud: the server's id, which the join token names; never its address, which differs by the way
              iat, exp: seconds; at most `LONGEST_S` apart
              jti: 128 random bits, by which the server knows it again
-             use: SHA-256 of the join token's secret, where it is signed to enrol
+             use: to enrol: SHA-256 of the join token's secret; to consent to another key: its thumbprint
 
 Both ends are here, so that they cannot come apart. The law of this file: no clock and no chance;
 nothing that is signed is ever part of an error.
@@ -78,7 +78,7 @@ def sign(
     Args:
         subject: the worker's id, or the key's thumbprint to enrol.
         assertion_id: not used before.
-        use: `use_of` the join token, to enrol.
+        use: `use_of` the join token, to enrol; a new key's thumbprint, to consent to it.
     """
     claims: dict[str, Any] = {
         "iss": subject,
@@ -127,8 +127,10 @@ def read(
         raise AssertionRefused(
             f"the assertion is to be good for more than {LONGEST_S} s, or for less than none"
         )
-    if not isinstance(assertion_id, str) or not 16 <= len(assertion_id) <= MAX_ID:
-        raise AssertionRefused(f"the assertion's jti: expected 16 to {MAX_ID} characters")
+    if not isinstance(assertion_id, str) or not (
+        16 <= len(assertion_id) <= MAX_ID and assertion_id.isascii()
+    ):
+        raise AssertionRefused(f"the assertion's jti: expected 16 to {MAX_ID} characters of ASCII")
     if not signed_s - LEEWAY_S <= now_ms / 1000 <= expires_s + LEEWAY_S:
         raise ClockSkewed(
             f"the assertion was signed at {signed_s} s and is good until {expires_s} s; here it is "

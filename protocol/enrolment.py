@@ -72,6 +72,11 @@ class KeyRotation(Said):
     public_key: PublicKey
     proof: Assertion
     """Signed for `rotate`, by the new key."""
+    consent: Assertion
+    """Signed for `rotate`, by the key that the worker has, with the new one's thumbprint as its `use`.
+
+    An access token alone, which may be stolen, changes no key.
+    """
 
 
 class Heartbeat(Said):

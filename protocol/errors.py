@@ -128,7 +128,7 @@ class Forbidden(FedSophiaError):
 
 
 class JoinTokenRefused(FedSophiaError):
-    """The join token is unknown, expired or used up."""
+    """The join token is unknown, expired, revoked or used up."""
 
     code = "join-token-refused"
     fault = Fault.CALLER

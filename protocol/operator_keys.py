@@ -38,7 +38,7 @@ class OperatorKeyRequest(Said):
     """What it is known by, in lists and in the audit log."""
     scopes: Annotated[frozenset[Scope], Field(min_length=1)]
     expires_s: Annotated[Int, Field(ge=1, le=10 * 366 * 86_400)] | None = None
-    """None: it is good until it is revoked."""
+    """None: it is good until it is revoked, or for as long as the key that makes it."""
 
 
 class OperatorKeySummary(Answered):

@@ -7,6 +7,7 @@ a value is wrong.
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from protocol.codec import DEFAULT_LIMITS, MessageHeader, TensorHeader
 from protocol.errors import (
@@ -22,31 +23,30 @@ from protocol.errors import (
     SizeMismatch,
     TooManyExamples,
 )
-from protocol.messages import RoundStatus, RunSpec, RunStatus, UpdateHeader
+from protocol.messages import RoundStatus, RunSpec, UpdateHeader
 from protocol.run_spec import TensorSpec
 from ps_service.combiners import COMBINERS
-from ps_service.round_machine import Round
 from ps_service.staleness import require_fresh
 
+if TYPE_CHECKING:
+    from ps_service.storage.situations import Situation
 
-def require_open(
-    spec: RunSpec, run_status: RunStatus, round_: Round, staleness: int, *, declined: bool
-) -> None:
-    """The run still takes this worker's update.
 
-    Args:
-        round_: in which the assignment was given.
-        staleness: of the update, in the round that it can still be part of.
+def require_open(situation: "Situation", staleness: int) -> None:
+    """The run still takes the update of this assignment.
+
+    Args: staleness: of the update, in the round that it can still be part of.
 
     Raises:
         RunEnded, AssignmentDeclined, RoundClosed, TooStale: it does not.
     """
-    if declined:
+    run, round_ = situation.run, situation.round.state
+    if situation.assignment.declined_reason is not None:
         raise AssignmentDeclined("this assignment was declined; it takes no update")
-    if run_status.ended:
-        raise RunEnded(f"the run is {run_status.value}")
-    if spec.asynchronous is not None:
-        require_fresh(spec, staleness)
+    if run.state.status.ended:
+        raise RunEnded(f"the run is {run.state.status.value}")
+    if run.spec.asynchronous is not None:
+        require_fresh(run.spec, staleness)
     elif round_.status is not RoundStatus.COLLECTING:
         raise RoundClosed(f"round {round_.number} is {round_.status.value}")
 

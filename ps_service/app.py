@@ -48,8 +48,9 @@ def create_service(settings: Settings, stores: Stores, clock: Clock, audit: Audi
         lambda worker_id: audit.note("server", "expire", {"worker_id": worker_id}),
     )
     ca = advertised_ca(settings)
-    enrolling = Enrolling(stores, clock, settings.access_token_s, None if ca is None else ca.ca_hash)
     rates = Rates(clock, settings.requests_per_s_per_worker, settings.requests_per_s_per_address)
+    ca_hash = None if ca is None else ca.ca_hash
+    enrolling = Enrolling(stores, clock, rates, settings.access_token_s, ca_hash)
     auth, uploads = Auth(stores, clock, presence, rates), Uploads(stores.blobs)
     housekeeping = Housekeeping(runner, uploads, enrolling.forget)
     room = WaitingRoom(bell, partial(look_for_work, runner, presence.heartbeat_s))
@@ -107,6 +108,7 @@ def create_app(settings: Settings, stores: Stores, clock: Clock, audit_log: Path
         max_bytes=settings.max_json_bytes,
         timeout_s=settings.body_timeout_s,
         meters=service.meters,
+        is_operator=service.auth.is_operator,
     )
     app.add_middleware(Audited, audit=service.audit)
     app.add_middleware(AddressRate, rates=service.rates, meters=service.meters)  # the last is the first

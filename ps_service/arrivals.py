@@ -13,12 +13,12 @@ from ps_service.storage import (
     assignment_records,
     credential_records,
     member_records,
-    run_records,
     update_records,
 )
 from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.existing import the_round, the_run
 from ps_service.storage.run_records import StoredRun
+from ps_service.storage.situations import Situation
 from ps_service.transitions import Transition, invite_free, round_event, run_event
 
 
@@ -40,33 +40,33 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
 
 
 async def update_admitted(
-    transition: Transition,
-    run: StoredRun,
-    assignment: StoredAssignment,
-    header: UpdateHeader,
-    staleness: int,
+    transition: Transition, situation: Situation, header: UpdateHeader, staleness: int
 ) -> None:
     """Record an update, and let its round know.
 
     In an asynchronous run that is the open round. While that one is being combined, it is the next.
 
-    Args: staleness: as `staleness_now` tells it.
+    Args:
+        situation: as it is in this transaction.
+        staleness: as `staleness_now` tells it.
     """
-    connection, run_id, now_ms = transition.connection, run.run_id, transition.now_ms
-    number, event = assignment.round, round_machine.UpdateAdmitted(now_ms)
+    connection, now_ms = transition.connection, transition.now_ms
+    run, assignment, stored = situation.run, situation.assignment, situation.round
+    event = round_machine.UpdateAdmitted(now_ms)
     if run.spec.asynchronous is not None:
         number = run.state.round
-        again = await update_records.has_update_of(connection, run_id, number, assignment.slot)
+        again = await update_records.has_update_of(connection, run.run_id, number, assignment.slot)
         event = round_machine.UpdateAdmitted(now_ms, staleness, again)
-        await member_records.set_free(connection, run_id, [assignment.worker_id], now_ms)
-    stored = await the_round(connection, run_id, number)
+        await member_records.set_free(connection, run.run_id, [assignment.worker_id], now_ms)
+        stored = await the_round(connection, run.run_id, number)
+    number = stored.state.number
     if stored.state.status is not RoundStatus.COLLECTING:
         await update_records.add_update(connection, assignment, number + 1, header, now_ms)
         return
     await update_records.add_update(connection, assignment, number, header, now_ms)
-    await run_records.add_round_traffic(connection, run_id, number, bytes_up=header.size_bytes)
-    await round_event(transition, run, stored, event)
-    await invite_free(transition, run_id)
+    await round_event(transition, run, stored, event, bytes_up=header.size_bytes)
+    if run.spec.asynchronous is not None:
+        await invite_free(transition, run.run_id)
 
 
 async def worker_declined(transition: Transition, assignment: StoredAssignment, reason: str) -> None:
@@ -124,12 +124,17 @@ async def may_be_invited(transition: Transition, run_ids: Collection[str]) -> No
             await workers_changed(transition, run)
 
 
-async def found_again(transition: Transition, assignment: StoredAssignment) -> None:
-    """The worker of this assignment is heard of: a round that went on without it waits for it again."""
+async def found_again(transition: Transition, assignment: StoredAssignment) -> bool:
+    """The worker of this assignment is heard of: a round that went on without it waits for it again.
+
+    Returns:
+        Whether that changed anything.
+    """
     if assignment.lost_ms is None or assignment.settled:
-        return
+        return False
     await assignment_records.set_assignment_lost(transition.connection, assignment.assignment_id, None)
     await _round_event_of(transition, assignment, round_machine.WorkerReturned(transition.now_ms))
+    return True
 
 
 async def _round_event_of(transition: Transition, assignment: StoredAssignment, event: RoundEvent) -> None:

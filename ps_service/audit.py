@@ -4,7 +4,8 @@
 A line is written before its answer goes out: what an operator was told is done is in the log. It holds what
 was done, by whom, to what, from where, and with which result; of requests, the path and nothing else: no
 header, no query, no body. Reading, heartbeats and updates leave no line; every refusal for want of a
-credential or of a right does, but for a flood's, of which the next line says how many were left out.
+credential or of a right does, and every enrolment and change of a key that comes to nothing, but for a
+flood's, of which the next line says how many were left out.
 """
 
 import json
@@ -24,6 +25,7 @@ from ps_service.storage.credential_records import StoredWorker
 log = logging.getLogger("fed_sophia.http")
 
 _REFUSED = (401, 403)
+_NOTHING_CAME_OF_IT = 400
 _REFUSALS_PER_S, _REFUSALS_BURST_S = 10.0, 60.0
 _LONGEST = 200
 """Characters of anything that a caller has chosen."""
@@ -105,11 +107,11 @@ class Audited:
         given = state.get("about")
         about = {"status": status, "address": client[0] if client else None}
         about |= given if isinstance(given, dict) else {}
-        if status in _REFUSED:
-            self._audit.note_refusal(_who(caller), did, about)
-        elif scope["method"] not in ("GET", "HEAD") and (
-            isinstance(caller, Operator) or _is_of_identity(scope["path"])
-        ):
+        of_operator = isinstance(caller, Operator)
+        changes = scope["method"] not in ("GET", "HEAD") and (of_operator or _is_of_identity(scope["path"]))
+        if status in _REFUSED or (changes and not of_operator and status >= _NOTHING_CAME_OF_IT):
+            self._audit.note_refusal(_who(caller), did, about)  # anybody can ask for these
+        elif changes:
             self._audit.note(_who(caller), did, about)
 
 

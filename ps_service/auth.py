@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from protocol.errors import Forbidden, MissingScope, Unauthenticated
+from protocol.errors import Forbidden, MissingScope, Unauthenticated, WorkerExpired, WorkerRevoked
 from protocol.operator_keys import Scope, allows
 from ps_service.clock import Clock
 from ps_service.presence import Presence
@@ -32,6 +32,7 @@ class Operator:
     key_id: str
     label: str
     scopes: frozenset[Scope]
+    expires_ms: int | None = None
 
     def require(self, scope: Scope) -> None:
         """Raises: MissingScope."""
@@ -95,13 +96,20 @@ class Auth:
             await self._presence.seen(caller)
         return caller
 
+    async def is_operator(self, request: Request) -> bool:
+        """Whether an operator's key that is good now comes with it, whatever that may be used for."""
+        try:
+            return isinstance(await self._caller(bearer(request)), Operator)
+        except (Unauthenticated, WorkerRevoked, WorkerExpired):
+            return False
+
     async def _caller(self, secret: str) -> Caller:
         now_ms, secret_hash = self._clock.now_ms(), hash_secret(secret)
         async with self._records.glance() as connection:
             if secret.startswith(OPERATOR_KEY):
                 key = await key_records.operator_key(connection, secret_hash, now_ms)
                 if key is not None:
-                    return Operator(key.key_id, key.label, key.scopes)
+                    return Operator(key.key_id, key.label, key.scopes, key.expires_ms)
             elif secret.startswith(ACCESS_TOKEN):
                 worker = await credential_records.worker_by_token(connection, secret_hash, now_ms)
                 if worker is not None:

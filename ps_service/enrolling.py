@@ -39,19 +39,23 @@ from protocol.messages import (
 )
 from ps_service.auth import ACCESS_TOKEN, hash_secret
 from ps_service.clock import Clock
+from ps_service.rates import Rates
 from ps_service.storage import Stores, credential_records, key_records
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import require_not_revoked, the_run, the_worker
+from ps_service.storage.existing import require_not_revoked, the_run
 from ps_service.storage.key_records import StoredJoinToken
 
 
 class Enrolling:
     """Makes workers of devices."""
 
-    def __init__(self, stores: Stores, clock: Clock, access_token_s: int, ca_hash: str | None = None) -> None:
+    def __init__(
+        self, stores: Stores, clock: Clock, rates: Rates, access_token_s: int, ca_hash: str | None = None
+    ) -> None:
         """Args: ca_hash: what join tokens say of the server's CA."""
         self._records = stores.records
         self._clock = clock
+        self._rates = rates
         self._access_token_s = access_token_s
         self._ca_hash = ca_hash
         self._server_id: str | None = None
@@ -95,7 +99,8 @@ class Enrolling:
         """Enrol a device by its join token; give the answer and whether the worker is new.
 
         Raises:
-            JoinTokenRefused, AssertionRefused, ClockSkewed, WorkerRevoked, UnsupportedVersion.
+            JoinTokenRefused, AssertionRefused, ClockSkewed, WorkerRevoked, UnsupportedVersion,
+                TooManyRequests.
             Forbidden: the device is enrolled already, in another role than the token grants.
         """
         if not enrolment.protocol_min <= PROTOCOL_VERSION <= enrolment.protocol_max:
@@ -107,6 +112,7 @@ class Enrolling:
         key_thumbprint = assertions.thumbprint(enrolment.public_key)
         async with self._records.read() as connection:
             await _usable(connection, secret, now_ms)
+            known = await credential_records.worker_by_key(connection, key_thumbprint)
             server_id = await self._id(connection)
         assertions.read(
             enrolment.proof,
@@ -117,6 +123,8 @@ class Enrolling:
             now_ms,
             assertions.use_of(secret),
         )
+        if known is not None:
+            self._rates.of_signer(known.worker_id)
         async with self._records.write() as connection:
             token = await _usable(connection, secret, now_ms)  # it may have been revoked meanwhile
             known = await credential_records.worker_by_key(connection, key_thumbprint)
@@ -191,7 +199,7 @@ class Enrolling:
         Raises:
             Unauthenticated: there is no such worker, or it has no key.
             AssertionRefused: it does not prove that the worker asks, or it was used before.
-            ClockSkewed, WorkerRevoked, WorkerExpired.
+            ClockSkewed, WorkerRevoked, WorkerExpired, TooManyRequests.
             ApprovalPending: an operator has yet to say yes.
         """
         now_ms = self._clock.now_ms()
@@ -199,6 +207,7 @@ class Enrolling:
             _, public_key = await _with_key(connection, worker_id)
             server_id = await self._id(connection)
         signed = assertions.read(assertion, public_key, Purpose.TOKEN, worker_id, server_id, now_ms)
+        self._rates.of_signer(worker_id)
         async with self._records.write() as connection:
             worker, key_now = await _with_key(connection, worker_id)
             if key_now != public_key:
@@ -218,19 +227,25 @@ class Enrolling:
         return AccessToken(access_token=token, expires_s=self._access_token_s), worker
 
     async def rotate_key(self, worker_id: str, rotation: KeyRotation) -> None:
-        """Put a new key in the place of a worker's old one. To repeat it changes nothing.
+        """Put a new key in the place of a worker's old one.
 
         Raises:
-            AssertionRefused, ClockSkewed: the new key is not proved.
+            AssertionRefused, ClockSkewed: the new key is not proved, or the one that the worker has does not
+                consent to it.
             UpdateConflict: it is another worker's.
-            NotFound, WorkerRevoked, WorkerExpired.
+            Unauthenticated, WorkerRevoked, WorkerExpired.
         """
         now_ms = self._clock.now_ms()
         key_thumbprint = assertions.thumbprint(rotation.public_key)
         async with self._records.write() as connection:
-            worker = await the_worker(connection, worker_id)
+            worker, key_now = await _with_key(connection, worker_id)
+            require_not_revoked(worker)
             server_id = await self._id(connection)
-            assertions.read(rotation.proof, rotation.public_key, Purpose.ROTATE, worker_id, server_id, now_ms)
+            for assertion, key, use in (
+                (rotation.proof, rotation.public_key, None),
+                (rotation.consent, key_now, key_thumbprint),
+            ):
+                assertions.read(assertion, key, Purpose.ROTATE, worker_id, server_id, now_ms, use)
             holder = await credential_records.worker_by_key(connection, key_thumbprint)
             if holder is not None and holder.worker_id != worker.worker_id:
                 raise UpdateConflict("this key is another worker's")

@@ -6,7 +6,7 @@ the store until `seal`, which the caller does once it knows that the bytes are w
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -72,15 +72,16 @@ class Intake:
         while count := part.read_into(self._received_bytes, buffer):
             self._look_at(memoryview(buffer)[:count])
 
-    def feed(self, data: bytes | bytearray) -> None:
-        """Take the next bytes.
+    def feed(self, pieces: Sequence[bytes]) -> None:
+        """Take the next bytes, in pieces of any size.
 
         Raises:
             SizeMismatch: there are more than declared.
             The errors of `FrameReader`, and those of the two checks.
         """
-        self._look_at(memoryview(data))
-        self._staged.write(data)
+        for piece in pieces:
+            self._look_at(memoryview(piece))
+            self._staged.write(piece)
 
     def _look_at(self, data: memoryview) -> None:
         self._received_bytes += len(data)
@@ -136,8 +137,11 @@ class _TensorPart:
         return start, values
 
 
-def accept_all(tensor: TensorHeader, start: int, values: Chunk) -> None:
-    """No check beyond finiteness: for an operator's own tensors."""
+def accept_finite(tensor: TensorHeader, start: int, values: Chunk) -> None:
+    """Ask for no more of an operator's own tensors.
+
+    Raises: NotFinite: they hold NaN or an infinity.
+    """
     require_finite(tensor.name, values)
 
 

@@ -5,7 +5,9 @@ Tensor messages have limits of their own.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.errors import FedSophiaError, MessageTooLarge, TooManyRequests, UploadInterrupted
@@ -16,7 +18,7 @@ from ps_service.routes.problems import answer
 SHORT_BYTES = 64 * 1024
 MAY_BE_RAISED = "; the server's FED_SOPHIA_MAX_JSON_BYTES says how long it may be"
 LONG = ("/v1/runs", "/v1/runs/import")
-"""Where operators send specs and histories; all other bodies are short."""
+"""Where operators send specs and histories; all other bodies, and those of others, are short."""
 
 
 TENSORS = ("PUT", "PATCH")
@@ -50,13 +52,22 @@ class AddressRate:
 class JsonBodyLimit:
     """ASGI middleware: a JSON body longer than the limit is answered 413, one that takes too long 408.
 
-    Short where anybody may send one: validation keeps an error for each field that it does not know.
+    Short where anybody may send one: validation keeps an error for each field that it does not know, and many
+    who each hold a long one open would fill the memory.
 
     Told by the method, which a caller cannot choose freely: what it says of its media type is its own.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float, meters: Meters) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        timeout_s: float,
+        meters: Meters,
+        is_operator: Callable[[Request], Awaitable[bool]],
+    ) -> None:
         self._app = app
+        self._is_operator = is_operator
         self._meters = meters
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
@@ -65,14 +76,17 @@ class JsonBodyLimit:
         if scope["type"] != "http" or scope["method"] in TENSORS:
             await self._app(scope, receive, send)
             return
+        error: FedSophiaError
         most, remedy = self._max_bytes, MAY_BE_RAISED
-        if scope["path"] not in LONG and most > SHORT_BYTES:
-            most, remedy = SHORT_BYTES, ""
         try:
+            if most > SHORT_BYTES and not (scope["path"] in LONG and await self._is_operator(Request(scope))):
+                most, remedy = SHORT_BYTES, ""
             async with asyncio.timeout(self._timeout_s):
                 body = await _whole(receive, most)
         except TimeoutError:
-            error: FedSophiaError = UploadInterrupted(f"the body was not whole within {self._timeout_s:g} s")
+            error = UploadInterrupted(f"the body was not whole within {self._timeout_s:g} s")
+        except FedSophiaError as met:
+            error = met
         else:
             if body is None:
                 return

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators' keys, and the first credentials of a new server."""
 
+import logging
 import os
 import secrets
 from pathlib import Path
 
-from protocol.errors import MissingScope, NotFound
+from protocol.errors import InvalidMessage, MissingScope, NotFound
 from protocol.messages import JoinTokenRequest
 from protocol.operator_keys import (
     OperatorKeyIssued,
@@ -20,6 +21,8 @@ from ps_service.enrolling import Enrolling
 from ps_service.storage import Stores, key_records
 from ps_service.storage.files import sync_directory
 from ps_service.storage.not_writable import writing_files
+
+log = logging.getLogger("fed_sophia.server")
 
 OPERATOR_KEY_FILE = "operator.key"
 JOIN_TOKEN_FILE = "join.token"
@@ -36,12 +39,23 @@ class OperatorKeys:
         self._enrolling = enrolling
 
     async def issue(self, operator: Operator, request: OperatorKeyRequest) -> OperatorKeyIssued:
-        """Raises: MissingScope: an operator gives no key more than it has."""
+        """An operator gives no key more than its own has, nor for longer.
+
+        Raises:
+            MissingScope, InvalidMessage: more was asked for.
+        """
         for scope in sorted(request.scopes):
             if not allows(operator.scopes, scope):
                 raise MissingScope(f"your own key was not made for {scope.value}")
         now_ms = self._clock.now_ms()
-        expires_ms = None if request.expires_s is None else now_ms + 1000 * request.expires_s
+        expires_ms = operator.expires_ms
+        if request.expires_s is not None:
+            expires_ms = now_ms + 1000 * request.expires_s
+            if operator.expires_ms is not None and expires_ms > operator.expires_ms:
+                raise InvalidMessage(
+                    f"expires_s: {request.expires_s}; your own key ends in "
+                    f"{(operator.expires_ms - now_ms) // 1000} s, and no key that it makes ends later"
+                )
         key = _new_key(request.label, request.scopes, now_ms, expires_ms)
         async with self._records.write() as connection:
             await key_records.add_operator_key(connection, hash_secret(key.operator_key), key)
@@ -71,24 +85,36 @@ class OperatorKeys:
     async def make_first_credentials(self, directory: Path) -> bool:
         """At the first start, make an operator key and a join token, and leave them in two private files.
 
+        At a later start, make an operator key if none is left that may make others: whoever revoked the last
+        of them would be locked out for ever otherwise. Who can start the server can read its directory.
+
         The files are written before the records are committed: after a crash between the two the next start
         makes new ones.
 
         Raises:
             StorageNotWritable: the disk is full, read-only or failing.
         """
-        async with self._records.read() as connection:
-            if await key_records.has_operator_key(connection):
-                return False
         now_ms = self._clock.now_ms()
-        key = _new_key("first start", EVERYTHING, now_ms, None)
+        async with self._records.read() as connection:
+            known = await key_records.list_operator_keys(connection)
+        if any(_makes_keys(key, now_ms) for key in known):
+            return False
+        key = _new_key("a later start" if known else "first start", EVERYTHING, now_ms, None)
         async with self._records.write() as connection:
-            request = JoinTokenRequest(uses=100, label="first start")
-            token = await self._enrolling.add_join_token(connection, request)
             await key_records.add_operator_key(connection, hash_secret(key.operator_key), key)
             write_private(directory / OPERATOR_KEY_FILE, key.operator_key)
-            write_private(directory / JOIN_TOKEN_FILE, token.join_token)
+            if not known:
+                request = JoinTokenRequest(uses=100, label="first start")
+                token = await self._enrolling.add_join_token(connection, request)
+                write_private(directory / JOIN_TOKEN_FILE, token.join_token)
+        if known:
+            log.warning("no operator key was left that may make others: %s has a new one", OPERATOR_KEY_FILE)
         return True
+
+
+def _makes_keys(key: OperatorKeySummary, now_ms: int) -> bool:
+    good = key.revoked_ms is None and (key.expires_ms is None or key.expires_ms > now_ms)
+    return good and Scope.KEYS_WRITE in key.scopes
 
 
 def _new_key(label: str, scopes: frozenset[Scope], now_ms: int, expires_ms: int | None) -> OperatorKeyIssued:

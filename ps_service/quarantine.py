@@ -25,6 +25,7 @@ log = logging.getLogger("fed_sophia.rounds")
 
 COUNTED = (BundleMismatch, NegativeHessian, NotFinite, OutsideBound, ShapeMismatch)
 """No honest worker sends these, but by a fault that its owner should hear of."""
+_CODES = {error.code for error in COUNTED}
 
 
 async def note_refusal(
@@ -36,8 +37,13 @@ async def note_refusal(
     """
     async with runner.transition() as transition:
         connection = transition.connection
-        first = await assignment_records.note_refusal(connection, assignment_id, worker_id, error.code)
-        if not first or not isinstance(error, COUNTED):
+        assignment = await assignment_records.load_assignment(connection, assignment_id)
+        if assignment is None or assignment.worker_id != worker_id:
+            return False
+        counts, counted = error.code in _CODES, assignment.refused_code in _CODES
+        if counts or not counted:  # what counted stays noted: it is known by that
+            await assignment_records.note_refusal(connection, assignment_id, error.code)
+        if counted or not counts:
             return False
         worker = await credential_records.worker_by_id(connection, worker_id)
         if worker is None or worker.quarantined_ms is not None:

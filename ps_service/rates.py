@@ -15,6 +15,8 @@ from ps_service.clock import Clock
 MOST_KEYS = 100_000
 WORKER_BURST_S = 10.0
 ADDRESS_BURST_S = 20.0
+SIGNED_PER_S, SIGNED_BURST_S = 1.0, 60.0
+"""What a worker signs for costs a transaction that writes; an honest one signs every few minutes."""
 
 
 class TokenBuckets:
@@ -54,12 +56,19 @@ class Rates:
         self._clock = clock
         self._workers = TokenBuckets(per_worker, WORKER_BURST_S)
         self._addresses = TokenBuckets(per_address, ADDRESS_BURST_S)
+        self._signers = TokenBuckets(SIGNED_PER_S, SIGNED_BURST_S)
 
     def of_worker(self, worker_id: str) -> None:
         """Raises: TooManyRequests: this worker asks more often than it may."""
         wait_s = self._workers.take(worker_id, self._clock.now_ms() / 1000)
         if wait_s:
             raise TooManyRequests("this worker asks too often", wait_s)
+
+    def of_signer(self, worker_id: str) -> None:
+        """Raises: TooManyRequests: this worker has proved that it asks, and asks too often."""
+        wait_s = self._signers.take(worker_id, self._clock.now_ms() / 1000)
+        if wait_s:
+            raise TooManyRequests("this worker signs too often", wait_s)
 
     def of_address(self, address: str) -> None:
         """Raises: TooManyRequests: more requests come from this address than may."""

@@ -38,13 +38,13 @@ from ps_service.storage import (
 )
 from ps_service.storage.existing import (
     missing_blobs,
-    staleness_now,
     the_assignment,
     the_round,
     the_run,
     the_worker,
 )
 from ps_service.storage.run_records import StoredRun
+from ps_service.storage.situations import staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
 from ps_service.summaries import round_summaries, run_summary
 from ps_service.transitions import Transition, announce_run, metrics_reported, round_event, run_event
@@ -104,25 +104,22 @@ class RoundRunner:
         """
         async with self.transition() as transition:
             connection, header = transition.connection, upload.header
-            held = await update_records.load_receipt(connection, upload.assignment_id)
-            if held is not None:
-                return same_update(held, header.digest)
-            if await update_records.load_upload(connection, upload.upload_id) is None:
+            situation = await the_situation(connection, upload.assignment_id)
+            if situation.receipt is not None:
+                return same_update(situation.receipt, header.digest)
+            if situation.upload_id != upload.upload_id:
                 raise UploadInterrupted("another update was declared for this assignment meanwhile")
-            assignment = await the_assignment(transition.connection, upload.assignment_id)
-            await found_again(transition, assignment)
-            run = await the_run(transition.connection, assignment.run_id)
-            round_ = await the_round(transition.connection, run.run_id, assignment.round)
+            if await found_again(transition, situation.assignment):
+                situation = await the_situation(connection, upload.assignment_id)
             # it may have lost its credential while the body was on its way
-            worker = await the_worker(connection, assignment.worker_id)
+            worker = await the_worker(connection, situation.assignment.worker_id)
             if worker.refusals and worker.quarantined_ms is None:
                 await credential_records.set_refusals(connection, worker.worker_id, 0, None)
-            declined = assignment.declined_reason is not None
-            staleness = await staleness_now(connection, run, assignment)
-            require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
+            staleness = await staleness_now(connection, situation)
+            require_open(situation, staleness)
             if await missing_blobs(self.stores.blobs, [header.digest]):
                 raise UploadInterrupted("the bytes are gone that were received; send them again")
-            await update_admitted(transition, run, assignment, header, staleness)
+            await update_admitted(transition, situation, header, staleness)
             receipt = await update_records.load_receipt(connection, upload.assignment_id)
             assert receipt is not None
         self.meters.updates.inc()

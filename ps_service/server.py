@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +33,8 @@ log = logging.getLogger("fed_sophia.server")
 
 AUDIT_LOG = "audit.jsonl"
 CLOCK_MAY_BE_BEHIND_S = 60.0
+DISK_THREADS = 32
+"""They mostly wait for the disk: as many as there are processors would queue behind one another's fsyncs."""
 
 OpensStores = Callable[[Path], Awaitable[Stores]]
 
@@ -71,6 +74,7 @@ async def _serve(
     with writing_files():
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = _lock(directory)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(DISK_THREADS, "disk"))
     listener = listen(settings)
     stores = await open_(directory)
     try:

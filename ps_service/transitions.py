@@ -49,11 +49,14 @@ class Transition:
 
 
 async def round_event(
-    transition: Transition, run: StoredRun, stored: StoredRound, event: RoundEvent
+    transition: Transition, run: StoredRun, stored: StoredRound, event: RoundEvent, *, bytes_up: int = 0
 ) -> Round:
-    """Step a round, save it, and write down what follows; give the round after the event."""
+    """Step a round, save it, and write down what follows; give the round after the event.
+
+    Args: bytes_up: what came over the wire with the event.
+    """
     round_, effects = round_machine.step(stored.state, event)
-    await run_records.save_round(transition.connection, run.run_id, round_)
+    await run_records.save_round(transition.connection, run.run_id, round_, bytes_up)
     for effect in effects:
         match effect:
             case RoundEffect.AGGREGATE:

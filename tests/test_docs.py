@@ -10,6 +10,8 @@ import pytest
 import typer
 
 from fed_sophia.cli import app as command_line
+from fed_sophia.commands.menu import COMMANDS as MENU
+from fed_sophia.commands.menu import LazyGroup
 from fed_sophia.experiments.attacks import ATTACKS
 from protocol.algorithms import ALGORITHMS, JOINED, LOCALS, SERVERS, algorithm_named
 from protocol.errors import InvalidUsage, every_error
@@ -50,6 +52,14 @@ class Command(Protocol):
     params: list[Parameter]
 
 
+def loaded(group: object) -> Command:
+    """The command line with every command loaded."""
+    assert isinstance(group, LazyGroup)
+    for name in MENU:
+        group.load(name)
+    return group
+
+
 def commands(command: Command, path: tuple[str, ...] = ("fed-sophia",)) -> Iterator[tuple[str, Command]]:
     """(full name, command) of everything that can be run, groups left out."""
     children: dict[str, Command] = getattr(command, "commands", {})
@@ -59,7 +69,7 @@ def commands(command: Command, path: tuple[str, ...] = ("fed-sophia",)) -> Itera
         yield from commands(child, (*path, name))
 
 
-COMMANDS = dict(commands(typer.main.get_command(command_line)))
+COMMANDS = dict(commands(loaded(typer.main.get_command(command_line))))
 
 
 def test_every_error_code_is_explained_and_no_other() -> None:

@@ -91,7 +91,10 @@ class ServerClient:
         max_download_bytes: int = MAX_DOWNLOAD_BYTES,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Args: credential: None sends none. tls: None believes the CAs of the system."""
+        """Args:
+        max_download_bytes: the longest tensor message that is taken.
+        tls: None believes the CAs of the system.
+        """
         self._origin = _checked_origin(base_url)
         self._credentials: Credentials | None = None
         self._max_download_bytes = max_download_bytes

@@ -3,7 +3,8 @@
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_urlsafe
 from typing import TypeVar
@@ -99,7 +100,8 @@ class Enrolling:
         self._save(identity)
         assert identity.next_private_key is not None
         signer = Signer(identity.next_private_key, server_id)
-        rotate = partial(signer.persuade, partial(self._ask_to_rotate, signer, worker_id))
+        asking = partial(self._ask_to_rotate, signer, identity.private_key, worker_id)
+        rotate = partial(signer.persuade, asking)
         try:
             await self._persistently(rotate)
         except AssertionRefused:
@@ -110,25 +112,34 @@ class Enrolling:
             self._promote(identity)
             self.client.authenticate(signer, worker_id)
 
-    async def _ask_to_rotate(self, signer: Signer, worker_id: str) -> None:
-        proof = signer.sign(Purpose.ROTATE, worker_id)
-        said = {"public_key": public_key_of(signer.private_key), "proof": proof}
+    async def _ask_to_rotate(self, signer: Signer, old_key: str, worker_id: str) -> None:
+        public_key, proof = public_key_of(signer.private_key), signer.sign(Purpose.ROTATE, worker_id)
+        consent = replace(signer, private_key=old_key).sign(Purpose.ROTATE, worker_id, thumbprint(public_key))
+        said = {"public_key": public_key, "proof": proof, "consent": consent}
         await self.client.rotate_key(worker_id, parse(KeyRotation, said))
 
     async def _settle_keys(self, identity: Identity, worker_id: str, server_id: str) -> Identity:
-        """A rotation broke off: the server has the old key or the new one. Keep the one that it has."""
+        """A rotation broke off: the server has the old key or the new one. Keep the one that it has.
+
+        Raises:
+            AssertionRefused: it takes neither, and both are kept: a refusal may have another reason.
+        """
         if identity.next_private_key is None:
             return identity
-        self.client.authenticate(Signer(identity.next_private_key, server_id), worker_id)
         try:
-            await self._persistently(partial(self.client.heartbeat, worker_id, Heartbeat()))
+            await self._is_had(identity.next_private_key, worker_id, server_id)
         except AssertionRefused:
+            await self._is_had(identity.private_key, worker_id, server_id)
             identity = identity.model_copy(update={"next_private_key": None})
             self._save(identity)
             return identity
-        except WorkerExpired:
-            pass  # it looks at who signed before it says so
         return self._promote(identity)
+
+    async def _is_had(self, private_key: str, worker_id: str, server_id: str) -> None:
+        """Be this worker by this key. Raises: AssertionRefused: the server does not take it."""
+        self.client.authenticate(Signer(private_key, server_id), worker_id)
+        with suppress(WorkerExpired):  # it looks at who signed before it says so
+            await self._persistently(partial(self.client.heartbeat, worker_id, Heartbeat()))
 
     def _promote(self, identity: Identity) -> Identity:
         promoted = identity.model_copy(

@@ -5,6 +5,7 @@ import functools
 import ssl
 from pathlib import Path
 
+from protocol.addresses import speaks_tls
 from protocol.errors import FedSophiaError, InvalidUsage, ServerNotTrusted
 from worker.options import Trust
 
@@ -105,8 +106,8 @@ def reason_of_silence(error: Exception, server_url: str) -> str:
     """What else may be behind a connection that was ended without a word, to be said after it; or nothing."""
     # our own server ends connections like this: asyncio and uvloop drop OpenSSL's last alert
     silent = type(error).__name__ in {"ReadError", "RemoteProtocolError"}
-    if silent and server_url.startswith("https:"):
-        return " (so ends also who shows no client certificate where one is wanted: --client-cert)"
+    if silent and speaks_tls(server_url):
+        return " (one that wants another client certificate ends connections like this too: --client-cert)"
     return ""
 
 

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from protocol.addresses import speaks_tls
 from protocol.ca import ca_hash_of
 from protocol.errors import InvalidUsage, LocalStateCorrupt, NotFound, ServerNotTrusted
 from protocol.join_token import JoinToken
@@ -45,7 +46,7 @@ async def tls_for(
         LocalStateCorrupt: the pinned CA cannot be read.
         StateNotWritable: the CA cannot be kept.
     """
-    if not options.server_url.startswith("https:"):
+    if not speaks_tls(options.server_url):
         return None
     if options.trust.ca is not None:
         return tls_of(options.trust)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.options import operator_key
-from protocol.addresses import refuse_plain_http
+from protocol.addresses import refuse_plain_http, speaks_tls
 from worker.options import Trust
 from worker.tls import tls_of
 
@@ -22,7 +22,7 @@ def ask(
     """Put a question to the server as its operator; Ctrl-C gives it up."""
     refuse_plain_http(server, trust.insecure)
     key = operator_key(server, key_file, os.environ)
-    tls = tls_of(trust) if server.startswith("https:") else None
+    tls = tls_of(trust) if speaks_tls(server) else None
 
     async def asked() -> T:
         async with OperatorClient(server, key, tls=tls) as client:

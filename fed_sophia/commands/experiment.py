@@ -16,7 +16,7 @@ from fed_sophia.experiments.results_file import Stored, load_results
 from fed_sophia.experiments.scenario import SCENARIOS, Scenario, load_scenario, scenario_files
 from fed_sophia.experiments.sweep import Sweep, untried
 from fed_sophia.experiments.sweep_view import sweep_shown
-from fed_sophia.experiments.trials import Trial, trials_of
+from fed_sophia.experiments.trials import Trial, part_of, trials_of
 from fed_sophia.extras import needing
 from fed_sophia.interruptible import Interrupted
 from fed_sophia.options import DataDir, JsonLines
@@ -128,7 +128,9 @@ def run(
             points=_chosen(scenario, only, done) if points is Points.CHOSEN else None,
         )
     ]
-    wanted = _part(untried(wanted, ()), part)
+    wanted = untried(wanted, ())
+    if part is not None:
+        wanted = part_of(wanted, part)
     left = untried(wanted, done)
     skipped = len(wanted) - len(left)
     text = f"{len(left)} trials to train; {skipped} have their results in {folder} already"
@@ -262,16 +264,6 @@ def _chosen(scenario: Scenario, only: Sequence[str] | None, done: Mapping[str, R
             )
         points[each.label] = chosen[each.label].point if each.label in chosen else 0
     return points
-
-
-def _part(trials: list[Trial], text: str | None) -> list[Trial]:
-    """Every N-th of the trials, from the K-th on: no two parts share one, whatever has been trained."""
-    if text is None:
-        return trials
-    number, slash, parts = text.partition("/")
-    if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
-        raise InvalidUsage(f"--part {text!r}: expected K/N with K from 1 to N, as in 2/8")
-    return trials[int(number) - 1 :: int(parts)]
 
 
 def _seeds(scenario: Scenario, text: str | None) -> tuple[int, ...]:

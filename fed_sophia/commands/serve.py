@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fed-sophia serve`: run the parameter server in the foreground."""
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from pydantic import ValidationError
@@ -11,6 +13,7 @@ from fed_sophia.extras import needing
 from fed_sophia.options import ExitWithParent, JsonLines
 from fed_sophia.output import Output, output_for
 from fed_sophia.parent_watch import exit_with_parent
+from protocol.addresses import is_loopback
 from protocol.errors import InvalidUsage
 
 EXAMPLES = """\b
@@ -110,24 +113,40 @@ def serve(
 def _announce(url: str, data_dir: Path, trusted_by: Path | None, output: Output) -> None:
     """Say where the server listens, where its credentials are, and what to do next."""
     key_file, token_file = data_dir / "operator.key", data_dir / "join.token"
-    as_operator = f"--server {url} --operator-key-file {key_file}"
-    if trusted_by is not None:
-        as_operator += f" --ca {trusted_by}"
     output.event(
         "listening",
         f"parameter server on {url}\n"
         f"  operator key   {key_file}\n"
-        f"  join token     {token_file}\n\n"
-        "Next, in another terminal, on a machine that holds data:\n"
-        f"  fed-sophia worker --server {url} --join-token-file {token_file} --task digits\n"
-        "and begin a run:\n"
-        f"  fed-sophia run create {as_operator} --task digits --cohort-size 1 --follow\n"
-        "To see accuracies, start one more worker, an evaluator, with a token from\n"
-        f"  fed-sophia token create {as_operator} --role evaluator",
+        f"  join token     {token_file}\n\n" + next_steps(url, key_file, token_file, trusted_by),
         {
             "url": url,
             "data_dir": str(data_dir),
             "operator_key_file": str(key_file),
             "join_token_file": str(token_file),
         },
+    )
+
+
+def next_steps(url: str, key_file: Path, token_file: Path, trusted_by: Path | None) -> str:
+    """The commands by which a worker joins the server that listens at `url`, and an operator begins a run.
+
+    Args: trusted_by: the file of the CA that the server is known by; None if that is left to the system.
+    """
+    host, where = urlsplit(url).hostname or "", ""
+    if ip_address(host).is_unspecified:
+        url = url.replace(f"[{host}]" if ":" in host else host, "HOST")
+        where = " (HOST stands for the server's name or address)"
+    server = f"--server {url}"
+    if url.startswith("http:") and not is_loopback(host):
+        server += " --insecure"
+    as_operator = f"{server} --operator-key-file {key_file}"
+    if trusted_by is not None:
+        as_operator += f" --ca {trusted_by}"
+    return (
+        f"Next, in another terminal, on a machine that holds data{where}:\n"
+        f"  fed-sophia worker {server} --join-token-file {token_file} --task digits\n"
+        "and begin a run:\n"
+        f"  fed-sophia run create {as_operator} --task digits --cohort-size 1 --follow\n"
+        "To see accuracies, start one more worker, an evaluator, with a token from\n"
+        f"  fed-sophia token create {as_operator} --role evaluator"
     )

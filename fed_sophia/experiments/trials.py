@@ -4,7 +4,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -163,6 +163,20 @@ def trials_of(
         for each in contenders
         if point < len(each.all_points) and (points is None or points.get(each.label) == point)
     ]
+
+
+def part_of(trials: Sequence[Trial], part: str) -> list[Trial]:
+    """Every N-th of the trials, from the K-th on: no two parts share one, whatever has been trained.
+
+    Args: part: `K/N`.
+
+    Raises:
+        InvalidUsage: it is something else.
+    """
+    number, slash, parts = part.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise InvalidUsage(f"--part {part!r}: expected K/N with K from 1 to N, as in 2/8")
+    return list(trials[int(number) - 1 :: int(parts)])
 
 
 def trial_of(scenario: Scenario, contender: Contender, point: int, seed: int) -> Trial:

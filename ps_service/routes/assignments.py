@@ -29,17 +29,10 @@ from ps_service.round_runner import same_update
 from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records
-from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import (
-    require_not_in_quarantine,
-    staleness_now,
-    the_assignment,
-    the_round,
-    the_run,
-)
+from ps_service.storage.existing import require_not_in_quarantine
 from ps_service.storage.known import Known
-from ps_service.storage.run_records import StoredRound, StoredRun
+from ps_service.storage.situations import Situation, staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
 from ps_service.summaries import assignment_of, bundles_wanted
 
@@ -71,8 +64,8 @@ def router(service: Service) -> APIRouter:
     async def get_assignment(request: Request, assignment_id: str) -> Assignment:
         caller = await auth.caller(request, Scope.RUNS_READ)
         async with records.read() as connection:
-            stored, _, _ = await own_assignment(connection, caller, assignment_id)
-            return await assignment_of(Known(connection), stored, service.presence.heartbeat_s)
+            situation = await own_assignment(connection, caller, assignment_id)
+            return await assignment_of(Known(connection), situation.assignment, service.presence.heartbeat_s)
 
     @routes.post(
         "/assignments/{assignment_id}/update",
@@ -89,26 +82,20 @@ def router(service: Service) -> APIRouter:
             noting_refusals(service.note_refusal, worker, assignment_id),
             records.write() as connection,
         ):
-            stored, run, round_ = await own_assignment(connection, worker, assignment_id)
-            held = await update_records.load_receipt(connection, assignment_id)
-            if held is not None:
+            situation = await own_assignment(connection, worker, assignment_id)
+            if situation.receipt is not None:
                 response.status_code = 200
-                return same_update(held, header.digest)
-            declined = stored.declined_reason is not None
-            staleness = await staleness_now(connection, run, stored)
-            require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
-            check_declaration(
-                header, run.spec, bundles_wanted(run.spec, stored), service.settings.max_body_bytes
-            )
+                return same_update(situation.receipt, header.digest)
+            require_open(situation, await staleness_now(connection, situation))
+            spec, stored, before = situation.run.spec, situation.assignment, situation.upload_id
+            check_declaration(header, spec, bundles_wanted(spec, stored), service.settings.max_body_bytes)
             check_num_examples(header.num_examples, service.settings.max_num_examples)
             upload_id = upload_id_of(assignment_id, header)
-            await service.disk.take(connection, stored, StoredUpload(upload_id, assignment_id, header))
-            now_ms = service.clock.now_ms()
-            replaced = await update_records.declare_upload(
-                connection, upload_id, assignment_id, header, now_ms
-            )
-        if replaced is not None:  # at once: one worker's declarations would fill the disk
-            await service.uploads.discard(replaced)
+            upload = StoredUpload(upload_id, assignment_id, worker.worker_id, header)
+            await service.disk.take(connection, stored, upload)
+            await update_records.declare_upload(connection, upload, service.clock.now_ms(), before)
+        if before not in (None, upload_id):  # at once: one worker's declarations would fill the disk
+            await service.uploads.discard(before)
         return UploadOffer(
             upload_url=f"/v1/uploads/{upload_id}", offset=await service.uploads.offset(upload_id)
         )
@@ -118,11 +105,10 @@ def router(service: Service) -> APIRouter:
         """What became of the update."""
         caller = await auth.caller(request, Scope.RUNS_READ)
         async with records.read() as connection:
-            await own_assignment(connection, caller, assignment_id)
-            receipt = await update_records.load_receipt(connection, assignment_id)
-        if receipt is None:
+            situation = await own_assignment(connection, caller, assignment_id)
+        if situation.receipt is None:
             raise NotFound(f"no update was received for assignment {assignment_id}")
-        return receipt
+        return situation.receipt
 
     @routes.post("/assignments/{assignment_id}/decline", status_code=204)
     async def decline(worker: ThisWorker, assignment_id: str, wanted: Decline) -> None:
@@ -155,20 +141,16 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def own_assignment(
-    connection: AsyncConnection, caller: Caller, assignment_id: str
-) -> tuple[StoredAssignment, StoredRun, StoredRound]:
-    """An assignment with its run and round, if the caller may know of it.
+async def own_assignment(connection: AsyncConnection, caller: Caller, assignment_id: str) -> Situation:
+    """Where an assignment stands, if the caller may know of it.
 
     Raises:
         NotFound: there is none, or it is another worker's: the two look alike.
     """
-    stored = await the_assignment(connection, assignment_id)
-    if isinstance(caller, StoredWorker) and caller.worker_id != stored.worker_id:
+    situation = await the_situation(connection, assignment_id)
+    if isinstance(caller, StoredWorker) and caller.worker_id != situation.assignment.worker_id:
         raise NotFound(f"there is no assignment {assignment_id}")
-    run = await the_run(connection, stored.run_id)
-    round_ = await the_round(connection, stored.run_id, stored.round)
-    return stored, run, round_
+    return situation
 
 
 def preferred_wait_s(prefer: str) -> float:

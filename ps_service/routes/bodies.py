@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
@@ -18,11 +18,11 @@ from protocol.errors import (
     UnsupportedMediaType,
     UploadInterrupted,
 )
+from ps_service.inflow import Received, Source, inflow_of
 from ps_service.intake import Intake
 from ps_service.metrics import Meters
 from ps_service.settings import Settings
 
-BATCH_BYTES = 1024 * 1024
 DRAIN_BYTES = 64 * 1024 * 1024
 STRANGER_DRAIN_BYTES = 1024 * 1024
 STRANGER_DRAIN_S = 5.0
@@ -100,7 +100,8 @@ class Body:
     """
 
     def __init__(self, request: Request, settings: Settings, meters: Meters) -> None:
-        self._chunks = request.stream().__aiter__()
+        self._scope = request.scope
+        self._source: Source = Received(request.receive)
         self._timeout_s = settings.body_timeout_s
         self._window_bytes = settings.min_body_bytes_per_s * settings.body_timeout_s
         self._left_s = self._timeout_s
@@ -118,14 +119,23 @@ class Body:
         self._drain_s = self._timeout_s
 
     async def into(self, intake: Intake) -> None:
-        """Feed everything to `intake`, off the event loop.
+        """Feed everything to `intake`, off the event loop, while the next batch arrives.
 
         Raises:
             UploadInterrupted: the sender went away, fell behind, or gave way; what came before is fed.
             The errors of `Intake`.
         """
-        async for batch in self._batches():
-            await to_its_end(partial(intake.feed, batch))
+        # here, and not before: who has a place to send may have a batch in memory, but not everybody
+        self._source = inflow_of(self._scope, self._source)
+        while not self._ended:
+            try:
+                pieces = await self._next()
+            except UploadInterrupted:
+                if rest := self._source.taken():
+                    await to_its_end(partial(intake.feed, rest))
+                raise
+            if pieces:
+                await to_its_end(partial(intake.feed, pieces))
 
     def give_way(self) -> None:
         """Take no more: another request brings the rest."""
@@ -139,47 +149,46 @@ class Body:
         with contextlib.suppress(FedSophiaError, TimeoutError):
             async with asyncio.timeout(self._drain_s):
                 while not self._ended and drained < self._drain_bytes:
-                    drained += len(await self._next())
+                    drained += sum(map(len, await self._next()))
 
-    async def _batches(self) -> AsyncIterator[bytes]:
-        batch = bytearray()
-        while True:
-            try:
-                chunk = await self._next()
-            except UploadInterrupted:
-                if batch:
-                    yield bytes(batch)
-                raise
-            batch += chunk
-            if len(batch) >= BATCH_BYTES or (batch and not chunk):
-                yield bytes(batch)
-                batch.clear()
-            if not chunk:
-                return
-
-    async def _next(self) -> bytes:
+    async def _next(self) -> list[bytes]:
+        """The next pieces; none once the body has ended."""
         loop = asyncio.get_running_loop()
         asked_s = loop.time()
         try:
             async with asyncio.timeout(0 if self._gives_way else self._left_s) as self._waiting:
-                chunk = await anext(self._chunks, b"")
+                pieces = await self._source.batch()
+            self._ended = not pieces
         except TimeoutError:
-            self._ended = True
-            if self._gives_way:
-                raise UploadInterrupted("another request goes on with this upload") from None
-            raise UploadInterrupted(
-                f"{self._came_bytes or 'no'} bytes arrived in {self._timeout_s:g} s; expected "
-                f"{math.ceil(self._window_bytes) or 1}, or all that are left"
-            ) from None
+            self._require_pace()
+            pieces = self._source.taken()
         except ClientDisconnect:
             self._ended = True
             raise UploadInterrupted("the sender closed the connection") from None
         finally:
             self._waiting = None
+        came_bytes = sum(map(len, pieces))
+        self._meters.received_bytes.inc(came_bytes)
         self._left_s -= loop.time() - asked_s
-        self._came_bytes += len(chunk)
+        self._came_bytes += came_bytes
         if self._came_bytes >= self._window_bytes:
             self._left_s, self._came_bytes = self._timeout_s, 0
-        self._ended = not chunk
-        self._meters.received_bytes.inc(len(chunk))
-        return chunk
+        return pieces
+
+    def _require_pace(self) -> None:
+        """The time of a window is over, or all time is.
+
+        Raises:
+            UploadInterrupted: the sender is given up.
+        """
+        came_bytes = self._came_bytes + self._source.held_bytes
+        if self._gives_way:
+            self._ended = True
+            raise UploadInterrupted("another request goes on with this upload")
+        least_bytes = max(1, math.ceil(self._window_bytes))
+        if came_bytes < least_bytes:
+            self._ended = True
+            raise UploadInterrupted(
+                f"{came_bytes or 'no'} bytes arrived in {self._timeout_s:g} s; expected {least_bytes}, "
+                "or all that are left"
+            )

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's events as they happen, over server-sent events."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import StreamingResponse
 
+from protocol.errors import FedSophiaError
 from protocol.operator_keys import Scope
+from ps_service.auth import Operator
 from ps_service.bell import run_topic, wait_for_ring
 from ps_service.openapi import BEARER, EVENTS_ANSWERED
 from ps_service.service import Service
@@ -34,7 +37,7 @@ def router(service: Service) -> APIRouter:
             await the_run(connection, run_id)
         after = int(last_event_id) if last_event_id.isdecimal() and len(last_event_id) <= 18 else 0
         return StreamingResponse(
-            _events(service, run_id, after),
+            _events(service, partial(may_read, request), run_id, after),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -42,11 +45,17 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _events(service: Service, run_id: str, after: int) -> AsyncIterator[str]:
+async def _events(
+    service: Service, may_read: Callable[[], Awaitable[Operator]], run_id: str, after: int
+) -> AsyncIterator[str]:
     records = service.stores.records
     silent_s = 0.0
     with service.bell.listen([run_topic(run_id)]) as rung:
         while not service.stopping.is_set():
+            try:
+                await may_read()  # the key may be of no use any more
+            except FedSophiaError:
+                return
             async with records.read() as connection:
                 events = await report_records.events_after(connection, run_id, after)
                 run = await the_run(connection, run_id)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Path, Request, Response
 from starlette.responses import StreamingResponse
 
@@ -23,12 +24,12 @@ from protocol.messages import Role
 from protocol.operator_keys import Scope
 from ps_service.admission import check_model_size, require_state_message
 from ps_service.auth import Caller
-from ps_service.intake import Intake, accept_all
+from ps_service.intake import Intake, accept_finite
 from ps_service.openapi import BEARER, TENSORS_ANSWERED, TENSORS_SENT
 from ps_service.routes.bodies import Body, content_length, require_tensor_message
 from ps_service.service import Service
 from ps_service.settings import Settings
-from ps_service.storage import member_records, run_records, version_records
+from ps_service.storage import version_records
 from ps_service.storage.credential_records import StoredWorker
 
 CHUNK_BYTES = 1024 * 1024
@@ -69,7 +70,7 @@ def router(service: Service) -> APIRouter:
                     digest,
                     size_bytes,
                     partial(_check_stored, service.settings),
-                    accept_all,
+                    accept_finite,
                 )
                 try:
                     await body.into(intake)
@@ -118,13 +119,13 @@ def _check_stored(settings: Settings, message: MessageHeader) -> None:
 
 async def _require_reader(service: Service, caller: Caller, run_id: str, digest: str) -> None:
     """Raises: NotFound: no such state, or the caller has no part in the run: the two look alike."""
-    async with service.stores.records.read() as connection:
-        run = await run_records.load_run(connection, run_id)
-        allowed = run is not None and await version_records.is_state_of(connection, run_id, digest)
-        if run is not None and isinstance(caller, StoredWorker):
-            evaluates = caller.role is Role.EVALUATOR and caller.may_serve(run_id, run.spec.task)
-            member = await member_records.is_member(connection, run_id, caller.worker_id)
-            allowed = allowed and (evaluates or member)
+    worker_id = caller.worker_id if isinstance(caller, StoredWorker) else None
+    async with service.stores.records.glance() as connection:
+        found = await version_records.readable(connection, run_id, digest, worker_id)
+    allowed = found is not None and found.is_state
+    if found is not None and isinstance(caller, StoredWorker):
+        evaluates = caller.role is Role.EVALUATOR and caller.may_serve(run_id, found.task)
+        allowed = allowed and (evaluates or found.is_member)
     if not allowed:
         raise NotFound(f"run {run_id} has no tensors {digest}")
 
@@ -166,15 +167,31 @@ def wanted_range(request: Request, digest: str, size_bytes: int) -> tuple[int, i
 
 async def _send(
     service: Service, caller: Caller, run_id: str, digest: str, first: int, last: int
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[memoryview]:
+    """The bytes first … last; a chunk is read while the one before it is sent."""
     to_trainer = isinstance(caller, StoredWorker) and caller.role is Role.TRAINER
+
+    def read(position: int) -> memoryview:
+        chunk = np.empty(min(CHUNK_BYTES, last + 1 - position), np.uint8).data
+        service.stores.blobs.read_into(digest, position, chunk)
+        return chunk
+
+    def begin_to_read(position: int) -> asyncio.Future[memoryview]:
+        reading = asyncio.ensure_future(asyncio.to_thread(read, position))
+        # taken, so that the loop does not complain of an error that nobody stayed to hear
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return reading
+
     with contextlib.ExitStack() as sending:
         if isinstance(caller, StoredWorker):
             sending.enter_context(service.presence.here(caller.worker_id))
-        position = first
-        while position <= last:
-            chunk = bytearray(min(CHUNK_BYTES, last + 1 - position))
-            await asyncio.to_thread(service.stores.blobs.read_into, digest, position, chunk)
-            yield bytes(chunk)
-            service.runner.count_sent(run_id, len(chunk), to_trainer=to_trainer)
-            position += len(chunk)
+        following = begin_to_read(first)
+        try:
+            for position in range(first, last + 1, CHUNK_BYTES):
+                chunk = await following
+                if position + CHUNK_BYTES <= last:
+                    following = begin_to_read(position + CHUNK_BYTES)
+                yield chunk
+                service.runner.count_sent(run_id, len(chunk), to_trainer=to_trainer)
+        finally:
+            following.cancel()

@@ -21,20 +21,15 @@ from ps_service.auth import Caller
 from ps_service.intake import Intake, UpdateCheck
 from ps_service.openapi import BEARER, PART_SENT, TENSORS_SENT
 from ps_service.round_runner import same_update
-from ps_service.routes.assignments import own_assignment
 from ps_service.routes.bodies import DRAIN_BYTES, Body, require_announced, to_its_end, upload_offset
 from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records, version_records
 from ps_service.storage.blobs import Part
-from ps_service.storage.existing import (
-    require_not_in_quarantine,
-    staleness_now,
-    the_assignment,
-    the_round,
-    the_run,
-)
+from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.existing import require_not_in_quarantine
 from ps_service.storage.run_records import StoredRun
+from ps_service.storage.situations import staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
 from ps_service.uploads import Uploads
 
@@ -96,23 +91,22 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
         worker = await service.auth.worker(request)
         body.sender_is_known()
         require_not_in_quarantine(worker)
-        async with records.read() as connection:
+        async with records.glance() as connection:
             upload = await own_upload(connection, worker, upload_id)
         body.sender_is_known(max(DRAIN_BYTES, upload.header.size_bytes))
         with service.presence.here(worker.worker_id):
             async with service.uploads.alone(upload_id, body.give_way, worker.worker_id):
                 async with records.read() as connection:
-                    held = await update_records.load_receipt(connection, upload.assignment_id)
-                    stored, run, round_ = await own_assignment(connection, worker, upload.assignment_id)
-                    tensors = await version_records.tensors_of(connection, run.run_id, stored.version)
-                    staleness = await staleness_now(connection, run, stored)
-                if held is not None:
+                    situation = await the_situation(connection, upload.assignment_id)
+                    run, version = situation.run, situation.assignment.version
+                    tensors = await version_records.tensors_of(connection, run.run_id, version)
+                    staleness = await staleness_now(connection, situation)
+                if situation.receipt is not None:
                     await body.drain()
-                    return same_update(held, upload.header.digest)
+                    return same_update(situation.receipt, upload.header.digest)
                 first = upload_offset(request) if is_part else None
                 require_announced(request, upload.header.size_bytes, first)
-                declined = stored.declined_reason is not None
-                require_open(run.spec, run.state.status, round_.state, staleness, declined=declined)
+                require_open(situation, staleness)
                 begin = partial(_begin, service, run, upload, tensors["params"])
                 with service.uploading.one(worker.worker_id):
                     async with (
@@ -180,11 +174,9 @@ async def _unless_closed(service: Service, assignment_id: str) -> AsyncIterator[
         yield
     except StorageCorrupt:
         async with service.stores.records.read() as connection:
-            stored = await the_assignment(connection, assignment_id)
-            run = await the_run(connection, stored.run_id)
-            round_ = await the_round(connection, stored.run_id, stored.round)
-            staleness = await staleness_now(connection, run, stored)
-        require_open(run.spec, run.state.status, round_.state, staleness, declined=False)
+            situation = await the_situation(connection, assignment_id)
+            staleness = await staleness_now(connection, situation)
+        require_open(situation, staleness)
         raise
 
 
@@ -195,7 +187,6 @@ async def own_upload(connection: AsyncConnection, caller: Caller, upload_id: str
         NotFound: there is none, or it is another worker's.
     """
     upload = await update_records.load_upload(connection, upload_id)
-    if upload is None:
+    if upload is None or (isinstance(caller, StoredWorker) and caller.worker_id != upload.worker_id):
         raise NotFound(f"there is no upload {upload_id}; declare the update first")
-    await own_assignment(connection, caller, upload.assignment_id)
     return upload

@@ -64,6 +64,8 @@ def router(service: Service) -> APIRouter:
         """Put a new key in the place of the worker's; the access tokens it has end at once."""
         require_same(worker, worker_id)
         await enrolling.rotate_key(worker_id, rotation)
+        service.room.dismiss(worker_id)  # what the old key's tokens began ends with them
+        service.uploads.cut_off(worker_id)
 
     @routes.get("/workers", dependencies=readers)
     async def list_workers(

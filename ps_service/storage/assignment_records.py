@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.schema import assignments, rounds
 
 _OPEN_ASSIGNMENTS = (
@@ -17,6 +18,13 @@ _OPEN_ASSIGNMENTS = (
 )
 # built once: every wait for an assignment asks it
 _OF_WORKERS = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
+
+
+_ASSIGNMENT = (
+    select(assignments)
+    .where(assignments.c.assignment_id == bindparam("assignment_id"))
+    .execution_options(**QUICK)
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,7 @@ async def add_assignments(connection: AsyncConnection, rows: list[StoredAssignme
 
 
 async def load_assignment(connection: AsyncConnection, assignment_id: str) -> StoredAssignment | None:
-    query = select(assignments).where(assignments.c.assignment_id == assignment_id)
-    row = (await connection.execute(query)).first()
+    row = (await connection.execute(_ASSIGNMENT, {"assignment_id": assignment_id})).first()
     return None if row is None else assignment_in(row)
 
 
@@ -83,17 +90,11 @@ async def set_assignment_lost(connection: AsyncConnection, assignment_id: str, l
     )
 
 
-async def note_refusal(connection: AsyncConnection, assignment_id: str, worker_id: str, code: str) -> bool:
-    """This worker has sent an update that was not taken; whether it is the first for its assignment.
-
-    Nothing if the assignment is not its own.
-    """
-    own = (assignments.c.assignment_id == assignment_id) & (assignments.c.worker_id == worker_id)
-    first = (
-        await connection.execute(select(assignments).where(own, assignments.c.refused_code.is_(None)))
-    ).first()
-    await connection.execute(update(assignments).where(own).values(refused_code=code))
-    return first is not None
+async def note_refusal(connection: AsyncConnection, assignment_id: str, code: str) -> None:
+    """An update that was sent for this assignment was not taken."""
+    await connection.execute(
+        update(assignments).where(assignments.c.assignment_id == assignment_id).values(refused_code=code)
+    )
 
 
 async def settle_round(connection: AsyncConnection, run_id: str, number: int) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Role, WorkerSummary
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.schema import access_tokens, events, workers
 
 # built once: every request asks the one, every wait for an assignment the other
@@ -16,7 +17,9 @@ _WORKER_OF_TOKEN = (
     select(workers)
     .join(access_tokens, access_tokens.c.worker_id == workers.c.worker_id)
     .where(access_tokens.c.token_hash == bindparam("given"), access_tokens.c.expires_ms > bindparam("now_ms"))
+    .execution_options(**QUICK)
 )
+_WORKER = select(workers).where(workers.c.worker_id == bindparam("worker_id")).execution_options(**QUICK)
 _WORKERS = select(workers).where(workers.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
 
 
@@ -110,7 +113,7 @@ async def worker_by_token(connection: AsyncConnection, token_hash: str, now_ms: 
 
 
 async def worker_by_id(connection: AsyncConnection, worker_id: str) -> StoredWorker | None:
-    row = (await connection.execute(select(workers).where(workers.c.worker_id == worker_id))).first()
+    row = (await connection.execute(_WORKER, {"worker_id": worker_id})).first()
     return None if row is None else _worker(row)
 
 

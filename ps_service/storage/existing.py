@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.errors import NotFound, WorkerExpired, WorkerQuarantined, WorkerRevoked
-from protocol.messages import RoundStatus
 from ps_service.storage import assignment_records, credential_records, run_records
 from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.blobs import BlobStore
@@ -29,20 +28,6 @@ async def the_round(connection: AsyncConnection, run_id: str, number: int) -> St
     if round_ is None:
         raise NotFound(f"run {run_id} has no round {number}")
     return round_
-
-
-async def staleness_now(connection: AsyncConnection, run: StoredRun, assignment: StoredAssignment) -> int:
-    """How stale an update of this assignment is in the round that it can still be part of.
-
-    Always 0 in a synchronous run. While a round is being combined, that is the round after it.
-    """
-    if run.spec.asynchronous is None:
-        return 0
-    base_version = run.state.version
-    if run.state.round_open:
-        open_round = await the_round(connection, run.run_id, run.state.round)
-        base_version += open_round.state.status is RoundStatus.AGGREGATING
-    return base_version - assignment.version
 
 
 async def the_assignment(connection: AsyncConnection, assignment_id: str) -> StoredAssignment:

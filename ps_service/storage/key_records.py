@@ -47,10 +47,6 @@ async def add_server_id(connection: AsyncConnection, server_id: str, now_ms: int
 # --- operators' keys ---------------------------------------------------------------------------
 
 
-async def has_operator_key(connection: AsyncConnection) -> bool:
-    return (await connection.execute(select(operator_keys.c.secret_hash).limit(1))).first() is not None
-
-
 async def add_operator_key(connection: AsyncConnection, secret_hash: str, key: OperatorKeySummary) -> None:
     await connection.execute(
         insert(operator_keys).values(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
@@ -20,7 +21,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from protocol.errors import StorageCorrupt
 from ps_service.storage.not_writable import is_read_only, using_database
-from ps_service.storage.one_visit import BEGIN, connect
+from ps_service.storage.one_visit import BEGIN, BEGIN_IMMEDIATE, connect
 
 
 class Records:
@@ -148,4 +149,12 @@ def _own_transactions(engine: Engine) -> None:
         if options.get("no_transaction", False):
             return
         immediate = options.get("begin_immediate", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else BEGIN)
+        connection.exec_driver_sql(BEGIN_IMMEDIATE if immediate else BEGIN)
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note_quick(
+        connection: Connection, _cursor: object, _sql: str, _parameters: object, context: Any, _many: bool
+    ) -> None:
+        if context is not None and context.execution_options.get("quick"):
+            driver: Any = connection.connection.driver_connection
+            driver.quick = True

@@ -12,12 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.messages import RoundStatus, RunSpec, RunStatus
 from ps_service.round_machine import Round
 from ps_service.run_machine import Run
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.schema import rounds, runs
 
 MOST_ROWS = 1000
 """No listing is longer than this."""
 
-# built once: every wait for an assignment asks it
+# built once: what every request asks
 _OPEN_RUN_IDS = (
     select(runs.c.run_id, runs.c.task)
     .where(
@@ -25,6 +26,23 @@ _OPEN_RUN_IDS = (
         runs.c.task.in_(bindparam("tasks", expanding=True)),
     )
     .order_by(runs.c.created_ms, runs.c.run_id)
+)
+_RUN_OF_ID = select(runs).where(runs.c.run_id == bindparam("run_id")).execution_options(**QUICK)
+_ROUND_OF_NUMBER = (
+    select(rounds)
+    .where(rounds.c.run_id == bindparam("run_id"), rounds.c.number == bindparam("number"))
+    .execution_options(**QUICK)
+)
+_SAVE_ROUND = (
+    update(rounds)
+    .where(rounds.c.run_id == bindparam("of_run"), rounds.c.number == bindparam("of_number"))
+    .values(
+        status=bindparam("status"),
+        deadline_ms=bindparam("deadline_ms"),
+        state=bindparam("state"),
+        bytes_up=rounds.c.bytes_up + bindparam("more_up"),
+    )
+    .execution_options(**QUICK)
 )
 _RUN = TypeAdapter(Run)
 _ROUND = TypeAdapter(Round)
@@ -72,7 +90,7 @@ async def add_run(connection: AsyncConnection, run: StoredRun) -> None:
 
 
 async def load_run(connection: AsyncConnection, run_id: str) -> StoredRun | None:
-    row = (await connection.execute(select(runs).where(runs.c.run_id == run_id))).first()
+    row = (await connection.execute(_RUN_OF_ID, {"run_id": run_id})).first()
     return None if row is None else _run(row)
 
 
@@ -122,7 +140,12 @@ async def runs_of_tasks(connection: AsyncConnection, tasks: tuple[str, ...]) -> 
 
 
 def _run(row: Row[tuple[object, ...]]) -> StoredRun:
-    return StoredRun(row.run_id, _spec(row.spec), _RUN.validate_json(row.state), row.created_ms)
+    return run_of(row.run_id, row.spec, row.state, row.created_ms)
+
+
+def run_of(run_id: str, spec: str, state: str, created_ms: int) -> StoredRun:
+    """A run from the columns of its row."""
+    return StoredRun(run_id, _spec(spec), _RUN.validate_json(state), created_ms)
 
 
 # --- rounds ------------------------------------------------------------------------------------
@@ -143,20 +166,22 @@ async def add_round(connection: AsyncConnection, run_id: str, state: Round) -> N
 
 
 async def load_round(connection: AsyncConnection, run_id: str, number: int) -> StoredRound | None:
-    query = select(rounds).where(rounds.c.run_id == run_id, rounds.c.number == number)
-    row = (await connection.execute(query)).first()
+    row = (await connection.execute(_ROUND_OF_NUMBER, {"run_id": run_id, "number": number})).first()
     return None if row is None else _round(row)
 
 
-async def save_round(connection: AsyncConnection, run_id: str, state: Round) -> None:
+async def save_round(connection: AsyncConnection, run_id: str, state: Round, more_up: int = 0) -> None:
+    """Args: more_up: bytes that were received for it since it was saved last."""
     await connection.execute(
-        update(rounds)
-        .where(rounds.c.run_id == run_id, rounds.c.number == state.number)
-        .values(
-            status=state.status.value,
-            deadline_ms=state.deadline_ms,
-            state=_ROUND.dump_json(state).decode(),
-        )
+        _SAVE_ROUND,
+        {
+            "of_run": run_id,
+            "of_number": state.number,
+            "status": state.status.value,
+            "deadline_ms": state.deadline_ms,
+            "state": _ROUND.dump_json(state).decode(),
+            "more_up": more_up,
+        },
     )
 
 
@@ -188,4 +213,9 @@ async def collecting_rounds(connection: AsyncConnection) -> list[StoredRound]:
 
 
 def _round(row: Row[tuple[object, ...]]) -> StoredRound:
-    return StoredRound(row.run_id, _ROUND.validate_json(row.state), row.bytes_up, row.bytes_down)
+    return round_of(row.run_id, row.state, row.bytes_up, row.bytes_down)
+
+
+def round_of(run_id: str, state: str, bytes_up: int, bytes_down: int) -> StoredRound:
+    """A round from the columns of its row."""
+    return StoredRound(run_id, _ROUND.validate_json(state), bytes_up, bytes_down)

@@ -4,12 +4,32 @@
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, Receipt, UpdateHeader
 from ps_service.storage.assignment_records import StoredAssignment, assignment_in
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.schema import assignments, updates, uploads, workers
+
+# built once: what every update asks
+_UPLOAD = (
+    select(uploads, assignments.c.worker_id)
+    .join(assignments)
+    .where(uploads.c.upload_id == bindparam("upload_id"))
+    .execution_options(**QUICK)
+)
+_RECEIVED = (
+    select(updates).where(updates.c.assignment_id == bindparam("assignment_id")).execution_options(**QUICK)
+)
+_ADD_UPLOAD = insert(uploads).execution_options(**QUICK)
+_ADD_UPDATE = insert(updates).execution_options(**QUICK)
+_SETTLE = (
+    update(assignments)
+    .where(assignments.c.assignment_id == bindparam("settles"))
+    .values(settled=bindparam("settled"))
+    .execution_options(**QUICK)
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +38,8 @@ class StoredUpload:
 
     upload_id: str
     assignment_id: str
+    worker_id: str
+    """Who declared it."""
     header: UpdateHeader
 
 
@@ -46,34 +68,33 @@ class Invited:
 
 
 async def declare_upload(
-    connection: AsyncConnection, upload_id: str, assignment_id: str, header: UpdateHeader, now_ms: int
-) -> str | None:
-    """Record what is about to be sent, in place of what was declared before for this assignment.
+    connection: AsyncConnection, upload: StoredUpload, now_ms: int, before: str | None
+) -> None:
+    """Record what is about to be sent.
 
-    Returns:
-        The upload that this one takes the place of, if that was another.
+    Args: before: what was declared before for this assignment: its place is taken, unless it is the same.
     """
-    before = select(uploads.c.upload_id).where(uploads.c.assignment_id == assignment_id)
-    replaced: str | None = (await connection.execute(before)).scalar()
-    if replaced == upload_id:
-        return None
-    await connection.execute(delete(uploads).where(uploads.c.assignment_id == assignment_id))
+    if before == upload.upload_id:
+        return
+    if before is not None:
+        await connection.execute(delete(uploads).where(uploads.c.upload_id == before))
     await connection.execute(
-        insert(uploads).values(
-            upload_id=upload_id,
-            assignment_id=assignment_id,
-            header=header.model_dump_json(),
-            created_ms=now_ms,
-        )
+        _ADD_UPLOAD,
+        {
+            "upload_id": upload.upload_id,
+            "assignment_id": upload.assignment_id,
+            "header": upload.header.model_dump_json(),
+            "created_ms": now_ms,
+        },
     )
-    return replaced
 
 
 async def load_upload(connection: AsyncConnection, upload_id: str) -> StoredUpload | None:
-    row = (await connection.execute(select(uploads).where(uploads.c.upload_id == upload_id))).first()
+    row = (await connection.execute(_UPLOAD, {"upload_id": upload_id})).first()
     if row is None:
         return None
-    return StoredUpload(row.upload_id, row.assignment_id, UpdateHeader.model_validate_json(row.header))
+    header = UpdateHeader.model_validate_json(row.header)
+    return StoredUpload(row.upload_id, row.assignment_id, row.worker_id, header)
 
 
 async def awaited_uploads(connection: AsyncConnection) -> set[str]:
@@ -109,36 +130,34 @@ async def add_update(
 ) -> None:
     """Record an update that was received for round `number`: this row is what a receipt stands for."""
     await connection.execute(
-        insert(updates).values(
-            assignment_id=assignment.assignment_id,
-            run_id=assignment.run_id,
-            round=number,
-            slot=assignment.slot,
-            digest=header.digest,
-            header=header.model_dump_json(),
-            received_ms=now_ms,
-            outcome=Outcome.PENDING.value,
-        )
+        _ADD_UPDATE,
+        {
+            "assignment_id": assignment.assignment_id,
+            "run_id": assignment.run_id,
+            "round": number,
+            "slot": assignment.slot,
+            "digest": header.digest,
+            "header": header.model_dump_json(),
+            "received_ms": now_ms,
+            "outcome": Outcome.PENDING.value,
+        },
     )
-    await connection.execute(
-        update(assignments)
-        .where(assignments.c.assignment_id == assignment.assignment_id)
-        .values(settled=True)
-    )
+    await connection.execute(_SETTLE, {"settles": assignment.assignment_id, "settled": True})
 
 
 async def load_receipt(connection: AsyncConnection, assignment_id: str) -> Receipt | None:
-    row = (await connection.execute(select(updates).where(updates.c.assignment_id == assignment_id))).first()
-    return None if row is None else _receipt(row)
+    row = (await connection.execute(_RECEIVED, {"assignment_id": assignment_id})).first()
+    return None if row is None else receipt_of(row, row.version)
 
 
-def _receipt(row: Row[tuple[object, ...]]) -> Receipt:
+def receipt_of(row: Row[tuple[object, ...]], version: int | None) -> Receipt:
+    """Of a row that holds an update's columns. Args: version: in which it was counted."""
     return Receipt(
         assignment_id=row.assignment_id,
         digest=row.digest,
         received_ms=row.received_ms,
         outcome=Outcome(row.outcome),
-        version=row.version,
+        version=version,
         reason=row.reason,
     )
 
@@ -230,7 +249,7 @@ async def invited_to(
     received = await connection.execute(
         select(updates).where(updates.c.assignment_id.in_([row.assignment_id for row in rows]))
     )
-    receipts = {row.assignment_id: _receipt(row) for row in received}
+    receipts = {row.assignment_id: receipt_of(row, row.version) for row in received}
     return [Invited(assignment_in(row), row.name, receipts.get(row.assignment_id)) for row in rows]
 
 

@@ -2,13 +2,43 @@
 """Queries: the versions of a run, and which tensors its workers may read."""
 
 import json
+from dataclasses import dataclass
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, bindparam, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import VersionSummary
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.run_records import MOST_ROWS
-from ps_service.storage.schema import state_tensors, versions
+from ps_service.storage.schema import members, runs, state_tensors, versions
+
+# built once: what every download asks, and every assignment
+_TENSORS = (
+    select(versions.c.tensors)
+    .where(versions.c.run_id == bindparam("run_id"), versions.c.version == bindparam("version"))
+    .execution_options(**QUICK)
+)
+_READER = (
+    select(runs.c.task, state_tensors.c.digest, members.c.worker_id)
+    .outerjoin(
+        state_tensors,
+        (state_tensors.c.run_id == runs.c.run_id) & (state_tensors.c.digest == bindparam("digest")),
+    )
+    .outerjoin(members, (members.c.run_id == runs.c.run_id) & (members.c.worker_id == bindparam("worker_id")))
+    .where(runs.c.run_id == bindparam("run_id"))
+    .execution_options(**QUICK)
+)
+
+
+@dataclass(frozen=True)
+class Readable:
+    """What decides whether a caller may read tensors of a run."""
+
+    task: str
+    is_state: bool
+    """Whether they are state of the run."""
+    is_member: bool
+    """Whether the worker who asks has a part in it."""
 
 
 async def add_version(
@@ -44,8 +74,8 @@ async def add_version(
 
 async def tensors_of(connection: AsyncConnection, run_id: str, version: int) -> dict[str, str]:
     """{bundle: digest} of a version that exists."""
-    query = select(versions.c.tensors).where(versions.c.run_id == run_id, versions.c.version == version)
-    tensors: dict[str, str] = json.loads((await connection.execute(query)).scalar_one())
+    found = await connection.execute(_TENSORS, {"run_id": run_id, "version": version})
+    tensors: dict[str, str] = json.loads(found.scalar_one())
     return tensors
 
 
@@ -73,6 +103,10 @@ def _version(row: Row[tuple[object, ...]]) -> VersionSummary:
     )
 
 
-async def is_state_of(connection: AsyncConnection, run_id: str, digest: str) -> bool:
-    query = select(state_tensors).where(state_tensors.c.run_id == run_id, state_tensors.c.digest == digest)
-    return (await connection.execute(query)).first() is not None
+async def readable(
+    connection: AsyncConnection, run_id: str, digest: str, worker_id: str | None
+) -> Readable | None:
+    """Of these tensors for this worker; None: there is no such run."""
+    found = await connection.execute(_READER, {"run_id": run_id, "digest": digest, "worker_id": worker_id})
+    row = found.first()
+    return None if row is None else Readable(row.task, row.digest is not None, row.worker_id is not None)

@@ -71,9 +71,14 @@ def test_permuting_workers_changes_nothing_beyond_float_rounding(name, num_worke
     )
 
 
-@pytest.mark.parametrize("name", ["trimmed_mean", "median"])
-def test_whoever_sorts_forgets_the_order_of_workers_to_the_bit(name):
-    rows = rows_of(33)
+@pytest.mark.parametrize("name", ["trimmed_mean", "winsorized_mean", "median"])
+@pytest.mark.parametrize("num_workers", [3, 4, 10, 33])
+def test_whoever_sorts_forgets_the_order_of_workers_to_the_bit(name, num_workers):
+    """Also that of zeros of either sign, which no sort tells apart, and of the smallest numbers there are."""
+    rows = rows_of(num_workers)
+    rows[:, ::3] = 0.0
+    rows[::2, ::3] = -0.0
+    rows[:, 1::3] *= np.float32(1e-44)
     assert combine(name, rows[::-1]).tobytes() == combine(name, rows).tobytes()
 
 

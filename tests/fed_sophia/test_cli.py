@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 
-from fed_sophia.cli import run_command
+from fed_sophia.cli import app, run_command
+from fed_sophia.commands.menu import COMMANDS as MENU
+from fed_sophia.commands.menu import LazyGroup
 
 COMMANDS = [
     "demo",
@@ -221,6 +224,24 @@ def test_an_error_that_standard_output_does_not_take_is_said_on_standard_error(
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.endswith("(server-unreachable)\n")
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_the_list_of_commands_says_of_each_what_it_says_of_itself(name: str) -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, LazyGroup)
+    said = group.commands[name].help
+    group.load(name)
+    assert said == " ".join((group.commands[name].help or "").split("\n\n")[0].split())
+
+
+def test_the_list_of_commands_loads_none_of_them() -> None:
+    script = (
+        "import sys; from fed_sophia.cli import run_command; run_command(['--help']); "
+        "print(*(set(sys.modules) & {'numpy', 'httpx', 'pydantic', 'cryptography'}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
 
 
 @pytest.mark.parametrize("module", ["fed_sophia", "fed_sophia.cli"])

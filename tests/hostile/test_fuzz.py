@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fuzz targets hold for every input that was kept, and a coverage-guided fuzzer finds no other."""
 
+import gc
 import importlib.util
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
@@ -34,6 +36,22 @@ def test_what_a_fuzzer_found_interesting_breaks_no_promise(target: str) -> None:
     assert inputs
     for each in [*TARGETS[target].seeds(), *inputs]:
         TARGETS[target].check(each)
+
+
+@every_target
+def test_thousands_of_inputs_leave_nothing_behind(target: str) -> None:
+    """In objects that Python counts: the resident memory of a process also holds what its allocator keeps."""
+    chance = random.Random(1)
+    messages = [*TARGETS[target].seeds(), *(path.read_bytes() for path in kept(target))]
+
+    def blocks_after(count: int) -> int:
+        for _ in range(count):
+            TARGETS[target].check(TARGETS[target].mutated(chance.choice(messages), chance))
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = blocks_after(4_000)
+    assert blocks_after(4_000) - before < 400, "each tenth input or more has left something"
 
 
 def test_what_is_kept_is_small() -> None:

@@ -19,7 +19,7 @@ from protocol.errors import (
     TruncatedTensorMessage,
 )
 from protocol.header import tensor_header
-from ps_service.intake import Intake, accept_all
+from ps_service.intake import Intake, accept_finite
 from ps_service.storage.files import FileBlobs
 
 HERE = Path(__file__).parent
@@ -66,10 +66,10 @@ def take(tmp_path: Path) -> Callable[..., None]:
     blobs = FileBlobs(tmp_path)
 
     def taken(pieces: Iterable[bytes], digest: str, size_bytes: int) -> None:
-        intake = Intake(blobs.stage(), digest, size_bytes, lambda header: None, accept_all)
+        intake = Intake(blobs.stage(), digest, size_bytes, lambda header: None, accept_finite)
         try:
             for piece in pieces:
-                intake.feed(piece)
+                intake.feed([piece])
             intake.finish()
             intake.seal()
         finally:

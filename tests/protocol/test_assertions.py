@@ -250,6 +250,7 @@ def test_what_leaves_a_claim_out_is_refused(name: str):
         ("jti", 0.5),
         ("jti", True),
         ("jti", ["i"] * 16),
+        ("jti", "\ud800" * 16),
     ],
 )
 def test_what_says_anything_else_than_it_must_is_refused_and_named(name: str, value: object):

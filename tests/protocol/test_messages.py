@@ -47,7 +47,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "Enrolment": {"name": "laptop-1", "public_key": "p" * 43, "proof": "a.b.c", "tasks": ["digits"]},
     "AccessTokenRequest": {"assertion": "a.b.c"},
     "AccessToken": {"access_token": "fsa_x", "expires_s": 900},
-    "KeyRotation": {"public_key": "p" * 43, "proof": "a.b.c"},
+    "KeyRotation": {"public_key": "p" * 43, "proof": "a.b.c", "consent": "d.e.f"},
     "Enrolled": {"worker_id": "w1", "role": "trainer", "protocol_version": 1},
     "JoinTokenRequest": {},
     "JoinTokenIssued": {

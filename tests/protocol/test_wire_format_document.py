@@ -105,6 +105,7 @@ def test_what_it_shows_as_signed_is_signed_as_it_says() -> None:
         (enrolment.proof, key, Purpose.ENROL, assertions.thumbprint(key), assertions.use_of(join.secret)),
         (token.assertion, key, Purpose.TOKEN, "w-7f3a", None),
         (rotation.proof, rotation.public_key, Purpose.ROTATE, "w-7f3a", None),
+        (rotation.consent, key, Purpose.ROTATE, "w-7f3a", assertions.thumbprint(rotation.public_key)),
     ):
         assertions.read(assertion, by, purpose, subject, join.server_id, now_ms, use)
         assert f"`{purpose.value}`" in DOCUMENT

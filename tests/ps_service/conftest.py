@@ -372,7 +372,7 @@ async def start_server(tmp_path: Path) -> AsyncIterator[Callable]:
             server = ParameterServer(directory, stores, clock or ManualClock(), Settings(**settings))
             stack.push_async_callback(server.service.uploads.close)
             async with records.write() as connection:
-                if not await key_records.has_operator_key(connection):
+                if not await key_records.list_operator_keys(connection):
                     await add_operator(connection)
             if performing:
                 await stack.enter_async_context(background(server.service))

@@ -3,6 +3,8 @@
 
 import json
 
+import pytest
+
 from protocol.join_token import JoinToken
 from ps_service.audit import Audit
 from tests.ps_service.conftest import OPERATOR_KEY, ManualClock
@@ -80,6 +82,16 @@ async def test_a_flood_of_refusals_does_not_fill_the_disk_and_is_counted(server)
     server.clock.advance(1_000)
     await server.client().get("/v1/runs")
     assert lines(server)[-1]["refusals_left_out"] == 100
+
+
+@pytest.mark.parametrize("path", ["/v1/workers", "/nothing/key"])
+async def test_nobody_fills_the_disk_by_what_is_no_enrolment(server, path):
+    for _ in range(700):
+        answer = await server.client("anything").post(path, json={})
+        assert answer.status_code in (404, 422)
+    assert len(lines(server)) == 600
+    await server.operator.post("/v1/tokens", json={})
+    assert (lines(server)[-1]["status"], lines(server)[-1]["refusals_left_out"]) == (201, 100)
 
 
 async def test_a_line_is_short_and_a_log_that_was_rotated_away_is_begun_anew(tmp_path):

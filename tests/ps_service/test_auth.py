@@ -295,6 +295,37 @@ async def test_the_first_start_leaves_working_credentials_in_private_files(start
     assert enrolled.status_code == 201
 
 
+async def test_who_revokes_the_last_key_that_makes_others_gets_another_at_the_next_start(server, tmp_path):
+    keys, directory = server.service.operator_keys, tmp_path / "later"
+    directory.mkdir()
+    asked = {"label": "keys for a day", "scopes": ["keys:write", "runs:read"], "expires_s": 86_400}
+    made = (await server.operator.post("/v1/keys", json=asked)).json()
+    reader = {"label": "reader", "scopes": ["runs:read"]}
+    assert (await server.operator.post("/v1/keys", json=reader)).status_code == 201
+    for key in (await server.operator.get("/v1/keys")).json()["keys"]:
+        if key["label"] not in ("reader", made["label"]):
+            assert (await server.operator.delete(f"/v1/keys/{key['key_id']}")).status_code == 204
+    assert not await keys.make_first_credentials(directory)
+    server.clock.advance(86_400_000)
+    assert await keys.make_first_credentials(directory)
+    assert [path.name for path in directory.iterdir()] == ["operator.key"]
+    new = server.client((directory / "operator.key").read_text().strip())
+    assert (await new.get("/v1/keys")).status_code == 200
+
+
+async def test_a_key_makes_none_that_outlives_it(server):
+    asked = {"label": "for a day", "scopes": ["keys:write"], "expires_s": 86_400}
+    made = (await server.operator.post("/v1/keys", json=asked)).json()
+    maker = server.client(made["operator_key"])
+    server.clock.advance(1_000_000)
+    child = (await maker.post("/v1/keys", json={"label": "child", "scopes": ["keys:write"]})).json()
+    assert child["expires_ms"] == made["expires_ms"]
+    refused = await maker.post("/v1/keys", json=asked)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid-message")
+    shorter = await maker.post("/v1/keys", json=asked | {"expires_s": 60})
+    assert shorter.status_code == 201
+
+
 async def test_metrics_are_public_only_if_the_operator_says_so(start_server):
     server = await start_server(metrics_public=True)
     assert (await server.client().get("/metrics")).status_code == 200

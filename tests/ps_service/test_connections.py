@@ -179,6 +179,56 @@ async def test_a_body_that_goes_on_after_its_answer_is_cut_off(connect):
     assert closing.done()
 
 
+@pytest.fixture
+async def download(start_server):
+    """Begins a download of 16 MB on a bare connection, and reads nothing of it."""
+    server = await start_server(body_timeout_s=0.5)
+    run = await server.a_run(model={"w": (4_000_000,)})
+    async with asyncio.timeout(60), server.on_a_socket() as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+        path = f"/v1/runs/{run.run_id}/tensors/{run.spec.params_digest}"
+        key = client.headers["Authorization"]
+        writer.write(f"GET {path} HTTP/1.1\r\nAuthorization: {key}\r\nConnection: close\r\n\r\n".encode())
+        yield reader, writer
+        writer.close()
+
+
+async def test_an_answer_that_nobody_reads_is_given_up(download):
+    _, writer = download
+    with pytest.raises(ConnectionError):
+        for _ in range(1_000):
+            writer.write(b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+
+async def test_an_answer_that_is_read_slowly_is_not(download):
+    reader, _ = download
+    size_bytes = 0
+    while piece := await reader.read(65_536):
+        size_bytes += len(piece)
+        await asyncio.sleep(0.005)
+    assert size_bytes > 16_000_000
+
+
+async def test_requests_that_are_sent_ahead_without_end_close_the_connection(start_server):
+    server = await start_server(on_disk=True)
+    async with asyncio.timeout(30), server.on_a_socket() as client:
+        line = Line(*await asyncio.open_connection("127.0.0.1", client.base_url.port))
+        async with server.stores.records.write():  # so that the first of them waits
+            await line.send(b"GET /readyz HTTP/1.1\r\n\r\n" * 1_000)
+            assert await line.closed() == b""
+        line.close()
+
+
+async def test_some_requests_may_be_sent_ahead(connect):
+    line = await connect()
+    await line.send((HEALTH + b"\r\n") * 10)
+    for _ in range(10):
+        head, _ = await line.head_and_body()
+        assert head.startswith(b"HTTP/1.1 200 ")
+
+
 async def test_nobody_speaks_for_another_address_unless_trusted(start_server, monkeypatch):
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     assert await last_of_many(await start_server(requests_per_s_per_address=1)) == 429

@@ -162,9 +162,16 @@ async def test_an_access_token_lives_minutes(start_server):
     await server.service.enrolling.forget()
 
 
-async def rotate(worker, new_key, **changes):
-    signed = {"private_key": new_key, "purpose": Purpose.ROTATE}
-    rotation = {"public_key": public_key_of(new_key), "proof": worker.sign(**signed | changes)}
+async def rotate(worker, new_key, proof=None, consent=None):
+    """Ask for a new key; `proof` and `consent` replace parts of what is signed."""
+    public_key = public_key_of(new_key)
+    signed = {"purpose": Purpose.ROTATE, "private_key": new_key}
+    agreed = {"purpose": Purpose.ROTATE, "use": thumbprint(public_key)}
+    rotation = {
+        "public_key": public_key,
+        "proof": worker.sign(**signed | (proof or {})),
+        "consent": worker.sign(**agreed | (consent or {})),
+    }
     return await worker.http.post(f"/v1/workers/{worker.worker_id}/key", json=rotation)
 
 
@@ -181,11 +188,36 @@ async def test_a_new_key_takes_the_place_of_the_old_one_at_once(server):
 
 async def test_a_new_key_must_be_proved_and_be_nobody_elses(server):
     worker, other = await server.enrol("device"), await server.enrol("other")
-    unproved = await rotate(worker, key_of("new"), private_key=worker.private_key)
+    unproved = await rotate(worker, key_of("new"), proof={"private_key": worker.private_key})
     assert (unproved.status_code, unproved.json()["code"]) == (401, "assertion-refused")
     taken = await rotate(worker, other.private_key)
     assert (taken.status_code, taken.json()["code"]) == (409, "update-conflict")
     assert (await exchange(worker, worker.sign())).status_code == 200
+
+
+async def test_who_has_stolen_an_access_token_changes_no_key(server):
+    worker = await server.enrol("device")
+    consents = [
+        {"private_key": key_of("thief's")},
+        {"use": None},
+        {"use": thumbprint(public_key_of(key_of("the worker's own choice")))},
+        {"purpose": Purpose.TOKEN},
+        {"server_id": "0" * 16},
+    ]
+    for consent in consents:
+        refused = await rotate(worker, key_of("thief's"), consent=consent)
+        assert (refused.status_code, refused.json()["code"]) == (401, "assertion-refused"), consent
+    assert (await exchange(worker, worker.sign())).status_code == 200
+
+
+async def test_what_the_old_key_s_tokens_began_ends_with_them(server):
+    await server.a_run(cohort_size=2)
+    worker = await server.enrol("device")
+    await worker.ask()
+    waiting = asyncio.create_task(worker.ask(wait_s=600))
+    await server.someone_listens(f"worker/{worker.worker_id}")
+    assert (await rotate(worker, key_of("new"))).status_code == 204
+    assert (await asyncio.wait_for(waiting, 10)).status_code == 204
 
 
 async def test_a_worker_that_is_to_be_approved_waits_for_an_operator(server):
@@ -309,6 +341,28 @@ async def test_a_key_ends_when_it_is_revoked_or_its_time_is_over(server):
     assert (await client.get("/v1/runs")).status_code == 200
     server.clock.advance(1)
     assert (await client.get("/v1/runs")).status_code == 401
+
+
+async def test_a_worker_that_signs_all_the_time_keeps_nobody_from_writing(server):
+    token = await server.join_token()
+    worker = the_worker(server, await enrol_by(server, token, "busy"), token, "busy")
+    other = await server.enrol("calm")
+
+    async def signs():
+        return await exchange(worker, worker.sign())
+
+    async def enrols():
+        return await enrol_by(server, token, "busy")
+
+    for ask in (signs, enrols):
+        for _ in range(60):
+            assert (await ask()).status_code == 200
+        refused = await ask()
+        assert (refused.status_code, refused.json()["code"]) == (429, "too-many-requests")
+        forged = await exchange(worker, worker.sign(private_key=other.private_key))
+        assert forged.status_code == 401, "only who has the key is counted"
+        assert (await exchange(other, other.sign())).status_code == 200
+        server.clock.advance(60_000)
 
 
 async def test_who_only_guesses_keeps_nobody_from_writing(start_server):

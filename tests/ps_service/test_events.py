@@ -75,6 +75,18 @@ async def test_a_stopping_server_ends_the_stream(server):
         assert [kind for _, kind, _ in await asking] == ["run"]
 
 
+async def test_a_key_that_is_revoked_follows_no_further(server):
+    run_id, _cohort = await server.a_round(rounds=1)
+    issued = (await server.operator.post("/v1/keys", json={"label": "ci", "scopes": ["runs:read"]})).json()
+    async with asyncio.timeout(30), server.on_a_socket() as client:
+        client.headers["Authorization"] = f"Bearer {issued['operator_key']}"
+        following = asyncio.create_task(events(client, run_id, 99))
+        await server.someone_listens(f"run/{run_id}")
+        await server.operator.delete(f"/v1/keys/{issued['key_id']}")
+        await server.operator.post(f"/v1/runs/{run_id}/cancel")
+        assert [data["status"] for _, _, data in await following] == ["waiting", "collecting", "running"]
+
+
 async def test_a_whole_round_over_a_socket(server):
     """The same routes behind a real server: long-poll, upload, tensors."""
     run_id, cohort = await server.a_round(rounds=1)

@@ -57,3 +57,18 @@ async def test_only_specs_and_histories_may_be_long(server, path):
     for long in ("/v1/runs", "/v1/runs/import"):
         answer = await server.operator.post(long, content=body, headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid-message")
+
+
+@pytest.mark.parametrize("path", ["/v1/runs", "/v1/runs/import"])
+async def test_only_operators_may_send_them(server, path):
+    async def much():
+        for _ in range(1_000):
+            read.append(1)
+            yield b" " * 1_000
+
+    worker = await server.enrol("worker")
+    for client in (server.client(), server.client("fso_" + "g" * 43), server.client(await worker.token())):
+        read = []
+        answer = await client.post(path, content=much(), headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (413, "message-too-large")
+        assert len(read) <= SHORT_BYTES / 1_000 + 2

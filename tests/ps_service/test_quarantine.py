@@ -77,9 +77,24 @@ async def test_one_assignment_counts_once_and_damage_on_the_way_does_not(server)
     assert (await send(worker, assignment, damaged)).json()["code"] == "digest-mismatch"
     assert (await row_of(server, worker))["refusals"] == 0
     nan = server.an_update(assignment, bundles={"delta": {n: np.full(s, np.nan) for n, s in MODEL.items()}})
-    for bad in (poison(server, assignment), nan, poison(server, assignment)):
+    for bad in (poison(server, assignment), nan, damaged, poison(server, assignment)):
         await send(worker, assignment, bad)
-    assert (await row_of(server, worker))["quarantined_ms"] is None
+        assert (await row_of(server, worker))["refusals"] == 1
+
+
+async def test_what_does_not_count_hides_nothing_that_does(server):
+    """A worker that declares badly first, on purpose, is found out all the same."""
+    _, [(liar, first), (honest, other)] = await server.a_round(quorum=1, rounds=5)
+    for assignment in (first, None):
+        if assignment is None:
+            await liar.http.post(f"/v1/assignments/{first['assignment_id']}/decline", json={"reason": "x"})
+            await next_round(server, honest, other)
+            assignment = await liar.assignment()
+        bad = poison(server, assignment)
+        refused = await liar.declare(assignment, bad.declared(size_bytes=1))
+        assert refused.json()["code"] == "size-mismatch"
+        assert (await send(liar, assignment, bad)).json()["code"] == "outside-bound"
+    assert (await row_of(server, liar))["quarantined_ms"] is not None
 
 
 async def test_who_is_revoked_in_the_middle_of_an_upload_is_cut_off(start_server):

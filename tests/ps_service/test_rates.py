@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The laws of a token bucket, and who is told to come again when."""
 
+import asyncio
 import math
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from ps_service.rates import TokenBuckets, network_of
 
@@ -119,3 +121,16 @@ async def test_probes_hear_the_truth_from_a_flooded_address(start_server):
         assert (await from_address(server, "10.0.0.1", probe)).status_code == 200
     text = (await server.operator.get("/metrics")).text
     assert 'fed_sophia_refusals_total{code="too-many-requests"} 5.0' in text
+
+
+async def test_a_flood_of_probes_takes_one_turn_at_writing(start_server):
+    """All who ask while somebody else writes are answered by one look at the stores."""
+    server = await start_server(on_disk=True)
+    committed = []
+    event.listen(server.stores.records.engine.sync_engine, "commit", committed.append)
+    async with server.stores.records.write(), asyncio.timeout(30):
+        probes = [asyncio.create_task(server.client().get("/readyz")) for _ in range(200)]
+        for _ in range(1_000):  # each is where it waits by now
+            await asyncio.sleep(0)
+    assert [(await probe).status_code for probe in probes] == [200] * 200
+    assert len(committed) <= 1 + 10

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 from sqlalchemy import select
 
-from protocol.assertions import Purpose, public_key_of
+from protocol.assertions import Purpose, public_key_of, thumbprint
 from protocol.codec import MEDIA_TYPE
 from ps_service.routes import ROUTERS
 from ps_service.storage import schema
@@ -130,14 +130,15 @@ class Scene:
     def asks(self, route):
         """What is sent: a body that is right, so that only who asks decides."""
         new_key = key_of("new")
-        rotation = {"private_key": new_key, "purpose": Purpose.ROTATE}
+        new_public, rotation = public_key_of(new_key), {"purpose": Purpose.ROTATE}
         said = {
             "POST /v1/tokens": {},
             "POST /v1/keys": {"label": "new", "scopes": ["runs:read"]},
             "POST /v1/workers/{worker_id}/token": {"assertion": "x.y.z"},
             "POST /v1/workers/{worker_id}/key": {
-                "public_key": public_key_of(new_key),
-                "proof": self.worker.sign(**rotation),
+                "public_key": new_public,
+                "proof": self.worker.sign(**rotation, private_key=new_key),
+                "consent": self.worker.sign(**rotation, use=thumbprint(new_public)),
             },
             "POST /v1/workers/{worker_id}/heartbeat": {},
             "POST /v1/assignments/{assignment_id}/update": self.update.header,

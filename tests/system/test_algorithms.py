@@ -50,7 +50,7 @@ async def a_server(directory: Path) -> AsyncIterator[ParameterServer]:
             directory, Stores(records, FileBlobs(directory)), ManualClock(), Settings(_env_file=None)
         )
         async with records.write() as connection:
-            if not await key_records.has_operator_key(connection):
+            if not await key_records.list_operator_keys(connection):
                 await add_operator(connection)
         async with background(server.service):
             yield server

@@ -53,6 +53,8 @@ async def test_an_operator_who_names_the_ca_is_answered_and_others_are_warned(
     asking = ("run", "list", "--server", over_tls.url, "--operator-key-file", key_file)
     assert (await said_by(*asking, "--ca", str(authority.file)))[0] == 0
     assert (await said_by(*asking, FED_SOPHIA_CA=str(authority.file)))[0] == 0
+    in_capitals = ("--server", over_tls.url.replace("https:", "HTTPS:"))
+    assert (await said_by(*asking, *in_capitals, "--ca", str(authority.file)))[0] == 0
     code, summary = await said_by(*asking)
     assert (code, summary["error"]) == (1, "server-not-trusted")
 

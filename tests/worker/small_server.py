@@ -139,7 +139,11 @@ class SmallServer(httpx.AsyncBaseTransport):
 
     async def _rotate(self, worker_id: str, body: bytes) -> httpx.Response:
         said = json.loads(body)
-        refusal = self._refusal(said["proof"], said["public_key"], Purpose.ROTATE, worker_id)
+        assert self.key is not None
+        new_key = said["public_key"]
+        refusal = self._refusal(said["proof"], new_key, Purpose.ROTATE, worker_id)
+        use = assertions.thumbprint(new_key)
+        refusal = refusal or self._refusal(said["consent"], self.key, Purpose.ROTATE, worker_id, use)
         if refusal is not None:
             return refusal
         self.key = said["public_key"]

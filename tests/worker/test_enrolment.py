@@ -177,6 +177,22 @@ async def test_a_rotation_whose_answer_nobody_heard_leaves_the_new_key(tmp_path:
     assert list(place.server.received) == ["a-1", "a-2"]
 
 
+async def test_a_refusal_for_another_reason_costs_no_key(tmp_path: Path):
+    """As from a proxy that sends a request twice: the second time the assertion was used before."""
+    place = await enrolled(tmp_path, 2)
+    await killed_while_rotating(place, place.server.after)
+    both = identity_of(place)
+    place.server.before["token"] = in_turn(problem("assertion-refused", 401))
+
+    with pytest.raises(AssertionRefused):
+        await place.work(StubTrainer(), max_assignments=1)
+    assert identity_of(place) == both
+    await place.work(StubTrainer(), max_assignments=1)
+
+    assert place.server.key == public_key_of(identity_of(place).private_key)
+    assert list(place.server.received) == ["a-1", "a-2"]
+
+
 async def test_a_rotation_whose_answer_is_lost_on_the_way_is_settled_in_the_same_life(tmp_path: Path):
     place = await enrolled(tmp_path, 2)
     place.server.after["rotate"] = in_turn(ANSWER_LOST)

@@ -109,6 +109,14 @@ async def test_at_first_contact_the_ca_that_the_join_token_names_is_pinned(
     assert stat.S_IMODE(pinned.stat().st_mode) == 0o600
 
 
+async def test_an_address_in_capitals_is_pinned_like_any_other(authority: Authority, tmp_path: Path) -> None:
+    server = Listener(authority.pem)
+    async with over_tls(server, authority.issue()) as url:
+        await start_worker(url.replace("https:", "HTTPS:"), tmp_path / "state", a_token(authority.hash))
+    assert server.enrolled()
+    assert (tmp_path / "state" / "server-ca.pem").read_bytes() == authority.pem
+
+
 async def test_a_stranger_at_first_contact_hears_no_join_token(
     authority: Authority, stranger: Authority, tmp_path: Path
 ) -> None:
