@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
+PEERS := build/peers
 EXTRAS := server,worker,experiments,dev
 # One PyTorch for everybody, installed first: the rest of the lock then keeps it.
 TORCH := $(shell grep -h '^torch==' $(LOCK) 2>/dev/null || echo torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare experiments-quick test test-long check lock clean
+.PHONY: help setup demo compare experiments-quick bench-peers test test-long check lock clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,6 +27,9 @@ compare: $(VENV)/.installed ## The demo with all three algorithms, side by side
 
 experiments-quick: $(VENV)/.installed ## Compare five algorithms on two data sets, in minutes; plots and tables in build/
 	@$(BIN)/fed-sophia experiment run digits quick-mlp-shards2 --in-process --results build/experiments-quick $(ARGS)
+
+bench-peers: $(PEERS)/flower/.installed $(PEERS)/nvflare/.installed ## Install Flower and NVFlare, to measure them with python -m benchmarks.peers
+	@echo "Flower and NVFlare are installed below $(PEERS)."
 
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/pytest $(ARGS)
@@ -66,6 +70,15 @@ $(VENV)/.installed: pyproject.toml $(LOCK)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet $(TORCH) -c $(LOCK)
 	@$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]' -c $(LOCK)
+	@touch $@
+
+# Each peer in an environment of its own: what it needs does not go with what we need.
+$(PEERS)/%/.installed: benchmarks/peers/%.txt
+	@$(call require_python)
+	@rm -f $@
+	@test -x $(@D)/bin/python || "$(PYTHON)" -m venv $(@D) || { rm -rf $(@D); exit 1; }
+	@echo "Installing $* into $(@D)."
+	@$(@D)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
 define require_python
