@@ -5,9 +5,9 @@
     python -m benchmarks.encodings --values 25000000 --json
 
 GB/s are those of the float32 values, in seconds of one core that this had to itself; each number is the
-median of some turns, in which all take part one after the other. `× copy` is how many copies of the values take
-as long. The last rows are what a worker and the server do with a delta: θ_0 is added before it is encoded, and
-taken away after it is decoded.
+median of some turns, in which all take part one after the other. `× copy` is how many copies of the values
+take as long. The last rows are what a worker and the server do with a delta: θ_0 is added before it is
+encoded, and taken away after it is decoded.
 """
 
 import argparse

@@ -23,6 +23,8 @@ from statistics import median
 
 from benchmarks.exchange.floors import Work, honest_seconds, tcp_seconds
 from benchmarks.exchange.rounds import Figures, Plan, measure
+from benchmarks.peers.measuring import PEERS
+from benchmarks.peers.running import measure_peer
 from fed_sophia.interruptible import Interrupted, run_interruptibly
 from fed_sophia.options import named_values
 from fed_sophia.output import Fields, Output, output_for
@@ -62,8 +64,24 @@ def sentence(fields: Fields) -> str:
     )
 
 
-async def measure_all(plans: Sequence[Plan], output: Output) -> list[Fields]:
-    """A row for each plan, shown as it is had."""
+def peer_row(peer: str, ours: Fields, figures: Fields) -> Fields:
+    """What a line says of a peer that did the same work."""
+    each: Sequence[float] = figures["round_seconds_each"]  # type: ignore[assignment]
+    seconds = median(each[1:])
+    faster = round(seconds / float(str(ours["round_seconds"])), 1)
+    work = {name: ours[name] for name in ("mb", "workers", "rounds")}
+    return {"peer": peer, **work, "round_seconds": seconds, "times_faster": faster, **figures}
+
+
+def peer_sentence(fields: Fields) -> str:
+    return (
+        f"{fields['mb']:g} MB × {fields['workers']} on {fields['peer']} {fields['version']}: "
+        f"{fields['round_seconds']:.2f} s a round, ours is {fields['times_faster']} × faster"
+    )
+
+
+async def measure_all(plans: Sequence[Plan], peers: Sequence[str], output: Output) -> list[Fields]:
+    """A row for each plan and peer, shown as it is had."""
     rows = []
     for plan in plans:
         work = Work(plan.model_bytes, plan.workers)
@@ -72,8 +90,13 @@ async def measure_all(plans: Sequence[Plan], output: Output) -> list[Fields]:
             tcp_s, honest_s = await asyncio.to_thread(_floors, work, folder / "floor-before")
             figures = await measure(plan, folder / "federation", output)
             after = await asyncio.to_thread(_floors, work, folder / "floor-after")
-        rows.append(row(plan, figures, [*tcp_s, *after[0]], [*honest_s, *after[1]]))
-        output.event("measured", sentence(rows[-1]), rows[-1])
+            ours = row(plan, figures, [*tcp_s, *after[0]], [*honest_s, *after[1]])
+            output.event("measured", sentence(ours), ours)
+            rows.append(ours)
+            for peer in peers:
+                theirs = await measure_peer(peer, plan.megabytes, plan.workers, plan.rounds, folder / peer)
+                rows.append(peer_row(peer, ours, theirs))
+                output.event("peer-measured", peer_sentence(rows[-1]), rows[-1])
     return rows
 
 
@@ -82,7 +105,7 @@ def _floors(work: Work, folder: Path) -> tuple[list[float], list[float]]:
     return tcp_seconds(work, FLOOR_REPEATS), honest_seconds(work, FLOOR_REPEATS, folder)
 
 
-def _plans() -> tuple[list[Plan], bool]:
+def _plans() -> tuple[list[Plan], list[str], bool]:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.round_cost", description=__doc__.split("\n", maxsplit=1)[0]
     )
@@ -91,20 +114,24 @@ def _plans() -> tuple[list[Plan], bool]:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--algorithm", default="fedavg", help="fed-sophia adds the check of its bound")
     parser.add_argument("--encoding", action="append", default=[], metavar="BUNDLE=ENCODING")
+    parser.add_argument(
+        "--peer", action="append", default=[], choices=PEERS, help="the same on this peer, after ours"
+    )
     parser.add_argument("--json", action="store_true", help="JSON lines for machines")
     given = parser.parse_args()
     if given.rounds < 2:
         parser.error("--rounds: at least 2, since the first is left out")
     rows = ROWS if given.mb is None else ((given.mb, given.workers),)
     encodings = named_values(given.encoding, "--encoding")
-    return [Plan(mb, workers, given.rounds, given.algorithm, encodings) for mb, workers in rows], given.json
+    plans = [Plan(mb, workers, given.rounds, given.algorithm, encodings) for mb, workers in rows]
+    return plans, given.peer, given.json
 
 
 def main() -> int:
     try:
-        plans, json_lines = _plans()
+        plans, peers, json_lines = _plans()
         output = output_for(json_lines)
-        run_interruptibly(measure_all(plans, output))
+        run_interruptibly(measure_all(plans, peers, output))
     except Interrupted as interrupted:
         return interrupted.exit_code
     except FedSophiaError as error:

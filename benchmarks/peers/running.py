@@ -38,9 +38,7 @@ async def measure_peer(peer: str, mb: float, workers: int, rounds: int, folder: 
         raise InvalidUsage(f"there is no peer {peer!r}; there are {', '.join(sorted(PEERS))}")
     plan = Plan(mb, workers, rounds)
     plan.check()
-    folder = folder.absolute()
-    PEERS[peer].place(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = await asyncio.to_thread(_placed, peer, folder)
     numbers = ["--mb", f"{mb:f}", "--workers", str(workers), "--rounds", str(rounds)]
     errors = folder / f"{peer}.log"
     with errors.open("wb") as log:
@@ -87,3 +85,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def _placed(peer: str, folder: Path) -> Path:
+    folder = folder.absolute()
+    PEERS[peer].place(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from protocol.assertions import Purpose, public_key_of
+from protocol.assertions import Purpose, public_key_of, thumbprint
 from protocol.codec import MEDIA_TYPE, PART_MEDIA_TYPE, digest_of
 from ps_service.routes.problems import STATUS
 from tests.ps_service.archived import a_history, document_of
@@ -135,6 +135,7 @@ def signed(server, worker: Worker, join_token: str) -> dict[str, object]:
         "POST /v1/workers/{worker_id}/key": {
             "public_key": public_key_of(new_key),
             "proof": worker.sign(Purpose.ROTATE, private_key=new_key),
+            "consent": worker.sign(Purpose.ROTATE, use=thumbprint(public_key_of(new_key))),
         },
     }
 
