@@ -31,6 +31,12 @@ BIAS = np.array([0.1, -0.001, 65504], np.float32)
 BIAS_AS_BF16 = np.array([0.10009765625, -0.00099945068359375, 65536], np.float32)
 BIAS_AS_F16 = np.array([0.0999755859375, -0.0010004043579101562, 65504], np.float32)
 
+BOX = {"scale": 127 * 7 / 1024, "shrinkage": 0.0009765625}
+"""Levels of 7/1024 and of 127/1024, which float32 holds."""
+ON_LEVELS = np.array([[127, -127, 0], [1, -64, 33]], np.float32) * np.float32(7 / 1024)
+ON_FEW_LEVELS = np.array([7, -7, 1], np.float32) * np.float32(127 / 1024)
+ROOTS = np.array([[0.125, 1.875, 0], [1, 0.5, 0.25]], np.float32)
+
 # file -> (kind, digest, what was encoded, what is decoded)
 Encoded = list[NamedTensor]
 Decoded = dict[str, dict[str, Float32Array]]
@@ -76,6 +82,35 @@ GOLDEN: dict[str, tuple[Kind, str, Encoded, Decoded]] = {
                 "scalar": np.array(2.5, np.float32),
                 "empty.too": np.zeros((3, 0), np.float32),
                 "one": np.array([-1.0], np.float32),
+            }
+        },
+    ),
+    "update-integers": (
+        "update",
+        "08b9df783d13c8c30482a3a4f357e9f6500fc28512eb01eb7d531de4ed986143",
+        [
+            NamedTensor("delta", "fc.weight", ON_LEVELS, "bounded_int8", constants=BOX),
+            NamedTensor("delta", "fc.bias", ON_FEW_LEVELS, "bounded_int4", constants=BOX),
+            NamedTensor("hessian", "fc.weight", ROOTS**2, "sqrt_int8", constants={"scale": 255 / 128}),
+            NamedTensor("hessian", "fc.bias", ROOTS[0] ** 2, "sqrt_int4", constants={"scale": 15 / 8}),
+            NamedTensor("hessian", "zeros", np.zeros(3, np.float32), "sqrt_int4"),
+        ],
+        {
+            "delta": {"fc.weight": ON_LEVELS, "fc.bias": ON_FEW_LEVELS},
+            "hessian": {"fc.weight": ROOTS**2, "fc.bias": ROOTS[0] ** 2, "zeros": np.zeros(3, np.float32)},
+        },
+    ),
+    "state-direction": (
+        "state",
+        "ed22f25ea6a61c100527b7dcc2fbd33e22b07ba4648754193b4e17205b907072",
+        [
+            NamedTensor(
+                "direction", "fc.weight", np.array([1, -1, 0.25, -0.1, 0, 0.004], np.float32), "unit_int8"
+            )
+        ],
+        {
+            "direction": {
+                "fc.weight": np.array([127, -127, 32, -13, 0, 1], np.float32) * np.float32(1 / 127),
             }
         },
     ),

@@ -34,6 +34,7 @@ A_TRIAL = Trial(
     iterate_average=False,
     seed=1,
 )
+THIN = {"delta": "bounded_int8", "hessian": "sqrt_int8", "direction": "unit_int8"}
 LOSSES = ("validation_loss", "test_loss")
 ACCURACIES = ("validation_accuracy", "test_accuracy")
 ONE_EXAMPLE = 1 / 200
@@ -58,6 +59,7 @@ def assert_equal_to_rounding(found: Mapping[str, float], expected: Mapping[str, 
     [
         ("fed-sophia-shared", {}),
         ("fed-sophia-shared", {"participation": 1.0, "combiners": {"delta": "krum"}}),
+        ("fed-sophia-shared", {"encodings": THIN}),
         ("fed-sophia", {"iterate_average": True}),
         ("fedadam", {}),
         ("scaffold", {}),

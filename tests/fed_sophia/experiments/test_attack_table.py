@@ -118,6 +118,7 @@ def test_what_was_not_tried_has_no_number(tmp_path: Path) -> None:
     [
         ("attackers = 2", "attackers = 8", "attackers: 8 of 8 workers leave nobody honest"),
         ("attackers = 2", "", "attackers: 0 make no attack"),
+        ("combiners", 'encodings = { delta = "bf16" }\ncombiners', "forged values are not encoded"),
         ('"nan", ', '"none", ', "attack 'none': expected one of absent, sign-flip"),
         ('"nan", ', '"nan", "nan", ', "two have the label 'mean: nan'"),
         ('"nan", ', '"absent", ', "two have the label 'mean: absent'"),

@@ -231,6 +231,11 @@ def test_what_an_algorithm_has_of_its_own_is_told_and_what_all_have_is_not(tmp_p
     assert page.count("has its own") == 1
 
 
+def test_how_its_bundles_travel_is_told(tmp_path: Path) -> None:
+    text = SMALL.replace("[0.1, 0.2] }", '[0.1, 0.2] }\nencodings = { delta = "bf16" }')
+    assert "- fedavg has its own: delta as bf16.\n" in markdown(compared(tmp_path, FormulaEngine(), text))
+
+
 def test_a_choice_on_the_edge_of_its_grid_is_told(tmp_path: Path) -> None:
     """fedavg's best is the greatest of its rates, then the middle one; fedavgm's the first of two."""
     page = markdown(compared(tmp_path, FormulaEngine()))

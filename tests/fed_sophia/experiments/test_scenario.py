@@ -63,6 +63,16 @@ def test_what_is_fixed_is_part_of_every_point_but_tells_none_from_the_others(tmp
             '[0.1, 0.2] }\ncombiners = { hessian = "mean" }',
             "fedavg sends no bundle 'hessian'",
         ),
+        (
+            "[0.1, 0.2] }",
+            '[0.1, 0.2] }\nencodings = { delta = "bounded_int4" }',
+            "encodings: bounded_int4: nothing bounds the delta of fedavg",
+        ),
+        (
+            "[0.1, 0.2] }",
+            '[0.1, 0.2] }\nencodings = { delta = "int4" }',
+            "encodings: expected some of f32, bf16, f16",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_by_file_and_field(

@@ -67,6 +67,7 @@ def test_an_algorithm_may_have_steps_batches_and_rounds_of_its_own(tmp_path: Pat
         ("workers = 8", "workers = 8\nparticipation = 0.99"),  # of 8, too, are 8
         ("shards:2", "shards:02"),
         ("[0.1, 0.2] }", '[0.1, 0.2] }\ncombiners = { delta = "mean" }'),
+        ("[0.1, 0.2] }", '[0.1, 0.2] }\nencodings = { delta = "f32" }'),
     ],
 )
 def test_what_does_not_change_the_outcome_does_not_change_the_key(
@@ -96,6 +97,7 @@ def test_what_does_not_change_the_outcome_does_not_change_the_key(
         {"iterate_average": True},
         {"seed": 1},
         {"max_delta_norm": 1.0},
+        {"encodings": {"delta": "bf16"}},
         {"attack": "nan", "attackers": 2},
     ],
     ids=lambda change: next(iter(change)),
