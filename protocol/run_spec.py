@@ -291,8 +291,7 @@ class RunSpec(Said):
 
     def state_encoding_of(self, bundle: str) -> str:
         """How a version holds this bundle."""
-        normalised = bundle in algorithm_named(self.algorithm).normalised
-        return self.encodings.get(bundle, "f32") if normalised else "f32"
+        return self.encoding_of(bundle) if bundle in algorithm_named(self.algorithm).normalised else "f32"
 
     def payload_bytes(self, bundles: tuple[str, ...]) -> int:
         """Payload of an update that carries these bundles, without header and padding."""

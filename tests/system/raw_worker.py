@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 MEDIA_TYPE = "application/vnd.fed-sophia.v1+msgpack"
 BUNDLES = {"sgd": ["delta"], "sophia": ["delta"], "sophia_shared": ["delta", "hessian"]}
 ELEMENTS = {"f32": "f", "bf16": "H", "f16": "e"}
+HIGHEST = {"bounded_int8": 127, "bounded_int4": 7, "sqrt_int8": 255, "sqrt_int4": 15, "unit_int8": 127}
 EXAMPLES = (0.8, 0.9, 1.0, 1.1, 1.2)
 ATTEMPTS = 5
 
@@ -213,7 +214,7 @@ class RawWorker:
         try:
             if assignment["optimizer"] != "sgd":
                 refuse_outside_bound(assignment, state.bundles["params"], bundles["delta"])
-            return write_update(state.shapes, bundles, assignment["encodings"])
+            return write_update(state.shapes, bundles, assignment["encodings"], box_of(assignment, state))
         except OverflowError as error:
             raise Unable(str(error)) from error
 
@@ -309,22 +310,42 @@ def refuse_unknown(assignment: Assignment) -> None:
     for bundle in assignment["bundles"]:
         if bundle not in BUNDLES[assignment["optimizer"]]:
             raise Unable(f"bundle {bundle} is not known here")
-        if assignment["encodings"][bundle] not in ELEMENTS:
+        if assignment["encodings"][bundle] not in ELEMENTS | HIGHEST:
             raise Unable(f"encoding {assignment['encodings'][bundle]} is not known here")
+
+
+class Box(NamedTuple):
+    """The bound of the document, where it is around, and what a `bounded_*` payload is drawn by."""
+
+    reach: float
+    gone: float
+    start: Tensors
+    seed: int
+
+
+def box_of(assignment: Assignment, state: State) -> Box | None:
+    s, steps = assignment["settings"], assignment["local_steps"]
+    if assignment["optimizer"] == "sgd":
+        return None
+    rate, decay = s["learning_rate"], s["weight_decay"]
+    gone = -math.expm1(steps * math.log1p(-rate * decay))
+    reach = s["clip_bound"] * (gone / decay if decay else steps * rate)
+    return Box(reach, gone, state.bundles["params"], assignment["seed"])
 
 
 def refuse_outside_bound(assignment: Assignment, start: Tensors, delta: Tensors) -> None:
     """The bound of the document, for delta as the server will decode it."""
-    s, steps, encoding = assignment["settings"], assignment["local_steps"], assignment["encodings"]["delta"]
-    rate, decay = s["learning_rate"], s["weight_decay"]
-    gone = -math.expm1(steps * math.log1p(-rate * decay))
-    reach = s["clip_bound"] * (gone / decay if decay else steps * rate)
+    steps, encoding = assignment["local_steps"], assignment["encodings"]["delta"]
+    if (box := box_of(assignment, State({}, {"params": start}))) is None:
+        return
+    if encoding in HIGHEST:
+        encoding = "f32"  # what is rounded to integers is judged before
     relative, least = {"f32": (0.0, 0.0), "bf16": (2**-8, 2**-134), "f16": (2**-11, 2**-25)}[encoding]
     for name, values in delta.items():
         for x, x0 in zip(decode(encode(values, encoding), encoding), start[name], strict=True):
             rounding = max(relative * abs(x), least)
-            slack = 3 * (steps + 1) * 2**-24 * (abs(x0) + reach) + rounding
-            if abs(x + gone * x0) > reach * (1 + 1e-4) + slack:
+            slack = 3 * (steps + 1) * 2**-24 * (abs(x0) + box.reach) + rounding
+            if abs(x + box.gone * x0) > box.reach * (1 + 1e-4) + slack:
                 raise Unable(f"a step of {name} is outside the bound")
 
 
@@ -377,7 +398,9 @@ def encode(values: list[float], encoding: str) -> bytes:
 
 
 def decode(payload: bytes, encoding: str) -> list[float]:
-    """The values of a payload."""
+    """The values of a payload of floats, or of the one encoding of integers that comes down."""
+    if encoding == "unit_int8":
+        return [code / HIGHEST[encoding] for code in struct.unpack(f"<{len(payload)}b", payload)]
     count = len(payload) // struct.calcsize(ELEMENTS[encoding])
     values = struct.unpack(f"<{count}{ELEMENTS[encoding]}", payload)
     if encoding == "bf16":
@@ -385,14 +408,39 @@ def decode(payload: bytes, encoding: str) -> list[float]:
     return list(values)
 
 
-def write_update(shapes: Shapes, bundles: dict[str, Tensors], encodings: dict[str, str]) -> bytes:
+def to_integers(values: list[float], encoding: str, box: Box, name: str) -> tuple[bytes, dict[str, float]]:
+    """A payload of an update, and the constants of its header."""
+    highest, draws = HIGHEST[encoding], random.Random(f"{box.seed}/{encoding}/{name}")
+    if encoding.startswith("bounded"):
+        constants = {"scale": box.reach, "shrinkage": box.gone}
+        moved = (x + box.gone * x0 for x, x0 in zip(values, box.start[name], strict=True))
+        levels = [highest * min(max(d / box.reach, -1.0), 1.0) for d in moved]
+    else:
+        roots = [math.sqrt(x) for x in values]
+        scale = struct.unpack("<f", struct.pack("<f", max(roots, default=0.0)))[0]
+        constants = {"scale": scale if scale >= 2**-55 else 0.0}
+        levels = [highest * min(root / scale, 1.0) if constants["scale"] else 0.0 for root in roots]
+    codes = [min(math.floor(level + draws.random()), highest) & 0xFF for level in levels]
+    if encoding.endswith("int8"):
+        return bytes(codes), constants
+    halves = [code & 0x0F for code in [*codes, *[0] * (len(codes) % 2)]]
+    return bytes(low | high << 4 for low, high in zip(halves[::2], halves[1::2], strict=True)), constants
+
+
+def write_update(
+    shapes: Shapes, bundles: dict[str, Tensors], encodings: dict[str, str], box: Box | None = None
+) -> bytes:
     """An `update` message: the bundles in their order, each with all the tensors of `shapes` in theirs."""
     entries, payloads = [], []
     for bundle, tensors in bundles.items():
         for name, shape in shapes.items():
-            payload = encode(tensors[name], encodings[bundle])
+            constants: dict[str, float] = {}
+            if encodings[bundle] in HIGHEST and box is not None:
+                payload, constants = to_integers(tensors[name], encodings[bundle], box, name)
+            else:
+                payload = encode(tensors[name], encodings[bundle])
             entry: dict[str, object] = {"bundle": bundle, "name": name, "dtype": "float32", "shape": shape}
-            entry |= {"encoding": encodings[bundle], "constants": {}, "size_bytes": len(payload)}
+            entry |= {"encoding": encodings[bundle], "constants": constants, "size_bytes": len(payload)}
             entries.append(entry)
             payloads.append(payload)
     message = bytes(msgpack.packb({"schema_version": 1, "kind": "update", "tensors": entries}))

@@ -21,6 +21,8 @@ from tests.system.raw_worker import RawWorker, Refused, read_state, write_update
 ROUNDS = 3
 START = -0.5
 SHAPES: dict[str, tuple[int, ...]] = {"w": (3, 40), "empty": (0, 5), "b": (3,), "scalar": ()}
+THIN = {"delta": "bounded_int4", "hessian": "sqrt_int4", "direction": "unit_int8"}
+WIDE = {"delta": "bounded_int8", "hessian": "sqrt_int8"}
 
 
 async def begin(
@@ -78,7 +80,10 @@ def test_the_stranger_imports_nothing_but_httpx_msgpack_ed25519_and_the_standard
     ("algorithm", "hyperparameters", "encodings", "state"),
     [
         ("fed-sophia-shared", {"refresh_rounds": 2}, {"delta": "bf16"}, {"params", "direction", "hessian"}),
+        ("fed-sophia-shared", {"refresh_rounds": 2}, THIN, {"params", "direction", "hessian"}),
+        ("fed-sophia-shared", {"refresh_rounds": 2}, WIDE, {"params", "direction", "hessian"}),
         ("fed-sophia", {"hessian_every": 2}, {"delta": "f16"}, {"params"}),
+        ("fed-sophia", {"hessian_every": 2}, {"delta": "bounded_int4"}, {"params"}),
         ("fedavg", {}, {"delta": "f32"}, {"params"}),
     ],
 )
