@@ -8,7 +8,8 @@
 A real server process and N real worker processes over loopback; a worker returns a constant delta, and the
 aggregate is checked at every coordinate. A round lasts from its opening to the opening of the next; the
 median leaves out the first. The floors (`benchmarks/exchange/floors.py`) are taken before and after, in
-the same run.
+the same run. With `--peer`, another framework does the same right after (`benchmarks/peers`): its own FedAvg,
+whatever our algorithm, and arrays of the same size. `make bench-peers` installs them.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from statistics import median
 
 from benchmarks.exchange.floors import Work, honest_seconds, tcp_seconds
 from benchmarks.exchange.rounds import Figures, Plan, measure
+from benchmarks.peers.figures import Figures as PeerFigures
 from benchmarks.peers.measuring import PEERS
+from benchmarks.peers.peer import Plan as PeerPlan
 from benchmarks.peers.running import measure_peer
 from fed_sophia.interruptible import Interrupted, run_interruptibly
 from fed_sophia.options import named_values
@@ -64,24 +67,36 @@ def sentence(fields: Fields) -> str:
     )
 
 
-def peer_row(peer: str, ours: Fields, figures: Fields) -> Fields:
-    """What a line says of a peer that did the same work."""
-    each: Sequence[float] = figures["round_seconds_each"]  # type: ignore[assignment]
-    seconds = median(each[1:])
-    faster = round(seconds / float(str(ours["round_seconds"])), 1)
-    work = {name: ours[name] for name in ("mb", "workers", "rounds")}
-    return {"peer": peer, **work, "round_seconds": seconds, "times_faster": faster, **figures}
+def peer_row(peer: str, plan: Plan, ours_s: Sequence[float], theirs: PeerFigures) -> Fields:
+    """What one line of JSON says of a peer; the first rounds are left out on both sides."""
+    seconds = median(theirs.round_seconds_each[1:])
+    return {
+        "peer": peer,
+        "mb": plan.megabytes,
+        "workers": plan.workers,
+        "rounds": plan.rounds,
+        "round_seconds": seconds,
+        "times_faster": round(seconds / median(ours_s[1:]), 2),
+        **asdict(theirs),
+    }
 
 
 def peer_sentence(fields: Fields) -> str:
     return (
-        f"{fields['mb']:g} MB × {fields['workers']} on {fields['peer']} {fields['version']}: "
-        f"{fields['round_seconds']:.2f} s a round, ours is {fields['times_faster']} × faster"
+        f"{fields['mb']:g} MB × {fields['workers']} in {fields['peer']} {fields['version']}: "
+        f"{fields['round_seconds']:.2f} s a round, {fields['times_faster']} × ours"
     )
 
 
 async def measure_all(plans: Sequence[Plan], peers: Sequence[str], output: Output) -> list[Fields]:
-    """A row for each plan and peer, shown as it is had."""
+    """A row for each plan, and one for each peer after it, shown as they are had.
+
+    Raises:
+        InvalidUsage: a peer is not installed; nothing has been measured then.
+        Internal: a process has failed, or an aggregate is not what it must be.
+    """
+    for peer in peers:
+        PEERS[peer].check_installed()
     rows = []
     for plan in plans:
         work = Work(plan.model_bytes, plan.workers)
@@ -90,12 +105,12 @@ async def measure_all(plans: Sequence[Plan], peers: Sequence[str], output: Outpu
             tcp_s, honest_s = await asyncio.to_thread(_floors, work, folder / "floor-before")
             figures = await measure(plan, folder / "federation", output)
             after = await asyncio.to_thread(_floors, work, folder / "floor-after")
-            ours = row(plan, figures, [*tcp_s, *after[0]], [*honest_s, *after[1]])
-            output.event("measured", sentence(ours), ours)
-            rows.append(ours)
+            rows.append(row(plan, figures, [*tcp_s, *after[0]], [*honest_s, *after[1]]))
+            output.event("measured", sentence(rows[-1]), rows[-1])
             for peer in peers:
-                theirs = await measure_peer(peer, plan.megabytes, plan.workers, plan.rounds, folder / peer)
-                rows.append(peer_row(peer, ours, theirs))
+                same = PeerPlan(plan.megabytes, plan.workers, plan.rounds)
+                theirs = await measure_peer(peer, same, folder / peer)
+                rows.append(peer_row(peer, plan, figures.round_seconds_each, theirs))
                 output.event("peer-measured", peer_sentence(rows[-1]), rows[-1])
     return rows
 
@@ -105,7 +120,7 @@ def _floors(work: Work, folder: Path) -> tuple[list[float], list[float]]:
     return tcp_seconds(work, FLOOR_REPEATS), honest_seconds(work, FLOOR_REPEATS, folder)
 
 
-def _plans() -> tuple[list[Plan], list[str], bool]:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.round_cost", description=__doc__.split("\n", maxsplit=1)[0]
     )
@@ -114,28 +129,29 @@ def _plans() -> tuple[list[Plan], list[str], bool]:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--algorithm", default="fedavg", help="fed-sophia adds the check of its bound")
     parser.add_argument("--encoding", action="append", default=[], metavar="BUNDLE=ENCODING")
-    parser.add_argument(
-        "--peer", action="append", default=[], choices=PEERS, help="the same on this peer, after ours"
-    )
+    parser.add_argument("--peer", action="append", default=[], choices=sorted(PEERS), help="repeatable")
     parser.add_argument("--json", action="store_true", help="JSON lines for machines")
     given = parser.parse_args()
     if given.rounds < 2:
         parser.error("--rounds: at least 2, since the first is left out")
+    return given
+
+
+def _plans(given: argparse.Namespace) -> list[Plan]:
     rows = ROWS if given.mb is None else ((given.mb, given.workers),)
     encodings = named_values(given.encoding, "--encoding")
-    plans = [Plan(mb, workers, given.rounds, given.algorithm, encodings) for mb, workers in rows]
-    return plans, given.peer, given.json
+    return [Plan(mb, workers, given.rounds, given.algorithm, encodings) for mb, workers in rows]
 
 
 def main() -> int:
+    given = _arguments()
+    output = output_for(given.json)
     try:
-        plans, peers, json_lines = _plans()
-        output = output_for(json_lines)
-        run_interruptibly(measure_all(plans, peers, output))
+        run_interruptibly(measure_all(_plans(given), given.peer, output))
     except Interrupted as interrupted:
         return interrupted.exit_code
     except FedSophiaError as error:
-        output_for(json_lines="--json" in sys.argv).error(error)
+        output.error(error)
         return 1
     return 0
 

@@ -57,7 +57,9 @@ class Figures:
     round_seconds_each: Sequence[float]
     """From the opening of a round to that of the next."""
     lo_bytes_per_round: float
+    """Of whoever used the loopback device; with what it took the workers to join."""
     server_cpu_s_per_round: float
+    """Without the first rounds, in which everybody loads what is needed."""
     workers_cpu_s_per_round: float
     server_idle_bytes: int
     """Memory of the server's own before the run was made; mapped files are not counted."""
@@ -85,18 +87,20 @@ async def _measure(plan: Plan, folder: Path, server: int, client: OperatorClient
     token = (await client.create_token(JoinTokenRequest(uses=plan.workers))).join_token
     began_s = time.time()
     async with peak_of(server) as peak, worker_processes(client.server_url, token, plan, folder) as workers:
-        run = await client.create_run(await _spec(plan, client))
+        spec = await _spec(plan, client)
+        bytes_before = loopback_bytes()
+        run = await client.create_run(spec)
         await _until(client, run.run_id, workers, first=True)
         pids = [server, *(worker.pid for worker in workers)]
-        before, bytes_before = [cpu_seconds(pid) for pid in pids], loopback_bytes()
+        before, warm_ms = [cpu_seconds(pid) for pid in pids], time.time() * 1000
         run = await _until(client, run.run_id, workers, first=False)
         took = [cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True)]
         moved_bytes = loopback_bytes() - bytes_before
     rounds = await client.rounds(run.run_id)
-    counted = plan.rounds - 1
+    counted = _rounds_since(warm_ms, rounds)
     return Figures(
         round_seconds_each=_seconds(rounds),
-        lo_bytes_per_round=moved_bytes / counted,
+        lo_bytes_per_round=moved_bytes / plan.rounds,
         server_cpu_s_per_round=took[0] / counted,
         workers_cpu_s_per_round=sum(took[1:]) / counted,
         server_idle_bytes=idle_bytes,
@@ -147,6 +151,16 @@ def _seconds(rounds: Sequence[RoundSummary]) -> list[float]:
     starts = [round_.opened_ms for round_ in rounds]
     ends = [*starts[1:], rounds[-1].ended_ms or 0]
     return [(end - start) / 1000 for start, end in zip(starts, ends, strict=True)]
+
+
+def _rounds_since(at_ms: float, rounds: Sequence[RoundSummary]) -> float:
+    """How many rounds there were since then; the one that was under way by its share."""
+    starts = [round_.opened_ms for round_ in rounds]
+    ends = [*starts[1:], rounds[-1].ended_ms or 0]
+    return sum(
+        max(0.0, end - max(start, at_ms)) / max(1, end - start)
+        for start, end in zip(starts, ends, strict=True)
+    )
 
 
 async def _error_of(plan: Plan, client: OperatorClient, run: RunSummary) -> float:

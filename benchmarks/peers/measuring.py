@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.peers.figures import Figures, figures, read_report
+from benchmarks.peers.figures import Figures, Report, figures, read_report
 from benchmarks.peers.flower import FLOWER
 from benchmarks.peers.metering import Meter
 from benchmarks.peers.nvflare import NVFLARE
@@ -18,6 +18,8 @@ from protocol.errors import Internal
 
 PEERS = {peer.name: peer for peer in (FLOWER, NVFLARE)}
 LOOK_S = 0.1
+SHOWN = 2
+"""Of whose last words a failure tells: the server's, and the first worker's."""
 
 
 async def measure(peer: Peer, plan: Plan, folder: Path, within_s: float, network_is_private: bool) -> Figures:
@@ -40,10 +42,10 @@ async def measure(peer: Peer, plan: Plan, folder: Path, within_s: float, network
             await peer.begin(plan, place, processes)
             await _until_reported(place, processes)
         meter.look()
-        report = read_report(place.report, plan.workers, plan.rounds)
+        report = _report(plan, place, processes)
     except TimeoutError:
         late = f"{plan.workers} workers and {plan.rounds} rounds took longer than {within_s:.0f} s"
-        raise Internal(f"{peer.name}: {late}: {last_words(processes.logs()[:1])}") from None
+        raise Internal(f"{peer.name}: {late}: {last_words(processes.logs()[:SHOWN])}") from None
     except Internal as error:
         raise Internal(f"{peer.name}: {error.detail}") from None
     finally:
@@ -55,3 +57,10 @@ async def _until_reported(place: Place, processes: PeerProcesses) -> None:
     while not place.report.exists():
         processes.check_alive()
         await asyncio.sleep(LOOK_S)
+
+
+def _report(plan: Plan, place: Place, processes: PeerProcesses) -> Report:
+    try:
+        return read_report(place.report, plan.workers, plan.rounds)
+    except Internal as error:
+        raise Internal(f"{error.detail}: {last_words(processes.logs()[:SHOWN])}") from None

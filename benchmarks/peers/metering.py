@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.peers.loopback import received_bytes
-from benchmarks.peers.procfs import MarkedProcesses, Process
+from benchmarks.peers.procfs import MarkedProcesses, Process, all_processes
 
 LOOK_S = 0.1
 
@@ -75,7 +75,8 @@ class Meter:
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
-        server, workers = self._server.now(), self._workers.now()
+        everybody = all_processes()
+        server, workers = self._server.now(everybody), self._workers.now(everybody)
         self.samples.append(
             Sample(
                 at_s=time.monotonic(),

@@ -80,14 +80,18 @@ class Peer:
     settings: Callable[[Place], Mapping[str, str]]
     """What it reads from its environment."""
 
-    def place(self, folder: Path) -> Place:
-        """Where it is installed.
-
-        Raises:
-            InvalidUsage: it is not.
-        """
+    def check_installed(self) -> None:
+        """Raises: InvalidUsage: it is not installed."""
         if not (self.environment / ".installed").exists():
             raise InvalidUsage(
                 f"{self.name} is not installed in {self.environment}: run `make bench-peers` first"
             )
+
+    def place(self, folder: Path) -> Place:
+        """Where it is installed, and `folder` to write to.
+
+        Raises:
+            InvalidUsage: it is not installed.
+        """
+        self.check_installed()
         return Place(self.environment, folder)

@@ -5,7 +5,7 @@ A peer's processes start others, and some outlive who started them; every one in
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,18 @@ def parse_stat(text: str, ticks_per_s: int, page_bytes: int) -> Process:
     )
 
 
+def all_processes() -> list[Process]:
+    """Every process of the machine; who ends meanwhile is left out."""
+    ticks_per_s, page_bytes = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    found = []
+    for place in PROC.iterdir():
+        if place.name.isdecimal():
+            with suppress(OSError):
+                stat = (place / "stat").read_text(encoding="utf-8", errors="replace")
+                found.append(parse_stat(stat, ticks_per_s, page_bytes))
+    return found
+
+
 class MarkedProcesses:
     """Finds the processes whose mark is this one."""
 
@@ -56,26 +68,25 @@ class MarkedProcesses:
         self._line = f"{MARK}={mark}".encode()
         self._known: set[tuple[int, int]] = set()
         """Found before: a zombie has no environment any more."""
-        self._ticks_per_s = os.sysconf("SC_CLK_TCK")
-        self._page_bytes = os.sysconf("SC_PAGE_SIZE")
+        self._foreign: set[tuple[int, int]] = set()
+        """Somebody else's: no process is given the mark later."""
 
-    def now(self) -> list[Process]:
-        """Those that exist, zombies included."""
-        found = [
-            process for process in self._all() if process.name in self._known or self._is_marked(process)
-        ]
-        self._known = {process.name for process in found}
-        return found
+    def now(self, everybody: Sequence[Process] | None = None) -> list[Process]:
+        """Those that exist, zombies included; `everybody` is what `all_processes` has just given."""
+        ours, foreign = [], set()
+        for process in all_processes() if everybody is None else everybody:
+            marked = process.name not in self._foreign and self._is_marked(process)
+            if process.name in self._known or marked:
+                ours.append(process)
+            elif marked is False:
+                foreign.add(process.name)
+        self._known, self._foreign = {process.name for process in ours}, foreign
+        return ours
 
-    def _all(self) -> Iterator[Process]:
-        for place in PROC.iterdir():
-            if place.name.isdecimal():
-                with suppress(OSError):
-                    stat = (place / "stat").read_text(encoding="utf-8", errors="replace")
-                    yield parse_stat(stat, self._ticks_per_s, self._page_bytes)
-
-    def _is_marked(self, process: Process) -> bool:
+    def _is_marked(self, process: Process) -> bool | None:
+        """None where it cannot be told: it has ended, or is just becoming another program."""
         try:
-            return self._line in (PROC / str(process.pid) / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has just ended, or is somebody else's
-            return False
+            environment = (PROC / str(process.pid) / "environ").read_bytes()
+        except OSError:
+            return None
+        return self._line in environment.split(b"\0") if environment else None

@@ -8,7 +8,6 @@ asked to, and when this process is gone.
 import asyncio
 import dataclasses
 import json
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -23,33 +22,27 @@ GRACE_S = 30.0
 """Within which it ends its processes: it asks them first."""
 
 
-async def measure_peer(peer: str, mb: float, workers: int, rounds: int, folder: Path) -> dict[str, object]:
-    """What `rounds` synchronous rounds without training cost in a peer; keys as in `figures.Figures`.
+async def measure_peer(peer: str, plan: Plan, folder: Path) -> Figures:
+    """What synchronous rounds without training cost in a peer; its files and logs stay in the folder.
 
     Args:
-        mb: of the float32 arrays together, in 10^6 bytes.
-        folder: where the peer's files and logs stay.
+        folder: an absolute path.
 
     Raises:
-        InvalidUsage: there is no such peer, it is not installed, or the numbers are none.
+        InvalidUsage: it is not installed, or the plan is none.
         Internal: it failed, or took too long; with its last words.
     """
-    if peer not in PEERS:
-        raise InvalidUsage(f"there is no peer {peer!r}; there are {', '.join(sorted(PEERS))}")
-    plan = Plan(mb, workers, rounds)
     plan.check()
-    folder = await asyncio.to_thread(_placed, peer, folder)
-    numbers = ["--mb", f"{mb:f}", "--workers", str(workers), "--rounds", str(rounds)]
+    PEERS[peer].check_installed()
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     errors = folder / f"{peer}.log"
     with errors.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.peers", peer, *numbers),
-            *("--folder", str(folder), "--json", "--exit-with-parent"),
+            *_command(peer, plan, folder),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             cwd=ROOT,
-            env=dict(os.environ),
             start_new_session=True,  # Ctrl-C reaches us alone
         )
     try:
@@ -64,15 +57,21 @@ async def measure_peer(peer: str, mb: float, workers: int, rounds: int, folder: 
     return _figures(peer, said, errors)
 
 
-def _figures(peer: str, said: bytes, errors: Path) -> dict[str, object]:
+def _command(peer: str, plan: Plan, folder: Path) -> list[str]:
+    numbers = ["--mb", f"{plan.mb:f}", "--workers", str(plan.workers), "--rounds", str(plan.rounds)]
+    place = ["--folder", str(folder), "--json", "--exit-with-parent"]
+    return [sys.executable, "-m", "benchmarks.peers", peer, *numbers, *place]
+
+
+def _figures(peer: str, said: bytes, errors: Path) -> Figures:
     try:
-        fields: dict[str, object] = json.loads(said)
+        fields = json.loads(said)
     except ValueError:
         raise Internal(f"{peer}: measuring it failed: {last_words([errors])}") from None
     if "error" in fields:
         kind = InvalidUsage if fields["error"] == InvalidUsage.code else Internal
         raise kind(str(fields["detail"]))
-    return {field.name: fields[field.name] for field in dataclasses.fields(Figures)}
+    return Figures(**{field.name: fields[field.name] for field in dataclasses.fields(Figures)})
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -85,10 +84,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-
-def _placed(peer: str, folder: Path) -> Path:
-    folder = folder.absolute()
-    PEERS[peer].place(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flower's own FedAvg with a client that does not train, and a note of when each round began and ended."""
 
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,7 +71,10 @@ def _run(grid: Grid, context: Context) -> dict[str, object]:
     mb, strategy = float(config["mb"]), TimedFedAvg(workers)
     initial = ArrayRecord(model(mb))
     result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=rounds, train_config=ConfigRecord())
-    error = largest_error(result.arrays.to_numpy_ndarrays(), model(mb), workers, rounds)
+    if strategy.failures:  # there may be no aggregate
+        error = math.inf
+    else:
+        error = largest_error(result.arrays.to_numpy_ndarrays(), model(mb), workers, rounds)
     return {
         "version": flwr.__version__,
         "rounds": strategy.rounds,
