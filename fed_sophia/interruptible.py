@@ -4,7 +4,7 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
@@ -32,20 +32,9 @@ def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Run what has no end of its own: to be stopped by a signal is how it succeeds.
-
-    It moves bodies for as long as it lives, so it has the faster loop, uvloop, where that is installed.
-    """
-    with suppress(Interrupted), asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        runner.run(_with_signals(work))
-
-
-def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+    """Run what has no end of its own: to be stopped by a signal is how it succeeds."""
+    with suppress(Interrupted):
+        run_interruptibly(work)
 
 
 async def _with_signals(work: Coroutine[Any, Any, T]) -> T:
