@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.exchange.watching import cpu_seconds, loopback_bytes, own_bytes, peak_of
+from benchmarks.crowd.figures import usage_of
+from benchmarks.exchange.watching import own_bytes, peak_of
 from benchmarks.exchange.worker import TASK, sent_by
+from benchmarks.peers.loopback import received_bytes
 from fed_sophia.federation import federation, while_alive
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.output import Output
@@ -88,18 +90,18 @@ async def _measure(plan: Plan, folder: Path, server: int, client: OperatorClient
     began_s = time.time()
     async with peak_of(server) as peak, worker_processes(client.server_url, token, plan, folder) as workers:
         spec = await _spec(plan, client)
-        bytes_before = loopback_bytes()
+        bytes_before = received_bytes()
         run = await client.create_run(spec)
         await _until(client, run.run_id, workers, first=True)
         pids = [server, *(worker.pid for worker in workers)]
-        before, warm_ms = [cpu_seconds(pid) for pid in pids], time.time() * 1000
+        before, warm_ms = [usage_of(pid).cpu_s for pid in pids], time.time() * 1000
         run = await _until(client, run.run_id, workers, first=False)
-        took = [cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True)]
-        moved_bytes = loopback_bytes() - bytes_before
+        took = [usage_of(pid).cpu_s - earlier for pid, earlier in zip(pids, before, strict=True)]
+        moved_bytes = received_bytes() - bytes_before
     rounds = await client.rounds(run.run_id)
     counted = _rounds_since(warm_ms, rounds)
     return Figures(
-        round_seconds_each=_seconds(rounds),
+        round_seconds_each=[(end - start) / 1000 for start, end in _spans_ms(rounds)],
         lo_bytes_per_round=moved_bytes / plan.rounds,
         server_cpu_s_per_round=took[0] / counted,
         workers_cpu_s_per_round=sum(took[1:]) / counted,
@@ -147,20 +149,15 @@ async def _until(
     raise Internal(f"version {version + 1} was not made within {within_s:.0f} s")
 
 
-def _seconds(rounds: Sequence[RoundSummary]) -> list[float]:
+def _spans_ms(rounds: Sequence[RoundSummary]) -> list[tuple[int, int]]:
+    """From the opening of each round to that of the next."""
     starts = [round_.opened_ms for round_ in rounds]
-    ends = [*starts[1:], rounds[-1].ended_ms or 0]
-    return [(end - start) / 1000 for start, end in zip(starts, ends, strict=True)]
+    return list(zip(starts, [*starts[1:], rounds[-1].ended_ms or 0], strict=True))
 
 
 def _rounds_since(at_ms: float, rounds: Sequence[RoundSummary]) -> float:
     """How many rounds there were since then; the one that was under way by its share."""
-    starts = [round_.opened_ms for round_ in rounds]
-    ends = [*starts[1:], rounds[-1].ended_ms or 0]
-    return sum(
-        max(0.0, end - max(start, at_ms)) / max(1, end - start)
-        for start, end in zip(starts, ends, strict=True)
-    )
+    return sum(max(0.0, end - max(start, at_ms)) / max(1, end - start) for start, end in _spans_ms(rounds))
 
 
 async def _error_of(plan: Plan, client: OperatorClient, run: RunSummary) -> float:

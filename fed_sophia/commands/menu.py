@@ -145,8 +145,5 @@ class LazyGroup(TyperGroup):
         """Put the command itself in the place of its name; nothing where there is none."""
         if name in COMMANDS:
             part = typer.Typer()
-            part.callback()(lambda: None)
             COMMANDS[name][1](part)
-            whole = typer.main.get_command(part)
-            assert isinstance(whole, TyperGroup)
-            self.add_command(whole.commands[name])
+            self.add_command(typer.main.get_group(part).commands[name])
