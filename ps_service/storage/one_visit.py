@@ -8,21 +8,24 @@ anyhow.
 
 A statement that is marked `quick` (a few rows by their key) takes less than the way to the thread and back,
 during which everybody else who wants to write waits: it is run where it is asked. What may wait for a disk or
-for a lock never is: BEGIN IMMEDIATE, and a commit that has something to write down.
+for a lock never is: a commit that has something to write down, BEGIN IMMEDIATE while another process writes.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import aiosqlite
 
 BEGIN, BEGIN_IMMEDIATE = "BEGIN", "BEGIN IMMEDIATE"
+PATIENCE_MS = 10_000
+"""How long a statement waits, in its thread, for another process that writes."""
 QUICK: dict[str, Any] = {"quick": True}
 """Execution options of a statement that is run where it is asked."""
 Parameters = Sequence[Any]
+T = TypeVar("T")
 
 
 class Done(NamedTuple):
@@ -58,51 +61,78 @@ class OneVisitConnection(aiosqlite.Connection):
     def begin_with_the_next(self, sql: str) -> None:
         self._begins = sql
 
+    @property
+    def at_work(self) -> bool:
+        """Whether its thread has a statement: longer than whoever asked for it waits, if that is cut off."""
+        return self._in_thread
+
     async def commit(self) -> None:
         self._begins = None
-        if self._has_changed_nothing():
+        if not self.in_transaction:
+            return
+        if not self._in_thread and self._conn.total_changes == self._changes_before:
             self._conn.commit()
-        elif self.in_transaction:
-            await super().commit()
+        else:
+            await self._in_its_thread(self._conn.commit)
 
     async def rollback(self) -> None:
+        """Nothing of a transaction that does not end is on the disk: this waits for none."""
         self._begins = None
-        if self._has_changed_nothing():
+        if self._in_thread:
+            await self._in_its_thread(self._conn.rollback)
+        else:  # a connection is rolled back whenever it goes back to the pool, also without a transaction
             self._conn.rollback()
-        elif self.in_transaction:  # a connection is rolled back whenever it goes back to the pool
-            await super().rollback()
 
-    def _has_changed_nothing(self) -> bool:
-        """Whether there is a transaction that may end here and now."""
-        if self._in_thread or not self.in_transaction:
+    def _begins_here(self, begin: Callable[[], None], how: str | None) -> bool:
+        """Begin, unless another process writes: for that is waited elsewhere."""
+        if how != BEGIN_IMMEDIATE:
+            begin()
+            return True
+        self._conn.execute("PRAGMA busy_timeout=0")
+        try:
+            begin()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
             return False
-        return self._conn.total_changes == self._changes_before
+        finally:
+            self._conn.execute(f"PRAGMA busy_timeout={PATIENCE_MS}")
+        return True
 
     async def visit(self, statement: "partial[sqlite3.Cursor]") -> Done:
         """Run a statement, on the connection's thread unless it is quick."""
         begins, self._begins = self._begins, None
         quick, self.quick = self.quick, False
 
-        def run() -> Done:
+        def begin() -> None:
             if begins:
                 self._conn.execute(begins)
                 self._changes_before = self._conn.total_changes
+
+        def run() -> Done:
             cursor = statement()
             rows = cursor.fetchall()
             done = Done(rows, cursor.description, cursor.rowcount, cursor.lastrowid)
             cursor.close()
             return done
 
-        def run_in_thread() -> Done:
+        def begin_and_run() -> Done:
+            begin()
+            return run()
+
+        if quick and not self._in_thread and self._begins_here(begin, begins):
+            return run()
+        return await self._in_its_thread(begin_and_run)
+
+    async def _in_its_thread(self, work: Callable[[], T]) -> T:
+        def run() -> T:
             try:
-                return run()
+                return work()
             finally:
                 self._in_thread = False
 
-        if quick and begins != BEGIN_IMMEDIATE and not self._in_thread:
-            return run()
-        self._in_thread = True  # longer than this waits, if it is cancelled
-        done: Done = await self._execute(run_in_thread)  # type: ignore[no-untyped-call]
+        self._in_thread = True
+        done: T = await self._execute(run)  # type: ignore[no-untyped-call]
         return done
 
 

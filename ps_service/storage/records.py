@@ -15,13 +15,14 @@ from typing import Any
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from protocol.errors import StorageCorrupt
-from ps_service.storage.not_writable import is_read_only, using_database
-from ps_service.storage.one_visit import BEGIN, BEGIN_IMMEDIATE, connect
+from ps_service.storage.not_writable import using_database
+from ps_service.storage.one_visit import BEGIN, BEGIN_IMMEDIATE, PATIENCE_MS, connect
+from ps_service.storage.visits import Visits
 
 
 class Records:
@@ -29,6 +30,9 @@ class Records:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        pool = engine.pool
+        assert isinstance(pool, AsyncAdaptedQueuePool)
+        self.visits = Visits(engine, pool.size())
         self._directory = None if engine.url.database is None else Path(engine.url.database).parent
         # SQLite has one writer at a time: queue here, where waiting costs nothing
         self._writing = asyncio.Lock()
@@ -67,7 +71,7 @@ class Records:
             StorageNotWritable: SQLite cannot read, for want of a disk that works.
         """
         with using_database(self._directory):
-            async with self.engine.connect() as connection, connection.begin():
+            async with self.visits.visit(BEGIN) as connection:
                 yield connection
 
     @asynccontextmanager
@@ -78,8 +82,8 @@ class Records:
             StorageNotWritable: SQLite cannot read, for want of a disk that works.
         """
         with using_database(self._directory):
-            async with self.engine.connect() as connection:
-                yield await connection.execution_options(no_transaction=True)
+            async with self.visits.visit(None) as connection:
+                yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -89,15 +93,8 @@ class Records:
             StorageNotWritable: the disk is full, read-only or failing.
         """
         with using_database(self._directory):
-            async with self._writing, self.engine.connect() as connection:
-                connection = await connection.execution_options(begin_immediate=True)
-                try:
-                    async with connection.begin():
-                        yield connection
-                except OperationalError as error:
-                    if is_read_only(error):  # a file that was opened so stays so: never use it again
-                        await connection.invalidate()
-                    raise
+            async with self._writing, self.visits.visit(BEGIN_IMMEDIATE) as connection:
+                yield connection
 
     async def check(self) -> None:
         """Commit something that changes nothing.
@@ -110,6 +107,7 @@ class Records:
             await connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
 
     async def close(self) -> None:
+        await self.visits.close()
         await self.engine.dispose()
 
 
@@ -126,7 +124,7 @@ def _sqlite_engine(path: Path | None) -> AsyncEngine:
         )
     else:
         engine = create_async_engine(
-            f"sqlite+aiosqlite:///{path}", async_creator=connecting, pool_size=8, max_overflow=8
+            f"sqlite+aiosqlite:///{path}", async_creator=connecting, pool_size=16, max_overflow=0
         )
     _own_transactions(engine.sync_engine)
     return engine
@@ -139,17 +137,15 @@ def _own_transactions(engine: Engine) -> None:
     def configure(connection: object, _record: object) -> None:
         connection.isolation_level = None  # type: ignore[attr-defined]  # the driver's own attribute
         cursor = connection.cursor()  # type: ignore[attr-defined]
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+        pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={PATIENCE_MS}")
+        for pragma in pragmas:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("no_transaction", False):
-            return
-        immediate = options.get("begin_immediate", False)
-        connection.exec_driver_sql(BEGIN_IMMEDIATE if immediate else BEGIN)
+        if not connection.get_execution_options().get("no_transaction", False):
+            connection.exec_driver_sql(BEGIN)
 
     @event.listens_for(engine, "before_cursor_execute")
     def note_quick(

@@ -9,7 +9,7 @@ import pytest
 from ps_service import bell
 from ps_service.looking import look_for_work
 from tests.ps_service.silence import LOST_AFTER_S, pass_time, who_is_lost
-from tests.ps_service.statements import READ, WRITE, statements
+from tests.ps_service.statements import statements
 
 
 @pytest.fixture
@@ -51,10 +51,11 @@ async def test_looking_for_many_in_vain_is_one_statement_as_for_one(server, coun
     for _ in range(open_runs):
         await server.a_run(cohort_size=1000)
     async with waiting(server, crowd):
-        with statements(server) as begun:
+        with statements(server) as asked:
             server.service.bell.ring([bell.worker_topic(worker.worker_id) for worker in crowd])
             await looked(server)
-    assert begun == ["SELECT"]
+    assert asked.statements == ["SELECT"]
+    assert (asked.reads, asked.writes) == (0, 0)
 
 
 @pytest.mark.parametrize("count", [1, 30])
@@ -63,11 +64,11 @@ async def test_finding_the_work_of_many_is_one_read_as_for_one(server, count):
     run = await server.a_run(cohort_size=count)
     for worker in crowd:
         await worker.ask()
-    with statements(server) as begun:
+    with statements(server) as asked:
         found = await look_for_work(server.runner, 20.0, [worker.worker_id for worker in crowd])
     assert {work.run_id for work in found.values()} == {run.run_id}
     assert len(found) == count
-    assert (begun.count(READ), begun.count("SELECT")) == (1, 8)
+    assert (asked.reads, asked.statements.count("SELECT")) == (1, 8)
 
 
 @pytest.mark.parametrize("count", [3, 30])
@@ -75,11 +76,11 @@ async def test_a_crowd_joins_a_run_in_one_transaction(server, count):
     crowd = await a_crowd(server, count)
     spec = await server.a_spec(cohort_size=count)
     async with waiting(server, crowd) as asking:
-        with statements(server) as begun:
+        with statements(server) as asked:
             created = await server.operator.post("/v1/runs", json=spec)
             answers = await asyncio.gather(*asking)
-    assert begun.count(WRITE) == 2, "one creates the run, one lets all join it"
-    assert begun.count(READ) == 2, "a look before they join, and one after"
+    assert asked.writes == 2, "one creates the run, one lets all join it"
+    assert asked.reads == 2, "a look before they join, and one after"
     run_id = created.json()["run_id"]
     assert [answer.json()["run_id"] for answer in answers] == [run_id] * count
     assert [answer.json()["slot"] for answer in answers] == list(range(count))
@@ -156,7 +157,7 @@ async def test_who_hangs_up_is_gone_at_once_and_lost_in_time(server):
 
 async def test_a_crowd_that_waits_holds_no_connection_of_the_database(server):
     async with waiting(server, await a_crowd(server, 30)):
-        assert server.stores.records.engine.pool.checkedout() == 0
+        assert server.stores.records.visits.under_way == 0
 
 
 # --- for whom there may be something -----------------------------------------------------------
@@ -202,12 +203,12 @@ async def test_a_crowd_that_was_lost_and_comes_back_is_welcomed_in_few_transacti
         await worker.ask()
     await pass_time(server, LOST_AFTER_S)
     assert len(await who_is_lost(server)) == 40
-    with statements(server) as begun:
+    with statements(server) as asked:
         answers = await asyncio.gather(
             *[worker.http.post(f"/v1/workers/{worker.worker_id}/heartbeat", json={}) for worker in workers]
         )
     assert {answer.status_code for answer in answers} == {204}
-    assert begun.count(WRITE) < 20
+    assert asked.writes < 20
     assert await who_is_lost(server) == []
 
 
