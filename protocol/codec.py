@@ -180,6 +180,8 @@ class FrameReader:
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self.header: MessageHeader | None = None
+        self.layout: Layout | None = None
+        """As soon as the header is."""
         self._limits = limits
         self._header_parser = HeaderParser(limits)
         self._position = 0
@@ -204,7 +206,8 @@ class FrameReader:
             if parsed is None:
                 return
             self.header, self._position = parsed
-            _refuse_long_message(layout_of(self.header, self._position), self._limits)
+            self.layout = layout_of(self.header, self._position)
+            _refuse_long_message(self.layout, self._limits)
             view = view[self._position - fed_before :]
             self._next_tensor()
             yield self.header
@@ -290,17 +293,24 @@ def decode_message(message: bytes | bytearray | memoryview) -> dict[str, dict[st
     Raises:
         The errors of `FrameReader`.
     """
+    return read_message(message)[1]
+
+
+def read_message(
+    message: bytes | bytearray | memoryview,
+) -> tuple[MessageHeader, dict[str, dict[str, Float32Array]]]:
+    """Give the header of a whole message, and what `decode_message` gives; raises as that."""
     view = memoryview(message).cast("B")
     reader = FrameReader()
     for _ in reader.feed(view):
         pass
     reader.finish()
-    layout = read_layout(view)
+    assert reader.layout is not None
     bundles: dict[str, dict[str, Float32Array]] = {}
-    for tensor, offset in zip(layout.header.tensors, layout.offsets, strict=True):
+    for tensor, offset in zip(reader.layout.header.tensors, reader.layout.offsets, strict=True):
         payload = view[offset : offset + tensor.size_bytes]
         bundles.setdefault(tensor.bundle, {})[tensor.name] = _decode(tensor, payload)
-    return bundles
+    return reader.layout.header, bundles
 
 
 def _decode(tensor: TensorHeader, payload: memoryview) -> Float32Array:

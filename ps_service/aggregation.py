@@ -10,6 +10,7 @@ or the machine's threads: rows are read in slot order, and what is summed across
 never O(model · workers). Everything here blocks: it runs in a thread.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from protocol.codec import (
     tensor_header,
 )
 from protocol.encodings import Constants, encoding_named
+from protocol.errors import TruncatedTensorMessage
 from protocol.messages import RunSpec, TensorSpec, UpdateHeader
 from ps_service.combining import chunks
 from ps_service.round_step import Decided, RoundStep
@@ -37,6 +39,8 @@ from ps_service.storage.blobs import BlobStore, Staged
 Chunk = npt.NDArray[np.float32]
 CHUNK_BYTES = 8 * 1024 * 1024
 """Rows of all workers together, in one bundle."""
+HEADER_BYTES = 16 * 1024
+"""Of a stored message, read at first: few headers are longer."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,20 @@ class StoredMessage:
         return self.layout.header.tensors[self._index[bundle, name]].constants
 
 
+@functools.lru_cache(maxsize=256)
 def _stored_layout(blobs: BlobStore, digest: str) -> Layout:
+    """Many read the same message: every upload is checked against the parameters it was made from."""
     size_bytes = blobs.size(digest) or 0
-    prefix = bytearray(min(size_bytes, DEFAULT_LIMITS.header_bytes))
-    blobs.read_into(digest, 0, prefix)
-    return read_layout(prefix)
+    most_bytes = min(size_bytes, DEFAULT_LIMITS.header_bytes)
+    prefix = np.empty(min(most_bytes, HEADER_BYTES), np.uint8)
+    while True:
+        blobs.read_into(digest, 0, prefix.data)
+        try:
+            return read_layout(prefix.data)
+        except TruncatedTensorMessage:
+            if prefix.size == most_bytes:
+                raise
+        prefix = np.empty(most_bytes, np.uint8)
 
 
 class StateWriter:

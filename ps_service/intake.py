@@ -57,6 +57,7 @@ class Intake:
         self._received_bytes = 0
         self._part = _TensorPart()
         self._staged = staged
+        self.sealed = False
 
     @property
     def received_bytes(self) -> int:
@@ -68,9 +69,9 @@ class Intake:
         Raises:
             What `feed` raises.
         """
-        buffer = bytearray(READ_BYTES)
+        buffer = np.empty(READ_BYTES, np.uint8).data  # mostly there is nothing: no page of it is touched then
         while count := part.read_into(self._received_bytes, buffer):
-            self._look_at(memoryview(buffer)[:count])
+            self._look_at(buffer[:count])
 
     def feed(self, pieces: Sequence[bytes]) -> None:
         """Take the next bytes, in pieces of any size.
@@ -108,6 +109,12 @@ class Intake:
 
     def seal(self) -> None:
         self._staged.seal(self._digest)
+        self.sealed = True
+
+    def finish_and_seal(self) -> None:
+        """Both at once, where the bytes are known to be wanted."""
+        self.finish()
+        self.seal()
 
     def discard(self) -> None:
         self._staged.discard()

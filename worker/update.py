@@ -12,10 +12,9 @@ from protocol.codec import (
     Bundle,
     Float32Array,
     NamedTensor,
-    decode_message,
     digest_of,
     encode_message,
-    read_layout,
+    read_message,
     require_finite,
 )
 from protocol.encodings import Constants, encoding_named
@@ -51,10 +50,9 @@ def state_in(message: memoryview) -> Mapping[str, Bundle]:
         NotFinite: a tensor holds NaN or an infinity.
         MalformedTensorMessage, TruncatedTensorMessage, MessageTooLarge, UnknownEncoding: it cannot be read.
     """
-    bundles = decode_message(message)
-    kind = read_layout(message).header.kind
-    if kind != "state":
-        raise BundleMismatch(f"expected a message of kind state, got {kind}")
+    header, bundles = read_message(message)
+    if header.kind != "state":
+        raise BundleMismatch(f"expected a message of kind state, got {header.kind}")
     for bundle, tensors in bundles.items():
         for name, values in tensors.items():
             require_finite(f"{bundle}/{name}", values)

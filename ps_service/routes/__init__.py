@@ -9,12 +9,12 @@ from ps_service.routes import archives, assignments, ca, events, health, keys, r
 from ps_service.service import Service
 
 ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
-    workers.router,
-    keys.router,
-    assignments.router,
+    assignments.router,  # those that workers ask most stand first: routes are tried in this order
     uploads.router,
     tensors.router,
+    workers.router,
     runs.router,
+    keys.router,
     archives.router,
     events.router,
     ca.router,

@@ -96,9 +96,8 @@ def router(service: Service) -> APIRouter:
             await update_records.declare_upload(connection, upload, service.clock.now_ms(), before)
         if before not in (None, upload_id):  # at once: one worker's declarations would fill the disk
             await service.uploads.discard(before)
-        return UploadOffer(
-            upload_url=f"/v1/uploads/{upload_id}", offset=await service.uploads.offset(upload_id)
-        )
+        offset = 0 if before is None else await service.uploads.offset(upload_id)
+        return UploadOffer(upload_url=f"/v1/uploads/{upload_id}", offset=offset)
 
     @routes.get("/assignments/{assignment_id}/update")
     async def get_receipt(request: Request, assignment_id: str) -> Receipt:

@@ -135,21 +135,16 @@ async def _receive(
         await body.into(intake)
         whole = first is None or intake.received_bytes == upload.header.size_bytes
         if whole:
-            await to_its_end(intake.finish)
+            await to_its_end(intake.finish_and_seal)
     except (UploadInterrupted, asyncio.CancelledError):
-        await uploads.pause(upload.upload_id, incoming)
+        if not intake.sealed:
+            await uploads.pause(upload.upload_id, incoming)
         raise
     except Exception:
         await asyncio.to_thread(intake.discard)
         raise
     if not whole:
         await uploads.pause(upload.upload_id, incoming)
-        return intake.received_bytes
-    try:
-        await to_its_end(intake.seal)
-    except Exception:
-        await asyncio.to_thread(intake.discard)
-        raise
     return intake.received_bytes
 
 

@@ -67,6 +67,10 @@ class BlobStore(Protocol):
         """Forget a part that nobody is writing; no error if there is none. Raises nothing, as `discard`."""
         ...
 
+    def __hash__(self) -> int:
+        """A store is equal to itself alone: what is known of a message may be kept by store and digest."""
+        ...
+
     def size(self, digest: str) -> int | None:
         """Length in bytes, None if the store does not have it."""
         ...
