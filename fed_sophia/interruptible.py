@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a coroutine, or threads, that Ctrl-C, SIGTERM and a closed terminal end tidily."""
+"""Runs a coroutine, or threads, that Ctrl-C, SIGTERM and a closed terminal end tidily.
+
+Once a signal has come, later ones do nothing any more, not even while the process ends: whoever is stopped
+twice is not cut off in its clean-up. (An event loop that handles signals itself gives them back to the system
+when it closes, and the system kills.)
+"""
 
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 class Interrupted(Exception):
@@ -20,7 +26,7 @@ class Interrupted(Exception):
         self.exit_code = 128 + signal_number
 
 
-def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
+def run_interruptibly(work: Coroutine[Any, Any, T], new_loop: NewLoop = asyncio.new_event_loop) -> T:
     """Run `work` to its end; the first SIGINT, SIGTERM or SIGHUP cancels it, later ones await its clean-up.
 
     An ignored SIGHUP stays ignored, so that `nohup` keeps its meaning.
@@ -28,33 +34,29 @@ def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
     Raises:
         Interrupted: a signal came before `work` was done.
     """
-    return asyncio.run(_with_signals(work))
+    loop = new_loop()
+    task = loop.create_task(work)
+
+    def stop(_number: int) -> None:
+        with suppress(RuntimeError):  # the loop is closed already
+            loop.call_soon_threadsafe(task.cancel)
+
+    with _noting(stop) as received, asyncio.Runner(loop_factory=lambda: loop) as runner:
+        try:
+            return runner.run(_result_of(task))
+        except asyncio.CancelledError:
+            if received:
+                raise Interrupted(received[0]) from None
+            raise
 
 
 def run_until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Run what has no end of its own: to be stopped by a signal is how it succeeds."""
+    """Run what has no end of its own: to be stopped by a signal is how it succeeds.
+
+    It moves bodies for as long as it lives, so it has the faster event loop, uvloop, where that is installed.
+    """
     with suppress(Interrupted):
-        run_interruptibly(work)
-
-
-async def _with_signals(work: Coroutine[Any, Any, T]) -> T:
-    received: list[int] = []
-    task = asyncio.ensure_future(work)
-
-    def stop(number: int) -> None:
-        if not received:
-            task.cancel()
-        received.append(number)
-
-    loop = asyncio.get_running_loop()
-    for number in _stopping_signals():
-        loop.add_signal_handler(number, stop, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if received:
-            raise Interrupted(received[0]) from None
-        raise
+        run_interruptibly(work, _new_fast_loop)
 
 
 @contextmanager
@@ -67,26 +69,52 @@ def signals_noted() -> Iterator[threading.Event]:
     Raises:
         Interrupted: afterwards, if a signal came.
     """
-    received: list[int] = []
     stop = threading.Event()
+    with _noting(lambda _number: stop.set()) as received:
+        try:
+            yield stop
+        except Exception:
+            if not received:
+                raise
+    if received:
+        raise Interrupted(received[0])
+
+
+@contextmanager
+def _noting(first: Callable[[int], None]) -> Iterator[list[int]]:
+    """Note the signals that come. Afterwards those that came do nothing any more, the others what they did.
+
+    Args: first: called with the first, by the main thread between any two of its steps.
+    """
+    received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        stop.set()
+        if len(received) == 1:
+            first(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other may say what signals do
         before = {number: signal.signal(number, note) for number in _stopping_signals()}
     try:
-        yield stop
-    except Exception:
-        if not received:
-            raise
+        yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise Interrupted(received[0])
+            # a handler of ours would be taken away while Python ends, and the system kills
+            signal.signal(number, signal.SIG_IGN if received else handler)
+
+
+async def _result_of(task: "asyncio.Task[T]") -> T:
+    return await task
+
+
+def _new_fast_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 def _stopping_signals() -> list[signal.Signals]:
