@@ -144,10 +144,13 @@ class Housekeeping:
         for batch in batches(digests):
             async with self._runner.stores.records.write() as connection:
                 unneeded = set(batch) - await reference_records.referred_to(connection, batch)
-                for digest in unneeded:
-                    await asyncio.to_thread(self._runner.stores.blobs.delete, digest)
+                await asyncio.to_thread(self._delete_files, unneeded)
             deleted += len(unneeded)
         return deleted
+
+    def _delete_files(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self._runner.stores.blobs.delete(digest)
 
 
 async def _metrics(

@@ -9,6 +9,7 @@ from sqlalchemy import BindParameter, bindparam, literal, null, select, union_al
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Role, RunStatus
+from ps_service.storage.one_visit import QUICK
 from ps_service.storage.schema import assignments, members, runs, workers
 
 _WORKER, _INVITED, _RUN, _MEMBER = "worker", "invited", "run", "member"
@@ -26,12 +27,15 @@ _TOGETHER = union_all(
     .join(runs, runs.c.run_id == members.c.run_id)
     .where(members.c.worker_id.in_(_THESE), members.c.free_since_ms.is_not(None), _OPEN),
 )
+_OF_FEW = _TOGETHER.execution_options(**QUICK)
+FEW = 16
 
 
 async def may_have_work(connection: AsyncConnection, worker_ids: Collection[str]) -> set[str]:
     """All but the trainers who are not invited, have joined every open run of their tasks, and are free."""
     rows: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    for row in await connection.execute(_TOGETHER, {"worker_ids": list(worker_ids)}):
+    few = len(worker_ids) <= FEW
+    for row in await connection.execute(_OF_FEW if few else _TOGETHER, {"worker_ids": list(worker_ids)}):
         rows[row.kind].append((row.a, row.b))
     open_runs = Counter(task for _, task in rows[_RUN])
     joined = Counter(rows[_MEMBER])
