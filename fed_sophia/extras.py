@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fed_sophia.lasting import lasting
 from protocol.errors import InvalidUsage
 
 OUR_PACKAGES = ("fed_sophia", "protocol", "ps_service", "worker")
@@ -17,7 +18,8 @@ def needing(extra: str) -> Iterator[None]:
         InvalidUsage: a library of that extra is missing; the sentence says how to get it.
     """
     try:
-        yield
+        with lasting():
+            yield
     except ModuleNotFoundError as error:
         missing = error.name or "a library"
         if missing.partition(".")[0] in OUR_PACKAGES:
