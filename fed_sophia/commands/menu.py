@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from fed_sophia.lasting import lasting
+from worker.lasting import lasting
 
 Registers = Callable[[typer.Typer], None]
 """Loads a command, and adds it."""

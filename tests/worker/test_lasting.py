@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from fed_sophia.lasting import lasting
+from worker.lasting import lasting
 
 
 def is_looked_through(thing: object) -> bool:
