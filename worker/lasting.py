@@ -10,8 +10,8 @@ from contextlib import contextmanager
 def lasting() -> Iterator[None]:
     """Around imports: Python looks for garbage neither meanwhile nor ever again in what they have made.
 
-    It would go through all of it again and again while it grows, and once more at the end: a sixth of the
-    time that a server takes to start, a fifth of what torch takes, and most of what either takes to stop.
+    It would go through all of it again and again while it grows, and once more at the end: a sixth of
+    the time that a server takes to start or torch and scikit-learn to load, and much of their end.
     """
     gc.disable()
     try:
