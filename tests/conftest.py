@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for the whole suite."""
 
+import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -21,6 +22,13 @@ def pytest_configure() -> None:
     # under `nohup` a hang-up is ignored, here and in every process that a test starts
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def looked_through_again() -> Iterator[None]:
+    """Leaks are to be found: a command that a test runs here keeps garbage from being looked for."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.records import Records
-from worker.tasks import TASKS
+from worker.tasks import TASKS, load_task
 from worker.tasks.partition import parse_partition
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,7 +170,9 @@ def test_every_attack_of_the_menu_is_told(name: str) -> None:
 def test_the_number_of_parameters_of_a_task_is_told(name: str) -> None:
     page = (REFERENCE / "tasks.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| `{name}` \|.*\| ([\d,]+) \|$", page, flags=re.MULTILINE)
-    assert row and int(row[1].replace(",", "")) == sum(p.numel() for p in TASKS[name]().model().parameters())
+    assert row and int(row[1].replace(",", "")) == sum(
+        p.numel() for p in load_task(name).model().parameters()
+    )
 
 
 def test_every_partition_that_a_refusal_names_is_told() -> None:

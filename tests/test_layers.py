@@ -166,6 +166,7 @@ def loaded_by(module: str) -> set[str]:
         ("ps_service.app", {"torch", "worker", "sklearn", "httpx"}),
         ("worker", {"torch", "sklearn"}),
         ("worker.client", {"torch", "sklearn", "fastapi"}),
+        ("worker.agent", {"torch", "sklearn", "fastapi"}),
         ("fed_sophia", {"torch", "sklearn"}),
         ("fed_sophia.cli", {"torch", "sklearn", "matplotlib"}),
     ],

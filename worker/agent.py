@@ -47,6 +47,7 @@ from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
 from worker.global_state import GlobalState
 from worker.identity import identity_in
 from worker.leftovers import forget_ended
+from worker.loading import NotLoaded, loading
 from worker.local_state import LocalState
 from worker.options import WorkerOptions
 from worker.outbox import Entry, Outbox, Pending
@@ -54,8 +55,8 @@ from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
 from worker.poller import Poller
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
-from worker.threads import accompanied, stoppable, to_its_end
-from worker.trainers import Trains, build_trainers
+from worker.threads import Companion, accompanied, for_ever, stoppable, to_its_end
+from worker.trainers import Trains, build_trainers, name_before_loading
 from worker.trust import tls_for
 from worker.update import Trained, pack
 from worker.uploader import Uploader
@@ -64,6 +65,8 @@ SHORT_POLL_S = 1.0
 """Nothing to do, said sooner than this: by someone who does not know how to wait."""
 LOOK_EVERY_S = 3600.0
 """From one look for what ended runs left behind to the next, while there is nothing to do."""
+LAST_WORD_S = 5.0
+"""How long a worker that has to end tries to say that it has nothing to give."""
 MAX_REASON = 500
 
 __all__ = ["Agent", "Trains", "WorkerOptions", "run_worker", "serve"]
@@ -89,8 +92,12 @@ class Agent:
         pauses: Pauses,
         executor: Executor | None = None,
         fsync: Fsync = os.fsync,
+        failure: Companion = for_ever,
     ) -> None:
-        """Args: executor: where training runs; None means the loop's own threads."""
+        """Args:
+        executor: where training runs; None means the loop's own threads.
+        failure: raises what ends this worker, whatever it is about.
+        """
         self._name = name
         self._worker_id = worker_id
         self._task = task
@@ -105,6 +112,7 @@ class Agent:
         self._report = report
         self._pauses = pauses
         self._executor = executor
+        self._failure = failure
         self._global_state = GlobalState(self._fetch)
         self._measured: dict[str, int] = {}  # {run: version measured last}
         self._heartbeat_s = pauses.heartbeat_s
@@ -141,6 +149,10 @@ class Agent:
                 else:
                     self._report(Refused(error.code, error.detail, worker=self._name))
                 return False
+            except NotLoaded as failed:
+                if isinstance(assignment, Assignment):
+                    await self._decline_in_passing(assignment.assignment_id, failed.error)
+                raise
         return await self._heard_of(self._deliver(self._outbox.pending()[0]))
 
     async def _await_assignment(self) -> Assignment | EvaluationAssignment:
@@ -148,9 +160,8 @@ class Agent:
         short_polls = 0
         while True:
             asked_s = self._pauses.clock_s()
-            assignment = await self._persistently(
-                self._poller.ask
-            )  # its pauses grow apart from those of the turn
+            # its pauses grow apart from those of the turn
+            assignment = await accompanied(self._persistently(self._poller.ask), self._failure())
             if assignment is not None:
                 return assignment
             if asked_s - self._looked_s >= LOOK_EVERY_S:
@@ -201,12 +212,17 @@ class Agent:
     async def _give_up(self, assignment_id: str, run_id: str, error: FedSophiaError) -> None:
         """Tell the server that no update will come, unless it has settled the assignment itself."""
         if not isinstance(error, OVERTAKEN):
-            decline = Decline(reason=f"{error.code}: {error.detail}"[:MAX_REASON])
             with contextlib.suppress(*OVERTAKEN):
-                await self._persistently(partial(self._client.decline, assignment_id, decline))
+                await self._persistently(partial(self._client.decline, assignment_id, _declining(error)))
         if isinstance(error, RunEnded):
             await to_its_end(partial(self._local_state.forget, run_id))
         self._report(Refused(error.code, error.detail, worker=self._name))
+
+    async def _decline_in_passing(self, assignment_id: str, error: FedSophiaError) -> None:
+        """Let nobody wait for this worker, which ends, if that can be said at once."""
+        with contextlib.suppress(FedSophiaError, TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._client.decline(assignment_id, _declining(error))
 
     async def _evaluate(self, assignment: EvaluationAssignment) -> bool:
         """Measure a version and report it; True unless it was the one reported last."""
@@ -233,7 +249,7 @@ class Agent:
 
         A transfer may be out of the server's sight: a proxy that buffers bodies hides a slow one.
         """
-        return await accompanied(work, self._beat(self._heartbeat_s))
+        return await accompanied(work, self._beat(self._heartbeat_s), self._failure())
 
     async def _beat(self, every_s: float) -> NoReturn:
         """Send heartbeats, until the server says that it has this worker no more."""
@@ -258,6 +274,10 @@ class Agent:
         return await despite_damage(transfer, damage, self._name, self._report, self._pauses)
 
 
+def _declining(error: FedSophiaError) -> Decline:
+    return Decline(reason=f"{error.code}: {error.detail}"[:MAX_REASON])
+
+
 async def run_worker(options: WorkerOptions, report: Report) -> None:
     """Be one worker until cancelled, or until `max_assignments` have come to an end.
 
@@ -265,8 +285,9 @@ async def run_worker(options: WorkerOptions, report: Report) -> None:
         FedSophiaError: one that neither a pause nor the next assignment can mend.
     """
     refuse_plain_http(options.server_url, options.trust.insecure)
-    task_name, trainers = await asyncio.to_thread(build_trainers, options, [options.partition_index])
-    await serve(options, task_name, trainers[0], report)
+    name = name_before_loading(options)
+    async with loading(partial(build_trainers, options, [options.partition_index]), name) as task:
+        await serve(options, await task.name(), task.trainer(0), report, failure=task.failure)
 
 
 async def serve(
@@ -278,14 +299,18 @@ async def serve(
     executor: Executor | None = None,
     transport: Transport | None = None,
     fsync: Fsync = os.fsync,
+    failure: Companion = for_ever,
 ) -> None:
-    """Be one worker with this trainer; in a test others stand in for the network and the disk's syncs."""
+    """Be one worker with this trainer; in a test others stand in for the network and the disk's syncs.
+
+    Args: failure: raises what ends this worker, whatever it is about.
+    """
     with sole_user(options.state_dir):
         identity = identity_in(options.state_dir, options.server_url, fsync)
-        tls = await tls_for(options, report, pauses, transport, fsync)
+        tls = await accompanied(tls_for(options, report, pauses, transport, fsync), failure())
         async with ServerClient(options.server_url, transport, tls=tls) as client:
             enrolling = Enrolling(client, options, task_name, report, pauses, fsync)
-            worker_id = await enrolling.enrol_once(identity)
+            worker_id = await accompanied(enrolling.enrol_once(identity), failure())
             agent = Agent(
                 options.name,
                 worker_id,
@@ -297,5 +322,6 @@ async def serve(
                 pauses,
                 executor,
                 fsync,
+                failure,
             )
             await agent.run(options.max_assignments)

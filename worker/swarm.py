@@ -7,14 +7,17 @@ threads that train.
 """
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 
 from protocol.addresses import refuse_plain_http
 from protocol.errors import FedSophiaError, InvalidUsage
-from worker.agent import Trains, serve
+from worker.agent import serve
 from worker.events import Failed, Report
+from worker.loading import Loading, loading
 from worker.options import SwarmOptions, WorkerOptions
-from worker.trainers import build_trainers
+from worker.trainers import build_trainers, name_before_loading
 
 __all__ = ["SwarmOptions", "run_swarm"]
 
@@ -32,17 +35,23 @@ async def run_swarm(options: SwarmOptions, report: Report) -> None:
     parts: list[int | None] = [*options.indices]
     if options.evaluator_token is not None:
         parts.append(None)
-    task_name, trainers = await asyncio.to_thread(build_trainers, members[0], parts)
+    name = name_before_loading(members[0])
+    async with loading(partial(build_trainers, members[0], parts), name) as task:
+        await _run(options, members, task, report)
+
+
+async def _run(
+    options: SwarmOptions, members: Sequence[WorkerOptions], task: Loading, report: Report
+) -> None:
     executor = ThreadPoolExecutor(options.parallel_training, thread_name_prefix="train")
     try:
         async with asyncio.TaskGroup() as outer:
             if options.evaluator_token is not None:
-                evaluating = outer.create_task(
-                    _member(options.evaluator(), task_name, trainers.pop(), report, executor)
-                )
+                evaluator = _member(options.evaluator(), task, len(members), report, executor)
+                evaluating = outer.create_task(evaluator)
             async with asyncio.TaskGroup() as training:
-                for member, trainer in zip(members, trainers, strict=True):
-                    training.create_task(_member(member, task_name, trainer, report, executor))
+                for number, member in enumerate(members):
+                    training.create_task(_member(member, task, number, report, executor))
             if options.evaluator_token is not None:
                 evaluating.cancel()
     except BaseExceptionGroup as group:
@@ -52,10 +61,11 @@ async def run_swarm(options: SwarmOptions, report: Report) -> None:
 
 
 async def _member(
-    options: WorkerOptions, task_name: str, trainer: Trains, report: Report, executor: Executor
+    options: WorkerOptions, task: Loading, number: int, report: Report, executor: Executor
 ) -> None:
+    name, trainer = await task.name(), task.trainer(number)
     try:
-        await serve(options, task_name, trainer, report, executor=executor)
+        await serve(options, name, trainer, report, executor=executor, failure=task.failure)
     except FedSophiaError as error:
         report(Failed(error.code, error.detail, worker=options.name))
         raise

@@ -14,6 +14,15 @@ STOPPING_S = 20.0
 
 T = TypeVar("T")
 
+Companion = Callable[[], Coroutine[None, None, NoReturn]]
+"""Goes on beside some work until it fails, which ends the work."""
+
+
+async def for_ever() -> NoReturn:
+    """A companion that never fails."""
+    while True:
+        await asyncio.Event().wait()
+
 
 async def stoppable(work: Callable[[threading.Event], T], executor: Executor | None) -> T:
     """Do long work in a thread; a cancellation stops it.
@@ -36,34 +45,34 @@ async def stoppable(work: Callable[[threading.Event], T], executor: Executor | N
         return working.result()
     finally:
         stop.set()
-        await _until_ended([working], STOPPING_S)
+        await until_ended([working], STOPPING_S)
 
 
-async def accompanied(work: Coroutine[None, None, T], companion: Coroutine[None, None, NoReturn]) -> T:
-    """Give the result of `work`; where the companion ends first, by an error, the work is cancelled.
+async def accompanied(work: Coroutine[None, None, T], *companions: Coroutine[None, None, NoReturn]) -> T:
+    """Give the result of `work`; where a companion ends first, by an error, the work is cancelled.
 
-    However this ends, both have ended before.
+    However this ends, all have ended before.
     """
     working: asyncio.Future[T] = asyncio.ensure_future(work)
-    beside: asyncio.Future[T] = asyncio.ensure_future(companion)
-    both = [working, beside]
+    beside: list[asyncio.Future[T]] = [asyncio.ensure_future(companion) for companion in companions]
+    everything = [working, *beside]
     try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else beside.result()
+        ended, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else ended.pop().result()
     finally:
-        for one in both:
+        for one in everything:
             one.cancel()
-        await _until_ended(both)
+        await until_ended(everything)
 
 
 async def to_its_end(action: Callable[[], None]) -> None:
     """Do a short action on files in a thread; a cancellation waits until it is done."""
     acting = asyncio.get_running_loop().run_in_executor(None, action)
-    await _until_ended([acting])
+    await until_ended([acting])
     acting.result()
 
 
-async def _until_ended(works: Sequence["asyncio.Future[T]"], within_s: float | None = None) -> None:
+async def until_ended(works: Sequence["asyncio.Future[T]"], within_s: float | None = None) -> None:
     """Wait for these, whatever they end with; a cancellation is raised when the wait is over."""
     waiting = asyncio.ensure_future(asyncio.wait(works, timeout=within_s))
     cancelled = False

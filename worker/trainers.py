@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from protocol.codec import Bundle
 from protocol.messages import Assignment
+from worker.lasting import lasting
 from worker.local_state import Kept
 from worker.options import WorkerOptions
+from worker.tasks import load_task, name_in_menu
+from worker.tasks.partition import parse_partition
 from worker.update import Trained
 
 if TYPE_CHECKING:
-    from worker.tasks import Examples, Task
+    from worker.tasks.base import Examples, Task
     from worker.training import Trainer
 
 
@@ -38,6 +41,17 @@ class Trains(Protocol):
     ) -> tuple[int, dict[str, float]]: ...
 
 
+def name_before_loading(options: WorkerOptions) -> str | None:
+    """Give the task's name, known at once if it is of the menu; None for a user's own file.
+
+    Raises:
+        InvalidTask, InvalidUsage: what is chosen does not exist.
+    """
+    if options.partition is not None:
+        parse_partition(options.partition)
+    return name_in_menu(options.task)
+
+
 def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple[str, list["Trainer"]]:
     """Load the task once; give its name, and a trainer for each of these parts of its data, in order.
 
@@ -50,11 +64,11 @@ def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple
         InvalidTask: the task cannot be loaded, or its code failed.
         DataUnavailable, DeviceUnavailable, InvalidUsage: the choice cannot be met here.
     """
-    import torch
+    with lasting():
+        import torch
 
-    from worker.tasks import load_task
-    from worker.tasks.failures import as_invalid_task
-    from worker.training import Trainer, choose_device
+        from worker.tasks.failures import as_invalid_task
+        from worker.training import Trainer, choose_device
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -67,8 +81,6 @@ def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple
 
 def _examples_of(task: "Task", options: WorkerOptions, parts: Sequence[int]) -> dict[int, "Examples"]:
     """The examples that each of these parts holds; the data are read and divided once."""
-    from worker.tasks.partition import parse_partition
-
     partition = None if options.partition is None else parse_partition(options.partition)
     if not parts:
         return {}

@@ -132,7 +132,7 @@ def _checked(demo: Demo, output: Output) -> Demo:
     Raises:
         FedSophiaError: it does not.
     """
-    with needing("worker"):
+    with needing("worker", "torch"):
         from worker.tasks.partition import parse_partition
 
     parse_partition(demo.crowd.partition)

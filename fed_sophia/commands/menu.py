@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from worker.lasting import lasting
+
 Registers = Callable[[typer.Typer], None]
 """Loads a command, and adds it."""
 
@@ -145,5 +147,6 @@ class LazyGroup(TyperGroup):
         """Put the command itself in the place of its name; nothing where there is none."""
         if name in COMMANDS:
             part = typer.Typer()
-            COMMANDS[name][1](part)
+            with lasting():
+                COMMANDS[name][1](part)
             self.add_command(typer.main.get_group(part).commands[name])

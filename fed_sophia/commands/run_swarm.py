@@ -68,7 +68,7 @@ def swarm(
     """
     if leave_with_parent:
         exit_with_parent()
-    with needing("worker"):
+    with needing("worker", "torch"):
         from fed_sophia.agent_events import reporting_to
         from worker.swarm import SwarmOptions, run_swarm
 

@@ -70,7 +70,7 @@ def worker(
     """
     if leave_with_parent:
         exit_with_parent()
-    with needing("worker"):
+    with needing("worker", "torch"):
         from fed_sophia.agent_events import reporting_to
         from worker.agent import WorkerOptions, run_worker
 

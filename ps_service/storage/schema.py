@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables. A change here needs a migration in `migrations/versions/`; a test compares the two."""
+"""The tables, from which a new database is made.
+
+A change here needs a migration in `migrations/versions/` for those there are; a test compares the two.
+"""
 
 from sqlalchemy import (
     BigInteger,
@@ -86,7 +89,11 @@ access_tokens = Table(
     "access_tokens",
     metadata,
     Column("token_hash", String(64), primary_key=True),
-    Column("worker_id", ForeignKey("workers.worker_id"), nullable=False),
+    Column(
+        "worker_id",
+        ForeignKey("workers.worker_id", name="fk_access_tokens_worker_id_workers"),
+        nullable=False,
+    ),
     Column("assertion_id", String(64), nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Column("forget_ms", BigInteger, nullable=False, index=True),

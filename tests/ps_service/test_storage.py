@@ -2,12 +2,16 @@
 """The records: their schema, their transactions, and what is left when one is broken off."""
 
 import asyncio
+import contextlib
+import re
+import sqlite3
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import create_engine, event, func, insert, select, text
+from sqlalchemy.engine import Engine
 
 from protocol.errors import StorageCorrupt, UnsupportedVersion
 from ps_service.storage import migrations
@@ -35,12 +39,52 @@ async def keys(records):
         return (await connection.execute(select(func.count()).select_from(operator_keys))).scalar_one()
 
 
-async def test_migrations_make_exactly_the_schema(records):
-    def differences(connection):
-        return compare_metadata(MigrationContext.configure(connection), metadata)
+def tables_and_indexes(connection):
+    """As SQLite keeps them; a table's columns in any order, and its name, in quotes or not, left out."""
+    made = connection.execute(text("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    return {
+        name: sorted(parts_of_table(sql)) if kind == "table" else " ".join(sql.split())
+        for kind, name, sql in made
+    }
+
+
+def parts_of_table(sql):
+    between = sql[sql.index("(") + 1 : sql.rindex(")")]
+    return [" ".join(part.split()) for part in re.split(r",(?![^(]*\))", between)]
+
+
+async def test_a_new_database_is_what_the_migrations_make_of_an_empty_one(records):
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        migrations.migrate(connection, None)
+        step_by_step = tables_and_indexes(connection)
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
 
     async with records.engine.connect() as connection:
-        assert await connection.run_sync(differences) == []
+        assert await connection.run_sync(tables_and_indexes) == step_by_step
+        version = await connection.execute(text("SELECT version_num FROM alembic_version"))
+        assert version.scalar_one() == migrations.HEAD
+
+
+async def test_a_database_is_made_whole_or_not_at_all(tmp_path):
+    def fail_at_the_end(_connection, _cursor, sql, *_):
+        if sql.startswith("INSERT INTO alembic_version"):
+            raise ZeroDivisionError
+
+    path = tmp_path / "records.sqlite"
+    event.listen(Engine, "before_cursor_execute", fail_at_the_end)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            await Records.open(path)
+    finally:
+        event.remove(Engine, "before_cursor_execute", fail_at_the_end)
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        assert file.execute("SELECT name FROM sqlite_master").fetchall() == []
+
+    records = await Records.open(path)
+    assert await keys(records) == 0
+    await records.close()
 
 
 def test_the_newest_migration_is_the_one_a_start_looks_for():

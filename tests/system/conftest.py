@@ -45,6 +45,11 @@ class ServerProcess:
             line = await self._process.stdout.readline()
         assert json.loads(line)["url"] == self.url
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def end(self, number: signal.Signals) -> int:
         """Send a signal, wait for the end, give the exit status."""
         assert self._process is not None

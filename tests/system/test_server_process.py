@@ -6,6 +6,9 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.system.conftest import ServerProcess
 
@@ -13,6 +16,19 @@ from tests.system.conftest import ServerProcess
 def test_importing_the_application_loads_no_torch() -> None:
     code = "import ps_service.app, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def files_mapped_by(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_running_server_has_no_torch_in_it(server: ServerProcess) -> None:
+    async with server.operator() as operator:
+        await operator.runs()
+    libraries = files_mapped_by(server.pid)
+    assert "/pydantic_core/" in libraries
+    assert "/torch/" not in libraries
 
 
 async def test_a_stop_signal_ends_the_server_cleanly_although_a_worker_is_waiting(

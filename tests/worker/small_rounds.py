@@ -11,7 +11,8 @@ from torch import nn
 from protocol.algorithms import ALGORITHMS
 from protocol.messages import Assignment
 from worker.model import Arrays
-from worker.tasks import Examples, Task, load_task
+from worker.tasks import load_task
+from worker.tasks.base import Examples, Task
 from worker.training import Trainer, initial_parameters
 
 CPU = torch.device("cpu")

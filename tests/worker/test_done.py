@@ -12,7 +12,7 @@ from worker.draws import Draws
 from worker.model import Arrays
 from worker.optimizers import OPTIMIZERS
 from worker.optimizers.base import RoundStart
-from worker.tasks import Examples, Task
+from worker.tasks.base import Examples, Task
 from worker.tasks.likelihood import likelihood_named
 from worker.training import Trainer, initial_parameters
 

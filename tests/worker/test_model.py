@@ -8,7 +8,8 @@ from torch import nn
 
 from protocol.errors import DeviceUnavailable, InvalidTask, NotFinite
 from worker.model import ExchangedParameters
-from worker.tasks import Examples, Task, load_task
+from worker.tasks import load_task
+from worker.tasks.base import Examples, Task
 from worker.training import Trainer, choose_device, initial_parameters
 
 

@@ -14,7 +14,7 @@ from tests.worker.small_rounds import CPU, OnDigits, a_bundle, an_assignment, di
 from worker.local_state import Kept
 from worker.model import Arrays
 from worker.stacked import Job, StackedTrainer
-from worker.tasks import Examples, Task
+from worker.tasks.base import Examples, Task
 from worker.tasks.partition import Indices, parse_partition
 from worker.training import Trained, Trainer, initial_parameters
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from protocol.errors import InvalidTask
-from worker.tasks import Examples, load_task
+from worker.tasks import load_task
+from worker.tasks.base import Examples
 
 TASK = """
 import torch

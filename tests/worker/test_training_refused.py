@@ -31,7 +31,7 @@ from tests.worker.small_rounds import (
 )
 from worker.options import WorkerOptions
 from worker.patience import Stopped
-from worker.tasks import Examples
+from worker.tasks.base import Examples
 from worker.tasks.likelihood import PADDING
 from worker.tasks.partition import parse_partition
 from worker.trainers import build_trainers
@@ -235,7 +235,7 @@ def test_training_data_that_cannot_be_read_are_told_in_one_line(tmp_path: Path) 
     path = tmp_path / "mine.py"
     path.write_text(
         "from torch import nn\n"
-        "from worker.tasks import Task\n"
+        "from worker.tasks.base import Task\n"
         "class Mine(Task):\n"
         "    name = 'mine'\n"
         "    def model(self): return nn.Linear(3, 1)\n"

@@ -18,6 +18,8 @@ from worker.events import AgentEvent, Refused
 from worker.local_state import Kept, LocalState
 from worker.options import WorkerOptions
 from worker.patience import Pauses, Stopped
+from worker.threads import Companion, for_ever
+from worker.trainers import Trains
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Workplace:
     heartbeat_s: float = 20.0
     clock_s: Callable[[], float] = time.monotonic
 
-    async def work(self, trainer: StubTrainer, max_assignments: int) -> None:
+    async def work(self, trainer: Trains, max_assignments: int, failure: Companion = for_ever) -> None:
         async def sleep(wait_s: float) -> None:
             self.slept.append(wait_s)
 
@@ -106,7 +108,15 @@ class Workplace:
         )
         pauses = Pauses(sleep=sleep, jitter=lambda: 0.5, clock_s=self.clock_s, heartbeat_s=self.heartbeat_s)
         async with asyncio.timeout(20):
-            await serve(options, "digits", trainer, self.events.append, pauses, None, self.server)
+            await serve(
+                options,
+                "digits",
+                trainer,
+                self.events.append,
+                pauses,
+                transport=self.server,
+                failure=failure,
+            )
 
     def told(self, kind: type[AgentEvent]) -> list[AgentEvent]:
         return [event for event in self.events if isinstance(event, kind)]

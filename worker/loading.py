@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads a task in a thread, while its worker makes itself known, waits for an assignment and pulls the model.
+
+torch takes longer to import than all of that. A task of the menu is known by its name before it is loaded; a
+user's own file tells its name when it is run, and so is loaded first: its data may take long besides, and a
+worker that had asked for work meanwhile would keep a round waiting.
+
+A task that cannot be loaded ends its worker at once, whatever that is about.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+from protocol.codec import Bundle
+from protocol.errors import FedSophiaError
+from protocol.messages import Assignment
+from worker.local_state import Kept
+from worker.threads import for_ever, until_ended
+from worker.trainers import Trains
+from worker.update import Trained
+
+Built = tuple[str, Sequence[Trains]]
+"""A task's name, and its trainers."""
+
+
+class NotLoaded(Exception):
+    """The task that a worker has told the server of cannot be loaded."""
+
+    def __init__(self, error: FedSophiaError) -> None:
+        super().__init__(error.detail)
+        self.error = error
+
+
+class Loading:
+    """A task and its trainers in the making."""
+
+    def __init__(self, building: "Future[Built]", name: str | None) -> None:
+        self._building = building
+        self._built = asyncio.wrap_future(building)
+        self._name = name
+
+    async def name(self) -> str:
+        """Give the task's name, as soon as it is known.
+
+        Raises:
+            FedSophiaError: it is known to none but the task, which cannot be loaded.
+        """
+        return (await asyncio.shield(self._built))[0] if self._name is None else self._name
+
+    def trainer(self, number: int) -> Trains:
+        """Give one that waits, once it is to work, until it has been made."""
+        return _Awaited(self._building, number)
+
+    async def failure(self) -> NoReturn:
+        """A companion that fails when the loading does.
+
+        Raises:
+            NotLoaded: the task cannot be loaded.
+        """
+        try:
+            await asyncio.shield(self._built)
+        except FedSophiaError as error:
+            raise NotLoaded(error) from None
+        await for_ever()
+
+    async def ended(self) -> None:
+        await until_ended([self._built])
+
+
+class _Awaited:
+    """A trainer that first waits for its making, which heeds no `stop`: an import cannot be interrupted."""
+
+    def __init__(self, building: "Future[Built]", number: int) -> None:
+        self._building = building
+        self._number = number
+
+    def train(
+        self,
+        assignment: Assignment,
+        state: Mapping[str, Bundle],
+        kept: Kept | None,
+        stop: threading.Event | None = None,
+    ) -> Trained:
+        return self._made().train(assignment, state, kept, stop)
+
+    def evaluate(
+        self, state: Mapping[str, Bundle], stop: threading.Event | None = None
+    ) -> tuple[int, dict[str, float]]:
+        return self._made().evaluate(state, stop)
+
+    def _made(self) -> Trains:
+        try:
+            return self._building.result()[1][self._number]
+        except FedSophiaError as error:
+            raise NotLoaded(error) from None
+
+
+@asynccontextmanager
+async def loading(build: Callable[[], Built], name: str | None) -> AsyncIterator[Loading]:
+    """Build trainers in a thread, which has ended when the block is left, however it is left.
+
+    Args: name: the task's, if it is known; None: only building tells.
+
+    Raises:
+        FedSophiaError: what `build` raised, in the place of a NotLoaded.
+    """
+    executor = ThreadPoolExecutor(1, thread_name_prefix="load")
+    task = Loading(executor.submit(build), name)
+    executor.shutdown(wait=False)
+    try:
+        yield task
+    except NotLoaded as failed:
+        raise failed.error from failed.error.__cause__
+    finally:
+        await task.ended()
