@@ -13,9 +13,10 @@ from typing import Protocol
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-BATCH_BYTES = 1024 * 1024
-MOST_HELD_BYTES = 2 * BATCH_BYTES
-"""What waits here while the batch before it is hashed and written; then the sender waits."""
+from ps_service.pieces import LEAST_BYTES
+
+MOST_HELD = 2
+"""Batches that wait here while the one before them is hashed and written; then the sender waits."""
 EXTENSION = "fed_sophia.inflow"
 """Where the scope of a request has what fills an inflow with its body."""
 
@@ -26,8 +27,8 @@ class Source(Protocol):
     held_bytes: int
     """Of the pieces that are there now."""
 
-    async def batch(self) -> list[bytes]:
-        """Wait for a batch, or for the end of the body; give its pieces, none after the end.
+    async def batch(self, size_bytes: int) -> list[bytes]:
+        """Wait for a batch of this size, or for the end of the body; give its pieces, none after the end.
 
         Raises:
             ClientDisconnect: the connection is closed, and all that came was given.
@@ -48,7 +49,7 @@ class Received:
         self._receive = receive
         self._ended = False
 
-    async def batch(self) -> list[bytes]:
+    async def batch(self, size_bytes: int) -> list[bytes]:
         while not self._ended:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -71,16 +72,14 @@ class Inflow:
         self._resume = resume
         self._pieces: list[bytes] = []
         self.held_bytes = 0
+        self._batch_bytes = LEAST_BYTES
         self._ended = self._broken = False
         self._enough = asyncio.Event()
 
     def put(self, piece: bytes) -> None:
         self._pieces.append(piece)
         self.held_bytes += len(piece)
-        if self.held_bytes >= BATCH_BYTES:
-            self._enough.set()
-        if self.held_bytes >= MOST_HELD_BYTES:
-            self._pause()
+        self._weigh()
 
     def end(self) -> None:
         """The body is whole."""
@@ -92,7 +91,12 @@ class Inflow:
         self._broken = not self._ended
         self._enough.set()
 
-    async def batch(self) -> list[bytes]:
+    async def batch(self, size_bytes: int) -> list[bytes]:
+        self._batch_bytes = size_bytes
+        if not (self._ended or self._broken):
+            self._enough.clear()
+            self._resume()
+            self._weigh()
         await self._enough.wait()
         pieces = self.taken()
         if not pieces and self._broken:
@@ -105,6 +109,12 @@ class Inflow:
             self._enough.clear()
             self._resume()
         return pieces
+
+    def _weigh(self) -> None:
+        if self.held_bytes >= self._batch_bytes:
+            self._enough.set()
+        if self.held_bytes >= MOST_HELD * self._batch_bytes:
+            self._pause()
 
 
 def inflow_of(scope: Scope, otherwise: Source) -> Source:

@@ -15,6 +15,7 @@ from ps_service.housekeeping import Housekeeping
 from ps_service.metrics import Meters
 from ps_service.operator_keys import OperatorKeys
 from ps_service.pace import Pace
+from ps_service.pieces import Pieces
 from ps_service.places import Places
 from ps_service.presence import Presence
 from ps_service.rates import Rates
@@ -52,6 +53,7 @@ class Service:
     waiting: Places
     rates: Rates
     disk: RunDisk
+    pieces: Pieces = field(default_factory=Pieces)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""
 

@@ -20,8 +20,7 @@ from protocol.errors import (
 )
 from ps_service.inflow import Received, Source, inflow_of
 from ps_service.intake import Intake
-from ps_service.metrics import Meters
-from ps_service.settings import Settings
+from ps_service.service import Service
 
 DRAIN_BYTES = 64 * 1024 * 1024
 STRANGER_DRAIN_BYTES = 1024 * 1024
@@ -99,14 +98,16 @@ class Body:
     before it does the sender is waited for that long in all. What this server takes itself does not count.
     """
 
-    def __init__(self, request: Request, settings: Settings, meters: Meters) -> None:
+    def __init__(self, request: Request, service: Service) -> None:
+        settings = service.settings
         self._scope = request.scope
+        self._pieces = service.pieces
         self._source: Source = Received(request.receive)
         self._timeout_s = settings.body_timeout_s
         self._window_bytes = settings.min_body_bytes_per_s * settings.body_timeout_s
         self._left_s = self._timeout_s
         self._came_bytes = 0  # in this window
-        self._meters = meters
+        self._meters = service.meters
         self._ended = False
         self._gives_way = False
         self._waiting: asyncio.Timeout | None = None
@@ -127,15 +128,16 @@ class Body:
         """
         # here, and not before: who has a place to send may have a batch in memory, but not everybody
         self._source = inflow_of(self._scope, self._source)
-        while not self._ended:
-            try:
-                pieces = await self._next()
-            except UploadInterrupted:
-                if rest := self._source.taken():
-                    await to_its_end(partial(intake.feed, rest))
-                raise
-            if pieces:
-                await to_its_end(partial(intake.feed, pieces))
+        with self._pieces.transfer():
+            while not self._ended:
+                try:
+                    pieces = await self._next()
+                except UploadInterrupted:
+                    if rest := self._source.taken():
+                        await to_its_end(partial(intake.feed, rest))
+                    raise
+                if pieces:
+                    await to_its_end(partial(intake.feed, pieces))
 
     def give_way(self) -> None:
         """Take no more: another request brings the rest."""
@@ -157,7 +159,7 @@ class Body:
         asked_s = loop.time()
         try:
             async with asyncio.timeout(0 if self._gives_way else self._left_s) as self._waiting:
-                pieces = await self._source.batch()
+                pieces = await self._source.batch(self._pieces.size_bytes)
             self._ended = not pieces
         except TimeoutError:
             self._require_pace()

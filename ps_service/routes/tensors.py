@@ -32,7 +32,6 @@ from ps_service.settings import Settings
 from ps_service.storage import version_records
 from ps_service.storage.credential_records import StoredWorker
 
-CHUNK_BYTES = 1024 * 1024
 DigestPath = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 
 
@@ -49,7 +48,7 @@ def router(service: Service) -> APIRouter:
     )
     async def store(request: Request, response: Response, digest: DigestPath) -> dict[str, str]:
         """Store a `state` message before a run names it."""
-        body = Body(request, service.settings, service.meters)
+        body = Body(request, service)
         try:
             await may_store(request)
             body.sender_is_known()
@@ -168,16 +167,17 @@ def wanted_range(request: Request, digest: str, size_bytes: int) -> tuple[int, i
 async def _send(
     service: Service, caller: Caller, run_id: str, digest: str, first: int, last: int
 ) -> AsyncIterator[memoryview]:
-    """The bytes first … last; a chunk is read while the one before it is sent."""
+    """The bytes first … last; a piece is read while the one before it is sent."""
     to_trainer = isinstance(caller, StoredWorker) and caller.role is Role.TRAINER
 
-    def read(position: int) -> memoryview:
-        chunk = np.empty(min(CHUNK_BYTES, last + 1 - position), np.uint8).data
-        service.stores.blobs.read_into(digest, position, chunk)
-        return chunk
+    def read(position: int, size_bytes: int) -> memoryview:
+        piece = np.empty(size_bytes, np.uint8).data
+        service.stores.blobs.read_into(digest, position, piece)
+        return piece
 
     def begin_to_read(position: int) -> asyncio.Future[memoryview]:
-        reading = asyncio.ensure_future(asyncio.to_thread(read, position))
+        size_bytes = min(service.pieces.size_bytes, last + 1 - position)
+        reading = asyncio.ensure_future(asyncio.to_thread(read, position, size_bytes))
         # taken, so that the loop does not complain of an error that nobody stayed to hear
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         return reading
@@ -185,13 +185,15 @@ async def _send(
     with contextlib.ExitStack() as sending:
         if isinstance(caller, StoredWorker):
             sending.enter_context(service.presence.here(caller.worker_id))
-        following = begin_to_read(first)
+        sending.enter_context(service.pieces.transfer())
+        position, following = first, begin_to_read(first)
         try:
-            for position in range(first, last + 1, CHUNK_BYTES):
-                chunk = await following
-                if position + CHUNK_BYTES <= last:
-                    following = begin_to_read(position + CHUNK_BYTES)
-                yield chunk
-                service.runner.count_sent(run_id, len(chunk), to_trainer=to_trainer)
+            while position <= last:
+                piece = await following
+                position += len(piece)
+                if position <= last:
+                    following = begin_to_read(position)
+                yield piece
+                service.runner.count_sent(run_id, len(piece), to_trainer=to_trainer)
         finally:
             following.cancel()

@@ -85,7 +85,7 @@ def router(service: Service) -> APIRouter:
 
 async def _take(service: Service, request: Request, upload_id: str, *, is_part: bool) -> Receipt | int:
     """Take the body of one request; give the receipt, or how many bytes are held while more are to come."""
-    body = Body(request, service.settings, service.meters)
+    body = Body(request, service)
     records = service.stores.records
     try:
         worker = await service.auth.worker(request)

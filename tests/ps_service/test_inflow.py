@@ -7,8 +7,10 @@ import hashlib
 import pytest
 from starlette.requests import ClientDisconnect
 
-from ps_service.inflow import BATCH_BYTES, MOST_HELD_BYTES, Inflow, inflow_of
+from ps_service.inflow import MOST_HELD, Inflow, inflow_of
+from ps_service.pieces import MOST_BYTES
 
+BATCH_BYTES = 1024
 PIECE = bytes(BATCH_BYTES // 4)
 
 
@@ -36,7 +38,7 @@ def inflow(reading):
 
 
 async def test_pieces_are_given_once_they_are_a_batch(inflow):
-    waiting = asyncio.create_task(inflow.batch())
+    waiting = asyncio.create_task(inflow.batch(BATCH_BYTES))
     for _ in range(3):
         inflow.put(PIECE)
         await asyncio.sleep(0)
@@ -47,35 +49,37 @@ async def test_pieces_are_given_once_they_are_a_batch(inflow):
 
 
 async def test_who_sends_faster_than_is_taken_is_stopped_and_goes_on(inflow, reading):
+    inflow.put(PIECE * 4)
+    await inflow.batch(BATCH_BYTES)
     while not reading.paused:
         inflow.put(PIECE)
-    assert inflow.held_bytes == MOST_HELD_BYTES
-    await inflow.batch()
+    assert inflow.held_bytes == MOST_HELD * BATCH_BYTES
+    await inflow.batch(BATCH_BYTES)
     assert not reading.paused
 
 
 async def test_the_end_gives_what_is_there_and_then_nothing(inflow):
     inflow.put(PIECE)
     inflow.end()
-    assert await inflow.batch() == [PIECE]
-    assert await inflow.batch() == []
+    assert await inflow.batch(BATCH_BYTES) == [PIECE]
+    assert await inflow.batch(BATCH_BYTES) == []
     inflow.break_off()  # once it is whole, the connection is of no interest
-    assert await inflow.batch() == []
+    assert await inflow.batch(BATCH_BYTES) == []
 
 
 async def test_a_connection_that_breaks_gives_what_came_and_says_so(inflow):
     inflow.put(PIECE)
     inflow.break_off()
-    assert await inflow.batch() == [PIECE]
+    assert await inflow.batch(BATCH_BYTES) == [PIECE]
     with pytest.raises(ClientDisconnect):
-        await inflow.batch()
+        await inflow.batch(BATCH_BYTES)
 
 
 async def test_a_wait_that_is_cut_short_leaves_what_came(inflow):
     inflow.put(PIECE)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
-            await inflow.batch()
+            await inflow.batch(BATCH_BYTES)
     assert inflow.held_bytes == len(PIECE)
     assert inflow.taken() == [PIECE]
 
@@ -87,7 +91,7 @@ async def test_a_server_that_fills_none_is_read_as_asgi_has_it(inflow):
 
 async def test_every_byte_of_a_large_body_arrives_in_order_over_a_socket(server):
     """Cut by the socket as it likes, begun before anybody takes it, sent on while it is written."""
-    model = {"w": (3 * MOST_HELD_BYTES // 4,)}
+    model = {"w": (3 * MOST_HELD * MOST_BYTES // 4,)}
     _, [(worker, assignment), _] = await server.a_round(model=model)
     update = server.an_update(assignment, model=model)
     url = (await worker.declare(assignment, update.header)).json()["upload_url"]

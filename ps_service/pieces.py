@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of one transfer is in memory at a time: the less, the more of them there are.
+
+A large piece costs fewer turns of threads, and a few transfers have them; a crowd shares the memory. What
+threads have freed, the allocator keeps for each of its arenas, and it makes one for nearly every thread: a
+few are enough where most of what is allocated is a buffer that one thread has at a time.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+ALL_BYTES = 4 * 1024 * 1024
+MOST_BYTES, LEAST_BYTES = 1024 * 1024, 128 * 1024
+ARENAS = 2
+_M_ARENA_MAX = -8  # malloc.h of glibc
+
+
+class Pieces:
+    """The transfers of one server process that are under way."""
+
+    def __init__(self) -> None:
+        self._transfers = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the next piece of a transfer is to be."""
+        return min(MOST_BYTES, max(LEAST_BYTES, ALL_BYTES // max(1, self._transfers)))
+
+    @contextmanager
+    def transfer(self) -> Iterator[None]:
+        """One more is under way while this is open."""
+        self._transfers += 1
+        try:
+            yield
+        finally:
+            self._transfers -= 1
+
+
+def few_arenas() -> None:
+    """Let all threads of this process share a few arenas of the allocator, where that can be told so."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
