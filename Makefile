@@ -11,7 +11,7 @@ EXTRAS := server,worker,experiments,dev
 TORCH := $(shell grep -h '^torch==' $(LOCK) 2>/dev/null || echo torch)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo compare experiments-quick bench-peers test test-long check lock clean
+.PHONY: help setup demo compare experiments-quick bench-peers bench-quick test test-long check lock clean
 
 help: ## List the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,9 @@ experiments-quick: $(VENV)/.installed ## Compare five algorithms on two data set
 
 bench-peers: $(PEERS)/flower/.installed $(PEERS)/nvflare/.installed ## Install Flower and NVFlare, to measure them with python -m benchmarks.peers
 	@echo "Flower and NVFlare are installed below $(PEERS)."
+
+bench-quick: $(VENV)/.installed ## Say within a minute whether a round costs more than was accepted; ARGS=--accept accepts what it costs
+	@$(BIN)/python -m benchmarks.quick $(ARGS)
 
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/pytest $(ARGS)

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from benchmarks.exchange.floors import Work, honest_seconds, tcp_seconds
+from benchmarks.exchange.floors import HonestRound, Work, honest_rounds, tcp_seconds
 from benchmarks.exchange.rounds import Figures, Plan, measure
 from benchmarks.peers.figures import Figures as PeerFigures
 from benchmarks.peers.measuring import PEERS
@@ -38,9 +38,10 @@ FLOOR_REPEATS = 3
 """Before, and after."""
 
 
-def row(plan: Plan, figures: Figures, tcp_s: Sequence[float], honest_s: Sequence[float]) -> Fields:
+def row(plan: Plan, figures: Figures, tcp_s: Sequence[float], honest: Sequence[HonestRound]) -> Fields:
     """What one line of JSON says."""
     seconds = median(figures.round_seconds_each[1:])
+    honest_s = [each.seconds for each in honest]
     return {
         "mb": plan.megabytes,
         "workers": plan.workers,
@@ -49,11 +50,12 @@ def row(plan: Plan, figures: Figures, tcp_s: Sequence[float], honest_s: Sequence
         "round_seconds": seconds,
         "floor_seconds": median(honest_s),
         "floor_tcp_seconds": median(tcp_s),
+        "floor_server_cpu_s": median(each.server_cpu_s for each in honest),
         "over_floor": round(seconds / median(honest_s), 2),
         "over_tcp": round(seconds / median(tcp_s), 2),
         "models_moved": round(figures.lo_bytes_per_round / plan.model_bytes / plan.workers, 3),
         **asdict(figures),
-        "floor_seconds_each": list(honest_s),
+        "floor_seconds_each": honest_s,
         "floor_tcp_seconds_each": list(tcp_s),
     }
 
@@ -102,10 +104,10 @@ async def measure_all(plans: Sequence[Plan], peers: Sequence[str], output: Outpu
         work = Work(plan.model_bytes, plan.workers)
         with tempfile.TemporaryDirectory(prefix="fed-sophia-round-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
-            tcp_s, honest_s = await asyncio.to_thread(_floors, work, folder / "floor-before")
+            tcp_s, honest = await asyncio.to_thread(_floors, work, folder / "floor-before")
             figures = await measure(plan, folder / "federation", output)
             after = await asyncio.to_thread(_floors, work, folder / "floor-after")
-            rows.append(row(plan, figures, [*tcp_s, *after[0]], [*honest_s, *after[1]]))
+            rows.append(row(plan, figures, [*tcp_s, *after[0]], [*honest, *after[1]]))
             output.event("measured", sentence(rows[-1]), rows[-1])
             for peer in peers:
                 same = PeerPlan(plan.megabytes, plan.workers, plan.rounds)
@@ -115,9 +117,9 @@ async def measure_all(plans: Sequence[Plan], peers: Sequence[str], output: Outpu
     return rows
 
 
-def _floors(work: Work, folder: Path) -> tuple[list[float], list[float]]:
+def _floors(work: Work, folder: Path) -> tuple[list[float], list[HonestRound]]:
     os.sync()  # what others have written is not charged to these
-    return tcp_seconds(work, FLOOR_REPEATS), honest_seconds(work, FLOOR_REPEATS, folder)
+    return tcp_seconds(work, FLOOR_REPEATS), honest_rounds(work, FLOOR_REPEATS, folder)
 
 
 def _arguments() -> argparse.Namespace:

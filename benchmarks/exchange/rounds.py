@@ -43,6 +43,10 @@ class Plan:
     encodings: Mapping[str, str] | None = None
 
     @property
+    def name(self) -> str:
+        return f"{self.megabytes:g} MB × {self.workers}"
+
+    @property
     def model(self) -> tuple[TensorSpec, ...]:
         elements = max(1, round(self.megabytes * 1e6 / 4 / TENSORS))
         return tuple(TensorSpec(name=f"layer-{n:02d}", shape=(elements,)) for n in range(TENSORS))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.exchange.floors import Work, honest_seconds, tcp_seconds
+from benchmarks.exchange.floors import Work, honest_rounds, tcp_seconds
 
 ROOT = Path(__file__).parents[2]
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -31,6 +31,7 @@ def test_a_small_round_is_measured_against_its_floors() -> None:
     assert len(row["round_seconds_each"]) == 3
     assert row["round_seconds"] > row["floor_tcp_seconds"] > 0
     assert row["over_floor"] == pytest.approx(row["round_seconds"] / row["floor_seconds"], abs=0.01)
+    assert 0 < row["floor_server_cpu_s"] < row["server_cpu_s_per_round"]
     assert row["aggregate_max_error"] < 1e-5
     assert row["models_moved"] >= 2  # down and up; others may use the loopback device as well
     assert row["server_peak_bytes"] > 0
@@ -39,5 +40,5 @@ def test_a_small_round_is_measured_against_its_floors() -> None:
 @needs_proc
 def test_the_floors_move_what_a_round_moves(tmp_path: Path) -> None:
     work = Work(model_bytes=400_000, workers=3)
-    assert len(tcp_seconds(work, 2)) == len(honest_seconds(work, 2, tmp_path / "floor")) == 2
+    assert len(tcp_seconds(work, 2)) == len(honest_rounds(work, 2, tmp_path / "floor")) == 2
     assert not (tmp_path / "floor").exists()
