@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ps_service.storage.one_visit import QUICK
+from ps_service.storage.ready import Ready
 from ps_service.storage.schema import assignments, rounds
 
 _OPEN_ASSIGNMENTS = (
@@ -20,11 +20,7 @@ _OPEN_ASSIGNMENTS = (
 _OF_WORKERS = _OPEN_ASSIGNMENTS.where(assignments.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
 
 
-_ASSIGNMENT = (
-    select(assignments)
-    .where(assignments.c.assignment_id == bindparam("assignment_id"))
-    .execution_options(**QUICK)
-)
+_ASSIGNMENT = Ready(select(assignments).where(assignments.c.assignment_id == bindparam("assignment_id")))
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ async def add_assignments(connection: AsyncConnection, rows: list[StoredAssignme
 
 
 async def load_assignment(connection: AsyncConnection, assignment_id: str) -> StoredAssignment | None:
-    row = (await connection.execute(_ASSIGNMENT, {"assignment_id": assignment_id})).first()
+    row = await _ASSIGNMENT.first(connection, assignment_id=assignment_id)
     return None if row is None else assignment_in(row)
 
 

@@ -9,17 +9,16 @@ from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Role, WorkerSummary
-from ps_service.storage.one_visit import QUICK
+from ps_service.storage.ready import Ready
 from ps_service.storage.schema import access_tokens, events, workers
 
 # built once: every request asks the one, every wait for an assignment the other
-_WORKER_OF_TOKEN = (
+_WORKER_OF_TOKEN = Ready(
     select(workers)
     .join(access_tokens, access_tokens.c.worker_id == workers.c.worker_id)
     .where(access_tokens.c.token_hash == bindparam("given"), access_tokens.c.expires_ms > bindparam("now_ms"))
-    .execution_options(**QUICK)
 )
-_WORKER = select(workers).where(workers.c.worker_id == bindparam("worker_id")).execution_options(**QUICK)
+_WORKER = Ready(select(workers).where(workers.c.worker_id == bindparam("worker_id")))
 _WORKERS = select(workers).where(workers.c.worker_id.in_(bindparam("worker_ids", expanding=True)))
 
 
@@ -108,12 +107,12 @@ async def worker_by_key(connection: AsyncConnection, key_thumbprint: str) -> Sto
 
 async def worker_by_token(connection: AsyncConnection, token_hash: str, now_ms: int) -> StoredWorker | None:
     """Whose access token this is, if it is still good."""
-    row = (await connection.execute(_WORKER_OF_TOKEN, {"given": token_hash, "now_ms": now_ms})).first()
+    row = await _WORKER_OF_TOKEN.first(connection, given=token_hash, now_ms=now_ms)
     return None if row is None else _worker(row)
 
 
 async def worker_by_id(connection: AsyncConnection, worker_id: str) -> StoredWorker | None:
-    row = (await connection.execute(_WORKER, {"worker_id": worker_id})).first()
+    row = await _WORKER.first(connection, worker_id=worker_id)
     return None if row is None else _worker(row)
 
 

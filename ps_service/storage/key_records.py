@@ -9,13 +9,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import JoinTokenRequest, JoinTokenSummary, Role
 from protocol.operator_keys import OperatorKeySummary, Scope
+from ps_service.storage.ready import Ready
 from ps_service.storage.schema import access_tokens, join_tokens, operator_keys, server_identity
 
 # built once: every request of an operator asks it
-_KEY_OF_SECRET = select(operator_keys).where(
-    operator_keys.c.secret_hash == bindparam("given"),
-    operator_keys.c.revoked_ms.is_(None),
-    operator_keys.c.expires_ms.is_(None) | (operator_keys.c.expires_ms > bindparam("now_ms")),
+_KEY_OF_SECRET = Ready(
+    select(operator_keys).where(
+        operator_keys.c.secret_hash == bindparam("given"),
+        operator_keys.c.revoked_ms.is_(None),
+        operator_keys.c.expires_ms.is_(None) | (operator_keys.c.expires_ms > bindparam("now_ms")),
+    )
 )
 
 
@@ -64,7 +67,7 @@ async def operator_key(
     connection: AsyncConnection, secret_hash: str, now_ms: int
 ) -> OperatorKeySummary | None:
     """The key of this secret, if it is neither expired nor revoked."""
-    row = (await connection.execute(_KEY_OF_SECRET, {"given": secret_hash, "now_ms": now_ms})).first()
+    row = await _KEY_OF_SECRET.first(connection, given=secret_hash, now_ms=now_ms)
     return None if row is None else _key(row)
 
 

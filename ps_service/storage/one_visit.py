@@ -12,7 +12,7 @@ for a lock never is: a commit that has something to write down, BEGIN IMMEDIATE 
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
@@ -83,31 +83,38 @@ class OneVisitConnection(aiosqlite.Connection):
         else:  # a connection is rolled back whenever it goes back to the pool, also without a transaction
             self._conn.rollback()
 
-    def _begins_here(self, begin: Callable[[], None], how: str | None) -> bool:
-        """Begin, unless another process writes: for that is waited elsewhere."""
-        if how != BEGIN_IMMEDIATE:
-            begin()
-            return True
-        self._conn.execute("PRAGMA busy_timeout=0")
-        try:
-            begin()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
+    def may_run_here(self) -> bool:
+        """Whether the thread is idle, and what is to begin has begun: not while another process writes."""
+        if self._in_thread:
             return False
-        finally:
-            self._conn.execute(f"PRAGMA busy_timeout={PATIENCE_MS}")
+        if self._begins == BEGIN_IMMEDIATE:
+            self._conn.execute("PRAGMA busy_timeout=0")
+            try:
+                self._begin(self._begins)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                return False
+            finally:
+                self._conn.execute(f"PRAGMA busy_timeout={PATIENCE_MS}")
+        else:
+            self._begin(self._begins)
+        self._begins = None
         return True
+
+    def _begin(self, how: str | None) -> None:
+        if how is not None:
+            self._conn.execute(how)
+            self._changes_before = self._conn.total_changes
+
+    def first_row(self, sql: str, values: Mapping[str, Any]) -> Any:
+        """Run a quick statement, once it may run here; give its first row, None if it has none."""
+        rows = self._conn.execute(sql, values).fetchall()
+        return rows[0] if rows else None
 
     async def visit(self, statement: "partial[sqlite3.Cursor]") -> Done:
         """Run a statement, on the connection's thread unless it is quick."""
-        begins, self._begins = self._begins, None
         quick, self.quick = self.quick, False
-
-        def begin() -> None:
-            if begins:
-                self._conn.execute(begins)
-                self._changes_before = self._conn.total_changes
 
         def run() -> Done:
             cursor = statement()
@@ -116,12 +123,14 @@ class OneVisitConnection(aiosqlite.Connection):
             cursor.close()
             return done
 
+        if quick and self.may_run_here():
+            return run()
+        begins, self._begins = self._begins, None
+
         def begin_and_run() -> Done:
-            begin()
+            self._begin(begins)
             return run()
 
-        if quick and not self._in_thread and self._begins_here(begin, begins):
-            return run()
         return await self._in_its_thread(begin_and_run)
 
     async def _in_its_thread(self, work: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ from protocol.messages import RoundStatus, RunSpec, RunStatus
 from ps_service.round_machine import Round
 from ps_service.run_machine import Run
 from ps_service.storage.one_visit import QUICK
+from ps_service.storage.ready import Ready
 from ps_service.storage.schema import rounds, runs
 
 MOST_ROWS = 1000
@@ -27,11 +28,9 @@ _OPEN_RUN_IDS = (
     )
     .order_by(runs.c.created_ms, runs.c.run_id)
 )
-_RUN_OF_ID = select(runs).where(runs.c.run_id == bindparam("run_id")).execution_options(**QUICK)
-_ROUND_OF_NUMBER = (
-    select(rounds)
-    .where(rounds.c.run_id == bindparam("run_id"), rounds.c.number == bindparam("number"))
-    .execution_options(**QUICK)
+_RUN_OF_ID = Ready(select(runs).where(runs.c.run_id == bindparam("run_id")))
+_ROUND_OF_NUMBER = Ready(
+    select(rounds).where(rounds.c.run_id == bindparam("run_id"), rounds.c.number == bindparam("number"))
 )
 _SAVE_ROUND = (
     update(rounds)
@@ -90,7 +89,7 @@ async def add_run(connection: AsyncConnection, run: StoredRun) -> None:
 
 
 async def load_run(connection: AsyncConnection, run_id: str) -> StoredRun | None:
-    row = (await connection.execute(_RUN_OF_ID, {"run_id": run_id})).first()
+    row = await _RUN_OF_ID.first(connection, run_id=run_id)
     return None if row is None else _run(row)
 
 
@@ -166,7 +165,7 @@ async def add_round(connection: AsyncConnection, run_id: str, state: Round) -> N
 
 
 async def load_round(connection: AsyncConnection, run_id: str, number: int) -> StoredRound | None:
-    row = (await connection.execute(_ROUND_OF_NUMBER, {"run_id": run_id, "number": number})).first()
+    row = await _ROUND_OF_NUMBER.first(connection, run_id=run_id, number=number)
     return None if row is None else _round(row)
 
 

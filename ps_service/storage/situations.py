@@ -10,12 +10,12 @@ from protocol.errors import NotFound
 from protocol.messages import Receipt, RoundStatus
 from ps_service.storage.assignment_records import StoredAssignment, assignment_in
 from ps_service.storage.existing import the_round
-from ps_service.storage.one_visit import QUICK
+from ps_service.storage.ready import Ready
 from ps_service.storage.run_records import StoredRound, StoredRun, round_of, run_of
 from ps_service.storage.schema import assignments, rounds, runs, updates, uploads
 from ps_service.storage.update_records import receipt_of
 
-_OF_ASSIGNMENT = (
+_OF_ASSIGNMENT = Ready(
     select(
         assignments,
         runs.c.spec,
@@ -36,7 +36,6 @@ _OF_ASSIGNMENT = (
     .outerjoin(uploads, uploads.c.assignment_id == assignments.c.assignment_id)
     .outerjoin(updates, updates.c.assignment_id == assignments.c.assignment_id)
     .where(assignments.c.assignment_id == bindparam("assignment_id"))
-    .execution_options(**QUICK)
 )
 
 
@@ -56,7 +55,7 @@ class Situation:
 
 async def the_situation(connection: AsyncConnection, assignment_id: str) -> Situation:
     """Raises: NotFound: there is no such assignment."""
-    row = (await connection.execute(_OF_ASSIGNMENT, {"assignment_id": assignment_id})).first()
+    row = await _OF_ASSIGNMENT.first(connection, assignment_id=assignment_id)
     if row is None:
         raise NotFound(f"there is no assignment {assignment_id}")
     received = row.digest is not None

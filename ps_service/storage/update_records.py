@@ -10,18 +10,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.messages import Outcome, Receipt, UpdateHeader
 from ps_service.storage.assignment_records import StoredAssignment, assignment_in
 from ps_service.storage.one_visit import QUICK
+from ps_service.storage.ready import Ready
 from ps_service.storage.schema import assignments, updates, uploads, workers
 
 # built once: what every update asks
-_UPLOAD = (
+_UPLOAD = Ready(
     select(uploads, assignments.c.worker_id)
     .join(assignments)
     .where(uploads.c.upload_id == bindparam("upload_id"))
-    .execution_options(**QUICK)
 )
-_RECEIVED = (
-    select(updates).where(updates.c.assignment_id == bindparam("assignment_id")).execution_options(**QUICK)
-)
+_RECEIVED = Ready(select(updates).where(updates.c.assignment_id == bindparam("assignment_id")))
 _ADD_UPLOAD = insert(uploads).execution_options(**QUICK)
 _ADD_UPDATE = insert(updates).execution_options(**QUICK)
 _SETTLE = (
@@ -90,7 +88,7 @@ async def declare_upload(
 
 
 async def load_upload(connection: AsyncConnection, upload_id: str) -> StoredUpload | None:
-    row = (await connection.execute(_UPLOAD, {"upload_id": upload_id})).first()
+    row = await _UPLOAD.first(connection, upload_id=upload_id)
     if row is None:
         return None
     header = UpdateHeader.model_validate_json(row.header)
@@ -146,7 +144,7 @@ async def add_update(
 
 
 async def load_receipt(connection: AsyncConnection, assignment_id: str) -> Receipt | None:
-    row = (await connection.execute(_RECEIVED, {"assignment_id": assignment_id})).first()
+    row = await _RECEIVED.first(connection, assignment_id=assignment_id)
     return None if row is None else receipt_of(row, row.version)
 
 

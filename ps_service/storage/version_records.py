@@ -8,17 +8,17 @@ from sqlalchemy import Row, bindparam, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import VersionSummary
-from ps_service.storage.one_visit import QUICK
+from ps_service.storage.ready import Ready
 from ps_service.storage.run_records import MOST_ROWS
 from ps_service.storage.schema import members, runs, state_tensors, versions
 
 # built once: what every download asks, and every assignment
-_TENSORS = (
-    select(versions.c.tensors)
-    .where(versions.c.run_id == bindparam("run_id"), versions.c.version == bindparam("version"))
-    .execution_options(**QUICK)
+_TENSORS = Ready(
+    select(versions.c.tensors).where(
+        versions.c.run_id == bindparam("run_id"), versions.c.version == bindparam("version")
+    )
 )
-_READER = (
+_READER = Ready(
     select(runs.c.task, state_tensors.c.digest, members.c.worker_id)
     .outerjoin(
         state_tensors,
@@ -26,7 +26,6 @@ _READER = (
     )
     .outerjoin(members, (members.c.run_id == runs.c.run_id) & (members.c.worker_id == bindparam("worker_id")))
     .where(runs.c.run_id == bindparam("run_id"))
-    .execution_options(**QUICK)
 )
 
 
@@ -74,8 +73,9 @@ async def add_version(
 
 async def tensors_of(connection: AsyncConnection, run_id: str, version: int) -> dict[str, str]:
     """{bundle: digest} of a version that exists."""
-    found = await connection.execute(_TENSORS, {"run_id": run_id, "version": version})
-    tensors: dict[str, str] = json.loads(found.scalar_one())
+    found = await _TENSORS.first(connection, run_id=run_id, version=version)
+    assert found is not None
+    tensors: dict[str, str] = json.loads(found.tensors)
     return tensors
 
 
@@ -107,6 +107,5 @@ async def readable(
     connection: AsyncConnection, run_id: str, digest: str, worker_id: str | None
 ) -> Readable | None:
     """Of these tensors for this worker; None: there is no such run."""
-    found = await connection.execute(_READER, {"run_id": run_id, "digest": digest, "worker_id": worker_id})
-    row = found.first()
+    row = await _READER.first(connection, run_id=run_id, digest=digest, worker_id=worker_id)
     return None if row is None else Readable(row.task, row.digest is not None, row.worker_id is not None)

@@ -10,14 +10,19 @@ import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from protocol.errors import NotReady
 from ps_service.storage.not_writable import is_read_only
 from ps_service.storage.one_visit import OneVisitConnection
+from ps_service.storage.ready import DRIVER
+
+LONGEST_VISIT_S = 5.0
+"""Whoever closes the connections waits no longer for a visit to end."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,10 @@ class Visits:
     def __init__(self, engine: AsyncEngine, most: int) -> None:
         """Args: most: visits at a time; who comes then waits."""
         self._engine = engine
+        self._most = most
         self._places = asyncio.Semaphore(most)
         self._idle: list[_Open] = []
+        self._closed = False
         self.under_way = 0
         self.begun: Counter[str] = Counter()
         """Transactions so far, by the statement that began them."""
@@ -45,8 +52,13 @@ class Visits:
         """A connection for this block. At its end what was changed is committed; any error rolls it back.
 
         Args: begin: the statement that begins a transaction; None: there is none, and nothing is changed.
+
+        Raises:
+            NotReady: they are closed.
         """
         async with self._places:
+            if self._closed:
+                raise NotReady("the server is stopping")
             visited = self._idle.pop() if self._idle else await self._open()
             self.under_way += 1
             good = False
@@ -66,21 +78,28 @@ class Visits:
                 raise
             finally:
                 self.under_way -= 1
-                if good:
+                if good and not self._closed:
                     self._idle.append(visited)
                 else:
                     await asyncio.shield(asyncio.ensure_future(_drop(visited)))
 
     async def close(self) -> None:
-        """Close those that nobody visits."""
+        """Let nobody in any more, wait for those who are, and close what is open."""
+        self._closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_VISIT_S):
+                for _ in range(self._most):
+                    await self._places.acquire()
+        for _ in range(self._most):  # those who wait are to hear of it
+            self._places.release()
         while self._idle:
             await self._idle.pop().connection.close()
 
     async def _open(self) -> _Open:
         connection = await self._engine.connect().start()
-        connection = await connection.execution_options(no_transaction=True)
         driver = (await connection.get_raw_connection()).driver_connection
         assert isinstance(driver, OneVisitConnection)
+        connection = await connection.execution_options(no_transaction=True, **{DRIVER: driver})
         return _Open(connection, driver)
 
 

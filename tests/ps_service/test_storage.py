@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, event, func, insert, select, text
 from sqlalchemy.engine import Engine
 
-from protocol.errors import StorageCorrupt, UnsupportedVersion
+from protocol.errors import NotReady, StorageCorrupt, UnsupportedVersion
 from ps_service.storage import migrations
 from ps_service.storage.records import Records
 from ps_service.storage.schema import metadata, operator_keys
@@ -237,4 +237,30 @@ async def test_commits_are_durable_and_references_are_checked(tmp_path):
             for name in ("journal_mode", "synchronous", "foreign_keys")
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    await records.close()
+
+
+async def test_records_are_closed_when_the_last_visit_has_ended_and_let_nobody_in_any_more(tmp_path):
+    records = await Records.open(tmp_path / "records.sqlite")
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def writing():
+        async with records.write() as connection:
+            await add_key(connection)
+            begun.set()
+            await may_end.wait()
+
+    task = asyncio.create_task(writing())
+    await begun.wait()
+    closing = asyncio.create_task(records.close())
+    done, _ = await asyncio.wait([closing], timeout=0.1)
+    assert not done
+    may_end.set()
+    await task
+    await closing
+    with pytest.raises(NotReady):
+        await keys(records)
+    await records.close()
+    records = await Records.open(tmp_path / "records.sqlite")
+    assert await keys(records) == 1
     await records.close()
