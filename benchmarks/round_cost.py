@@ -65,7 +65,8 @@ def sentence(fields: Fields) -> str:
     return (
         f"{fields['mb']:g} MB × {fields['workers']}: {fields['round_seconds']:.2f} s a round, "
         f"{fields['over_floor']} × the honest floor, {fields['over_tcp']} × TCP alone; the server took "
-        f"{fields['server_cpu_s_per_round']:.2f} s of a core and {memory:.0f} MB above idle"
+        f"{fields['server_cpu_s_per_round']:.2f} s of a core and {memory:.0f} MB above idle; "
+        f"{fields['loop_lag_over_20ms']} of {fields['loop_lags_seen']} looks found its loop 20 ms late"
     )
 
 

@@ -166,6 +166,10 @@ class OperatorClient:
         answer = await self._send("POST", "/v1/runs/import", content=body, headers=headers)
         return _parsed(RunSummary, answer)
 
+    async def metrics(self) -> str:
+        """What the server measures of itself, in Prometheus text format."""
+        return (await self._send("GET", "/metrics")).text
+
     async def runs(self) -> tuple[RunSummary, ...]:
         return await self._all_rows(Runs, "/v1/runs", lambda page: page.runs, lambda run: run.run_id)
 

@@ -11,34 +11,33 @@ never O(model · workers). Everything here blocks: it runs in a thread.
 """
 
 import functools
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.algorithms import algorithm_named
 from protocol.bound import delta_of
-from protocol.codec import (
-    DEFAULT_LIMITS,
-    Layout,
-    pack_header,
-    preamble,
-    read_layout,
-    require_finite,
-    tensor_header,
-)
+from protocol.codec import DEFAULT_LIMITS, Layout, read_layout, require_finite
 from protocol.encodings import Constants, encoding_named
 from protocol.errors import TruncatedTensorMessage
-from protocol.messages import RunSpec, TensorSpec, UpdateHeader
-from ps_service.combining import chunks
+from protocol.messages import RunSpec, UpdateHeader
+from ps_service.combining import Part, parts
+from ps_service.in_order import in_order, useful_threads
+from ps_service.next_state import NextState
 from ps_service.round_step import Decided, RoundStep
-from ps_service.storage.blobs import BlobStore, Staged
+from ps_service.storage.blobs import BlobStore
 
 Chunk = npt.NDArray[np.float32]
 CHUNK_BYTES = 8 * 1024 * 1024
-"""Rows of all workers together, in one bundle."""
+"""Of one bundle, the rows that all threads hold at the same time."""
+MOST_ELEMENTS = 128 * 1024
+"""Of one row: more no longer fit a core's cache together with their sum."""
+LEAST_ELEMENTS = 4096
+ROWS_IN_TURN = 3
+"""Where rows come in turn, as many arrays are held: a row, its part of the sum, and the sum."""
 HEADER_BYTES = 16 * 1024
 """Of a stored message, read at first: few headers are longer."""
 
@@ -73,6 +72,7 @@ def aggregate(
     share: float = 1.0,
     workers: int | None = None,
     chunk_elements: int | None = None,
+    threads: int | None = None,
 ) -> dict[str, str]:
     """Give {bundle: digest} of the next version, its tensor messages stored durably.
 
@@ -81,6 +81,8 @@ def aggregate(
         rows: {bundle: the updates that bring it, in slot order, at least one}.
         partial, share, workers: as in `StepContext`.
         chunk_elements: coordinates at a time; None fits the number of workers. It changes no bit.
+        threads: beside this one, which hashes and writes what they make; None fits the machine. They
+            change no bit either.
 
     Raises:
         NotFinite: a sum of finite values left the range of float32.
@@ -88,9 +90,14 @@ def aggregate(
     """
     round_step = RoundStep(spec, rows, partial=partial, share=share, workers=workers)
     work = _Aggregation(blobs, spec, tensors, rows, round_step)
-    chunk_elements = chunk_elements or max(4096, CHUNK_BYTES // 4 // max(map(len, rows.values())))
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
-        return tensors | work.run(chunk_elements)
+        return tensors | work.run(chunk_elements, useful_threads() if threads is None else threads)
+
+
+def elements_at_a_time(num_rows: int, threads: int) -> int:
+    """How many coordinates of so many rows each thread works on together."""
+    fitting = CHUNK_BYTES // 4 // (num_rows * max(threads, 1))
+    return max(LEAST_ELEMENTS, min(MOST_ELEMENTS, fitting))
 
 
 class StoredMessage:
@@ -145,38 +152,15 @@ def _stored_layout(blobs: BlobStore, digest: str) -> Layout:
         prefix = np.empty(most_bytes, np.uint8)
 
 
-class StateWriter:
-    """Writes one bundle of the next state as a tensor message, values as they come, tensor after tensor."""
+class _Starts:
+    """Where each delta began, read when it is first asked for; those of one version share an array."""
 
-    def __init__(
-        self, blobs: BlobStore, bundle: str, model: Sequence[TensorSpec], encoding: str = "f32"
-    ) -> None:
-        """Args: encoding: one that takes no constants, and any part by itself."""
-        self._staged: Staged = blobs.stage()
-        self._sha256 = hashlib.sha256()
-        self._encoding = encoding_named(encoding)
-        self._headers = [tensor_header(bundle, tensor.name, tensor.shape, encoding) for tensor in model]
-        self._offset = 0
-        self._write(pack_header("state", self._headers))
+    def __init__(self, digests: Sequence[str], read: Callable[[str], Chunk]) -> None:
+        self._digests = digests
+        self._read = functools.cache(read)
 
-    def begin_tensor(self, index: int) -> None:
-        self._write(preamble(self._offset, self._headers[index].size_bytes))
-
-    def write(self, values: Chunk) -> None:
-        self._write(self._encoding.encode(values))
-
-    def seal(self) -> str:
-        digest = self._sha256.hexdigest()
-        self._staged.seal(digest)
-        return digest
-
-    def discard(self) -> None:
-        self._staged.discard()
-
-    def _write(self, data: bytes | memoryview) -> None:
-        self._sha256.update(data)
-        self._staged.write(data)
-        self._offset += len(data)
+    def __iter__(self) -> Iterator[Chunk]:
+        return map(self._read, self._digests)
 
 
 class _Aggregation:
@@ -200,57 +184,75 @@ class _Aggregation:
         }
         self.rows = {bundle: [messages[update.digest] for update in rows[bundle]] for bundle in rows}
         self.state = {bundle: StoredMessage(blobs, digest) for bundle, digest in tensors.items()}
+        self.in_turn = [bundle for bundle in rows if round_step.may_come_in_turn(bundle)]
+        self.at_once = [bundle for bundle in rows if bundle not in self.in_turn]
         self.start_of_each = [update.params for update in rows.get("delta", ())]
         self.starts = {params: StoredMessage(blobs, params) for params in set(self.start_of_each)}
 
-    def run(self, chunk_elements: int) -> dict[str, str]:
-        decided = self.round_step.decide(self._received, chunk_elements)
-        writers: dict[str, StateWriter] = {}
-        try:
-            for index, tensor in enumerate(self.spec.model):
-                for start, stop in chunks(tensor.num_elements, chunk_elements):
-                    for bundle, values in self._step(decided, tensor.name, start, stop).items():
-                        if bundle not in writers:
-                            encoding = self.spec.state_encoding_of(bundle)
-                            writers[bundle] = StateWriter(self.blobs, bundle, self.spec.model, encoding)
-                        if start == 0:
-                            writers[bundle].begin_tensor(index)
-                        require_finite(f"the next {bundle}: {tensor.name}", values)
-                        writers[bundle].write(values)
-            return {bundle: writer.seal() for bundle, writer in writers.items()}
-        finally:
-            for writer in writers.values():
-                writer.discard()
-
-    def _step(self, decided: Decided, name: str, start: int, stop: int) -> dict[str, Chunk]:
-        """The changed state bundles of these coordinates."""
-        return self.round_step.apply(
-            decided,
-            {bundle: self._state(bundle, name, start, stop) for bundle in self.state_bundles},
-            {bundle: self._received(bundle, name, start, stop) for bundle in self.rows},
-            self._starts(name, start, stop),
+    def run(self, chunk_elements: int | None, threads: int) -> dict[str, str]:
+        whole = max(map(len, self.rows.values()))
+        decided = self.round_step.decide(
+            self._received, chunk_elements or elements_at_a_time(whole, threads), threads
         )
+        held = max((len(self.rows[bundle]) for bundle in self.at_once), default=ROWS_IN_TURN)
+        elements = chunk_elements or elements_at_a_time(held, threads)
+        following = NextState(self.blobs, self.spec)
+        try:
+            in_order(
+                parts(self.spec.model, elements),
+                lambda part: (part, self._step(decided, part)),
+                lambda made: following.write(*made),
+                threads,
+            )
+            return following.seal()
+        finally:
+            following.discard()
+
+    def _step(self, decided: Decided, part: Part) -> dict[str, Chunk]:
+        """The changed state bundles of these coordinates."""
+        place = part.name, part.start, part.stop
+        row = np.empty(part.stop - part.start, dtype=np.float32)
+        changed = self.round_step.apply(
+            decided,
+            {bundle: self._state(bundle, *place) for bundle in self.state_bundles},
+            {bundle: self._received(bundle, *place) for bundle in self.at_once},
+            self._starts(*place),
+            {bundle: self._in_turn(bundle, *place, repeat(row)) for bundle in self.in_turn},
+        )
+        for bundle, values in changed.items():
+            require_finite(f"the next {bundle}: {part.name}", values)
+        return changed
 
     def _state(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
-        values = np.zeros(stop - start, dtype=np.float32)
-        if bundle in self.state:
-            self.state[bundle].read(bundle, name, start, values)
-        return values
+        if bundle not in self.state:
+            return np.zeros(stop - start, dtype=np.float32)
+        return _read(self.state[bundle], bundle, name, start, stop)
 
     def _received(self, bundle: str, name: str, start: int, stop: int) -> Chunk:
         rows = np.empty((len(self.rows[bundle]), stop - start), dtype=np.float32)
-        for update, row in zip(self.rows[bundle], rows, strict=True):
-            update.read(bundle, name, start, row)
-        if bundle == "delta" and "shrinkage" in self.rows[bundle][0].constants(bundle, name):
-            starts = self._starts(name, start, stop)
-            for update, row, began in zip(self.rows[bundle], rows, starts, strict=True):
-                delta_of(row, began, update.constants(bundle, name))
+        for _ in self._in_turn(bundle, name, start, stop, rows):
+            pass
         return rows
 
-    def _starts(self, name: str, start: int, stop: int) -> list[Chunk]:
-        """Where each delta began; those that began at the same version share an array."""
-        values = {}
-        for digest, params in self.starts.items():
-            values[digest] = np.empty(stop - start, dtype=np.float32)
-            params.read("params", name, start, values[digest])
-        return [values[digest] for digest in self.start_of_each]
+    def _in_turn(
+        self, bundle: str, name: str, start: int, stop: int, rows: Iterable[Chunk]
+    ) -> Iterator[Chunk]:
+        """Read one update after another, each into the next of `rows`, shape (n,)."""
+        moved = bundle == "delta" and "shrinkage" in self.rows[bundle][0].constants(bundle, name)
+        starts = iter(self._starts(name, start, stop))
+        for update, row in zip(self.rows[bundle], rows, strict=False):
+            update.read(bundle, name, start, row)
+            if moved:
+                delta_of(row, next(starts), update.constants(bundle, name))
+            yield row
+
+    def _starts(self, name: str, start: int, stop: int) -> _Starts:
+        return _Starts(
+            self.start_of_each, lambda digest: _read(self.starts[digest], "params", name, start, stop)
+        )
+
+
+def _read(message: StoredMessage, bundle: str, name: str, start: int, stop: int) -> Chunk:
+    values = np.empty(stop - start, dtype=np.float32)
+    message.read(bundle, name, start, values)
+    return values

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a server does unasked: closes rounds at their deadlines, performs effects, looks who is there.
 
-Each is a watch: work that is done now, and again whenever its topic rings or the time it asked for has
-passed. What it works from is in the records: nothing is lost by trying again, everything by giving up.
+Each of these is a watch: work that is done now, and again whenever its topic rings or the time it asked for
+has passed. What it works from is in the records: nothing is lost by trying again, everything by giving up.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from functools import partial
 from ps_service.bell import DEADLINES, EFFECTS, HOUSEKEEPING, PRESENCE, Bell, wait_for_ring
 from ps_service.deadlines import RETRY_S, tick
 from ps_service.effects import perform_effects
+from ps_service.loop_lag import watch_lag
 from ps_service.service import Service
 from ps_service.troubles import Troubles
 
@@ -37,6 +38,7 @@ async def background(service: Service) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(_watch(service.bell, topic, work, troubles)) for topic, work in watches.items()
     ]
+    tasks.append(asyncio.create_task(watch_lag(service.meters.loop_lag_seconds.observe)))
     try:
         yield
     finally:

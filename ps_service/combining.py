@@ -11,6 +11,7 @@ of them is added in their order, so no chunk size changes a bit. Memory is O(chu
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from protocol.messages import TensorSpec
 from ps_service.combiners import Combiner
 from ps_service.combiners.base import Measure, Measures, Rows, Values
 from ps_service.combiners.measures import BLOCK
+from ps_service.in_order import in_order
 
 ReadRows = Callable[[str, int, int], Rows]
 """(tensor, start, stop) → rows of those coordinates, shape (K, stop − start), in slot order."""
@@ -37,9 +39,13 @@ class Senders:
         self.weights: Values = (of_workers / of_workers.sum()).astype(np.float32)
         """One a worker, in slot order; they sum to 1 (to float32 rounding)."""
 
+    @property
+    def sent_one_each(self) -> bool:
+        return len(self._updates_of) == len(self._shares)
+
     def one_row_each(self, rows: Rows) -> Rows:
         """Rows of updates → rows of workers; `rows` themselves where nobody sent two."""
-        if len(rows) == len(self._updates_of):
+        if self.sent_one_each:
             return rows
         merged = np.zeros((len(self._updates_of), rows.shape[1]), dtype=np.float32)
         for row, updates in zip(merged, self._updates_of.values(), strict=True):
@@ -50,34 +56,67 @@ class Senders:
 
 
 def decided_weights(
-    combiner: Combiner, weights: Values, model: Sequence[TensorSpec], read: ReadRows, chunk_elements: int
+    combiner: Combiner,
+    weights: Values,
+    model: Sequence[TensorSpec],
+    read: ReadRows,
+    chunk_elements: int,
+    threads: int = 0,
 ) -> Values:
     """What each row counts for, shape (K,): `weights`, unless the combiner weighs the rows itself.
 
     Args:
         weights: as the run says, sum 1.
-        chunk_elements: coordinates read at a time; made whole blocks here.
+        chunk_elements, threads: as in `measured`.
     """
     if combiner.weighing is None:
         return weights
-    return combiner.weighing.decide(measured(combiner.weighing.measure, model, read, chunk_elements), weights)
+    measures = measured(combiner.weighing.measure, model, read, chunk_elements, threads)
+    return combiner.weighing.decide(measures, weights)
 
 
-def measured(measure: Measure, model: Sequence[TensorSpec], read: ReadRows, chunk_elements: int) -> Measures:
+def measured(
+    measure: Measure, model: Sequence[TensorSpec], read: ReadRows, chunk_elements: int, threads: int = 0
+) -> Measures:
     """What is to be known of whole rows: that of their blocks, added in order.
 
-    Args: chunk_elements: coordinates read at a time; made whole blocks here.
+    Args:
+        chunk_elements: coordinates read at a time; made whole blocks here.
+        threads: that read and measure, beside the caller's.
     """
     width = -(-chunk_elements // BLOCK) * BLOCK
     total: Measures | None = None
-    for tensor in model:
-        for start, stop in chunks(tensor.num_elements, width):
-            rows = read(tensor.name, start, stop)
-            for first, last in chunks(stop - start, BLOCK):
-                of_block = measure(rows[:, first:last])
-                total = of_block if total is None else total + of_block
+
+    def of_blocks(part: Part) -> list[Measures]:
+        rows = read(part.name, part.start, part.stop)
+        return [measure(rows[:, first:last]) for first, last in chunks(rows.shape[1], BLOCK)]
+
+    def add(measures: list[Measures]) -> None:
+        nonlocal total
+        for of_block in measures:
+            total = of_block if total is None else total + of_block
+
+    in_order(parts(model, width), of_blocks, add, threads)
     assert total is not None  # a model has tensors
     return total
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some coordinates of one tensor: start … stop − 1."""
+
+    tensor: int
+    """Its place in the model."""
+    name: str
+    start: int
+    stop: int
+
+
+def parts(model: Sequence[TensorSpec], chunk_elements: int) -> Iterator[Part]:
+    """All coordinates of a model, tensor after tensor."""
+    for index, tensor in enumerate(model):
+        for start, stop in chunks(tensor.num_elements, chunk_elements):
+            yield Part(index, tensor.name, start, stop)
 
 
 def chunks(num_elements: int, chunk_elements: int) -> Iterator[tuple[int, int]]:

@@ -59,6 +59,12 @@ class Meters:
             "Requests that wait for an assignment now.",
             registry=self.registry,
         )
+        self.loop_lag_seconds = Histogram(
+            "fed_sophia_loop_lag_seconds",
+            "How late the event loop came to what was due, in seconds.",
+            buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+            registry=self.registry,
+        )
 
     def names(self) -> list[str]:
         """The names under which the metrics are exposed, without histogram and counter suffixes."""

@@ -7,7 +7,7 @@ simulation has arrays in memory.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from protocol.algorithms import algorithm_named
 from protocol.messages import RunSpec, Weighting
 from ps_service.combiners import COMBINERS
+from ps_service.combiners.base import RowsInTurn
 from ps_service.combiners.measures import squared_lengths
 from ps_service.combining import ReadRows, Senders, decided_weights, measured
 from ps_service.server_steps import SERVER_STEPS, StepContext
@@ -95,12 +96,14 @@ class RoundStep:
             workers=workers,
         )
 
-    def decide(self, read: ReadBundle, chunk_elements: int) -> Decided:
+    def decide(self, read: ReadBundle, chunk_elements: int, threads: int = 0) -> Decided:
         """Settle what is the same at every coordinate.
 
-        Args: chunk_elements: coordinates read at a time, where whole updates are measured.
+        Args:
+            chunk_elements: coordinates read at a time, where whole updates are measured.
+            threads: that read and measure them, beside the caller's.
         """
-        scales = self._scales(read, chunk_elements)
+        scales = self._scales(read, chunk_elements, threads)
         weights = {
             bundle: decided_weights(
                 combiner,
@@ -108,16 +111,18 @@ class RoundStep:
                 self._model,
                 self._reader_of_workers(read, bundle, scales),
                 chunk_elements,
+                threads,
             )
             for bundle, combiner in self._combiners.items()
         }
         return Decided(weights, scales)
 
-    def _scales(self, read: ReadBundle, chunk_elements: int) -> Chunk | None:
+    def _scales(self, read: ReadBundle, chunk_elements: int, threads: int) -> Chunk | None:
         """What brings each delta to the length that the run allows; updates, not workers, are measured."""
         if self._max_delta_norm is None or "delta" not in self._senders:
             return None
-        squares = measured(squared_lengths, self._model, partial(read, "delta"), chunk_elements)
+        read_deltas = partial(read, "delta")
+        squares = measured(squared_lengths, self._model, read_deltas, chunk_elements, threads)
         return scales_to(self._max_delta_norm, squares)
 
     def _reader_of_workers(self, read: ReadBundle, bundle: str, scales: Chunk | None) -> ReadRows:
@@ -132,7 +137,8 @@ class RoundStep:
         decided: Decided,
         state: Mapping[str, Chunk],
         received: Mapping[str, Chunk],
-        starts: Sequence[Chunk],
+        starts: Iterable[Chunk],
+        in_turn: Mapping[str, RowsInTurn] | None = None,
     ) -> dict[str, Chunk]:
         """Give the changed state bundles of some coordinates, {bundle: (n,)}.
 
@@ -140,16 +146,33 @@ class RoundStep:
             state: {bundle: (n,)}, all that the algorithm keeps.
             received: {bundle: (K, n)}; may be overwritten.
             starts: for each delta, the parameters it was made from, shape (n,).
+            in_turn: the bundles that are not in `received`; those alone that `may_come_in_turn`.
         """
+        combined = {
+            bundle: self._combine_in_turn(bundle, rows, decided) for bundle, rows in (in_turn or {}).items()
+        }
         received = {bundle: _scaled(bundle, rows, decided.scales) for bundle, rows in received.items()}
         derived = self._server_step.derive(received, starts, self._context)
-        combined = {}
         for bundle, rows in (dict(received) | dict(derived)).items():
             # what is derived shares its combiner and what was decided: all of it is of the same workers
             sent = self._algorithm.derived.get(bundle, bundle)
             of_workers = self._senders[sent].one_row_each(rows)
             combined[bundle] = self._combiners[sent].combine(of_workers, decided.weights[sent])
         return dict(self._server_step.apply(state, combined, self._context))
+
+    def may_come_in_turn(self, bundle: str) -> bool:
+        """Whether nothing but its combiner looks at a bundle's rows, and that at one after another."""
+        return (
+            self._combiners[bundle].in_turn is not None
+            and self._senders[bundle].sent_one_each
+            and not self._algorithm.derived
+            and not (bundle == "delta" and self._max_delta_norm is not None)
+        )
+
+    def _combine_in_turn(self, bundle: str, rows: RowsInTurn, decided: Decided) -> Chunk:
+        combine = self._combiners[bundle].in_turn
+        assert combine is not None
+        return combine(rows, decided.weights[bundle])
 
 
 def scales_to(longest: float, squared_lengths: npt.NDArray[np.float64]) -> Chunk:

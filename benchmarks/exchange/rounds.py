@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.crowd.figures import usage_of
+from benchmarks.exchange.lags import lags_in
 from benchmarks.exchange.watching import own_bytes, peak_of
 from benchmarks.exchange.worker import TASK, sent_by
 from benchmarks.peers.loopback import received_bytes
@@ -72,6 +73,10 @@ class Figures:
     server_peak_bytes: int
     start_seconds: float
     """From the start of the first worker to the opening of the first round."""
+    loop_lags_seen: int
+    """Looks at how late the server's event loop was, without those of the first round."""
+    loop_lag_over_20ms: int
+    """Of these, by how many it was late. Processes that outnumber the cores make it late too."""
     aggregate_max_error: float
 
 
@@ -98,10 +103,12 @@ async def _measure(plan: Plan, folder: Path, server: int, client: OperatorClient
         run = await client.create_run(spec)
         await _until(client, run.run_id, workers, first=True)
         pids = [server, *(worker.pid for worker in workers)]
+        lags_before = lags_in(await client.metrics())
         before, warm_ms = [usage_of(pid).cpu_s for pid in pids], time.time() * 1000
         run = await _until(client, run.run_id, workers, first=False)
         took = [usage_of(pid).cpu_s - earlier for pid, earlier in zip(pids, before, strict=True)]
         moved_bytes = received_bytes() - bytes_before
+        lags = lags_in(await client.metrics()) - lags_before
     rounds = await client.rounds(run.run_id)
     counted = _rounds_since(warm_ms, rounds)
     return Figures(
@@ -112,6 +119,8 @@ async def _measure(plan: Plan, folder: Path, server: int, client: OperatorClient
         server_idle_bytes=idle_bytes,
         server_peak_bytes=peak.own_bytes,
         start_seconds=rounds[0].opened_ms / 1000 - began_s,
+        loop_lags_seen=lags.seen,
+        loop_lag_over_20ms=lags.over_20ms,
         aggregate_max_error=await _error_of(plan, client, run),
     )
 

@@ -19,12 +19,12 @@ from ps_service.combiners.winsorized_mean import winsorized_mean
 __all__ = ["COMBINERS", "Combiner", "Weighing"]
 
 COMBINERS: dict[str, Combiner] = {
-    "mean": Combiner(mean),
+    "mean": Combiner(mean, in_turn=mean),
     "trimmed_mean": Combiner(trimmed_mean),
     "winsorized_mean": Combiner(winsorized_mean),
     "median": Combiner(median),
-    "krum": Combiner(mean, Weighing(inner_products, krum)),
-    "multi_krum": Combiner(mean, Weighing(inner_products, multi_krum)),
-    "geometric_median": Combiner(mean, Weighing(inner_products, geometric_median)),
-    "norm_bounded": Combiner(mean, Weighing(squared_lengths, norm_bounded)),
+    "krum": Combiner(mean, Weighing(inner_products, krum), mean),
+    "multi_krum": Combiner(mean, Weighing(inner_products, multi_krum), mean),
+    "geometric_median": Combiner(mean, Weighing(inner_products, geometric_median), mean),
+    "norm_bounded": Combiner(mean, Weighing(squared_lengths, norm_bounded), mean),
 }

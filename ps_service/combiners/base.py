@@ -15,6 +15,7 @@ multiply-adds, row after row: no BLAS, einsum or sum over an axis, whose order o
 bits of the result, changes with the width of a chunk.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,8 @@ Rows = npt.NDArray[np.float32]
 """Shape (K, n): one row a worker, in slot order."""
 Values = npt.NDArray[np.float32]
 """Shape (n,), or (K,) where they are weights."""
+RowsInTurn = Iterable[Values]
+"""The same rows one after another, each shape (n,) and of no further use once the next is asked for."""
 Measures = npt.NDArray[np.float64]
 """Shape (K,) or (K, K): of one block of coordinates, or added up over all of them."""
 
@@ -34,6 +37,14 @@ class Combine(Protocol):
 
     def __call__(self, rows: Rows, weights: Values, /) -> Values:
         """Combine `rows`, shape (K, n) with n from 0 on, with `weights`, shape (K,); may overwrite `rows`."""
+        ...
+
+
+class CombineInTurn(Protocol):
+    """A combiner that asks for each row once, in order, so that no two need be in memory."""
+
+    def __call__(self, rows: RowsInTurn, weights: Values, /) -> Values:
+        """Combine at least one row, with `weights`, shape (K,); changes no row."""
         ...
 
 
@@ -68,3 +79,5 @@ class Combiner:
     combine: Combine
     weighing: Weighing | None = None
     """None: nothing but the values at a coordinate decides what comes out there."""
+    in_turn: CombineInTurn | None = None
+    """The same as `combine`, to the bit, of rows in turn; None where all are needed at once."""

@@ -6,7 +6,7 @@ float32, shape (n,); what workers sent is shape (K, n), in slot order, with a K 
 It keeps nothing between calls.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,7 +54,7 @@ class ServerStep(Protocol):
     """How the global state moves when a round is closed."""
 
     def derive(
-        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
+        self, received: Mapping[str, Chunk], starts: Iterable[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
         """Compute, delta by delta, bundles to be combined beside those received: {bundle: (K, n)}.
 
@@ -73,7 +73,7 @@ class CombinesAsReceived:
     """For steps that combine what workers sent, and nothing that follows from it."""
 
     def derive(
-        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
+        self, received: Mapping[str, Chunk], starts: Iterable[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
         return {}
 

@@ -13,7 +13,7 @@ since so small a sample of a curvature is often almost zero. Synchronous runs on
 weighed by the curvature that came beside it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class CurvatureWeighted:
     """Moves θ; keeps nothing but `params`."""
 
     def derive(
-        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
+        self, received: Mapping[str, Chunk], starts: Iterable[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
         if "hessian" not in received:  # the contract: a step can do with deltas alone
             return {}

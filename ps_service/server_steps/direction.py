@@ -10,7 +10,7 @@ that makes its step the mean of the deltas, η_g = η_l·K; d is −Δ_{t+1} of 
 the steps of its own worker. With a share of s, d spans as many updates as in a synchronous run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Direction:
     """Moves θ, and turns `direction` to where it went."""
 
     def derive(
-        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
+        self, received: Mapping[str, Chunk], starts: Iterable[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
         hyperparameters = context.hyperparameters
         assert isinstance(hyperparameters, FedCmHyperparameters)

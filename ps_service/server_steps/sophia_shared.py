@@ -13,7 +13,7 @@ q_i is normalised by each worker's own bound and start, so that weight decay, un
 stale updates are right.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class SophiaShared:
     """Moves θ, the shared direction q̄ and the shared diagonal Hessian h."""
 
     def derive(
-        self, received: Mapping[str, Chunk], starts: Sequence[Chunk], context: StepContext
+        self, received: Mapping[str, Chunk], starts: Iterable[Chunk], context: StepContext
     ) -> Mapping[str, Chunk]:
         direction = np.empty_like(received["delta"])
         for row, delta, start, bound in zip(

@@ -96,21 +96,22 @@ class FileBlobs:
             return None
 
     def read_into(self, digest: str, offset: int, buffer: bytearray | memoryview) -> None:
-        view = memoryview(buffer)
+        view, filled = memoryview(buffer), 0
         try:
-            with self.path(digest).open("rb", buffering=0) as file:
-                file.seek(offset)
-                filled = 0
-                while filled < len(view):
-                    count = file.readinto(view[filled:])
-                    if not count:
-                        raise StorageCorrupt(
-                            f"tensor message {digest}: {offset + len(view)} bytes expected, "
-                            f"{offset + filled} found"
-                        )
-                    filled += count
+            descriptor = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise StorageCorrupt(f"tensor message {digest} is missing") from None
+        try:
+            while filled < len(view):
+                count = os.preadv(descriptor, [view[filled:]], offset + filled)
+                if not count:
+                    raise StorageCorrupt(
+                        f"tensor message {digest}: {offset + len(view)} bytes expected, "
+                        f"{offset + filled} found"
+                    )
+                filled += count
+        finally:
+            os.close(descriptor)
 
     def digests(self) -> Iterator[str]:
         """What else lies in the directory (`lost+found`, somebody's copy) is none of the store's."""

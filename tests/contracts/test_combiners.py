@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from protocol.messages import TensorSpec
 from ps_service.combiners import COMBINERS
+from ps_service.combiners.mean import mean
 from ps_service.combiners.trimmed_mean import trimmed
 from ps_service.combiners.winsorized_mean import pulled_in
 from ps_service.combining import decided_weights
@@ -50,6 +51,32 @@ def combine(name, rows, weights=None):
 def test_one_workers_result_is_itself(name):
     rows = rows_of(1)
     np.testing.assert_array_equal(combine(name, rows), rows[0])
+
+
+@EVERY_COMBINER
+@pytest.mark.parametrize("num_workers", [1, 2, 9])
+def test_rows_that_come_in_turn_give_the_bits_of_rows_that_are_all_there(name, num_workers):
+    in_turn = COMBINERS[name].in_turn
+    if in_turn is None:
+        assert COMBINERS[name].combine is not mean, "the mean needs no two rows at once"
+        return
+    rows = rows_of(num_workers)
+    rows[:, :3] = [-0.0, 0.0, 1e-40]
+    weights = decided(name, rows)
+    buffer = np.empty(COORDINATES, dtype=np.float32)
+
+    def in_one_buffer():
+        for row in rows:
+            buffer[:] = row
+            yield buffer
+
+    whole = COMBINERS[name].combine(rows.copy(), weights)
+    assert in_turn(in_one_buffer(), weights).tobytes() == whole.tobytes()
+
+
+def test_the_mean_begins_with_zero():
+    """−0 + −0 is −0, but 0 + −0 is 0: what is −0 everywhere is 0 in the mean, as it always was."""
+    assert not np.signbit(mean(np.full((2, 1), -0.0, dtype=np.float32), uniform(2))).any()
 
 
 @EVERY_COMBINER

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,9 +87,15 @@ class Case:
     def rows(self):
         return dict.fromkeys(self.bundles, self.updates)
 
-    def aggregate(self, *, partial=False, chunk_elements=None):
+    def aggregate(self, *, partial=False, chunk_elements=None, threads=None):
         return aggregate(
-            self.blobs, self.spec, self.tensors, self.rows, partial=partial, chunk_elements=chunk_elements
+            self.blobs,
+            self.spec,
+            self.tensors,
+            self.rows,
+            partial=partial,
+            chunk_elements=chunk_elements,
+            threads=threads,
         )
 
     def read(self, digest):
@@ -170,6 +178,31 @@ def test_no_chunk_size_changes_a_bit(tmp_path, message, algorithm, chunk_element
     assert case.aggregate(chunk_elements=chunk_elements) == case.aggregate()
 
 
+@ALGORITHMS
+@pytest.mark.parametrize("combiner", ["mean", "krum", "median"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_no_number_of_threads_that_share_the_parts_changes_a_bit(
+    tmp_path, message, algorithm, combiner, threads
+):
+    case = Case(tmp_path, message, algorithm, combiners={"delta": combiner})
+    expected = case.aggregate(threads=0)
+    assert case.aggregate(threads=threads) == expected
+    assert case.aggregate(threads=threads, chunk_elements=7) == expected
+
+
+def test_the_mean_is_added_row_after_row_in_float32_from_zero_on(tmp_path, message):
+    """To the bit: the law that every machine and every later version keeps."""
+    case = Case(tmp_path, message, "fedavg", weighting="num_examples")
+    shares = np.array(EXAMPLES, dtype=np.float64)
+    weights = (shares / shares.sum()).astype(np.float32)
+    params = case.read(case.aggregate()["params"])["params"]
+    for name, shape in MODEL.items():
+        total = np.zeros(shape, dtype=np.float32)
+        for weight, sent in zip(weights, case.sent, strict=True):
+            total = total + weight * sent["delta"][name]
+        assert params[name].tobytes() == (case.state["params"][name] + total).tobytes()
+
+
 def test_a_bundle_that_nobody_sent_stays_as_it_was(tmp_path, message):
     case = Case(tmp_path, message, "fed-sophia-shared")
     case.bundles = ("delta",)
@@ -216,14 +249,15 @@ def test_no_number_of_threads_changes_a_bit(tmp_path, message):
         assert json.loads(done.stdout) == expected
 
 
-def test_a_sum_that_leaves_float32_is_refused_and_leaves_nothing(tmp_path, message):
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_sum_that_leaves_float32_is_refused_and_leaves_nothing(tmp_path, message, threads):
     case = Case(tmp_path, message, "fedavg")
     huge = {"delta": {name: np.full(shape, 3e38, np.float32) for name, shape in MODEL.items()}}
     case.updates = [case.update(i, huge) for i in range(5)]
     case.tensors = {"params": case.store("state", {"params": huge["delta"]})}
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     with pytest.raises(NotFinite, match="the next params: weight"):
-        case.aggregate()
+        case.aggregate(threads=threads)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
 
 
@@ -232,6 +266,19 @@ def test_a_lost_update_is_corruption_not_a_smaller_sum(tmp_path, message):
     case.blobs.delete(case.updates[2].digest)
     with pytest.raises(StorageCorrupt):
         case.aggregate()
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_update_that_ends_early_ends_the_work_and_its_threads(tmp_path, message, threads):
+    """The first tensors are whole; of the last, bytes are missing."""
+    case = Case(tmp_path, message, "fedavg")
+    path = case.blobs.path(case.updates[2].digest)
+    os.truncate(path, path.stat().st_size - 1)
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(StorageCorrupt, match="bytes expected"):
+        case.aggregate(threads=threads, chunk_elements=7)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("in-order")]
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path, message):
@@ -247,3 +294,18 @@ def test_memory_does_not_grow_with_the_model(tmp_path, message):
     finally:
         tracemalloc.stop()
     assert peak_bytes < 6_000_000
+
+
+def test_the_memory_of_a_mean_does_not_grow_with_the_workers(tmp_path, message):
+    """One row at a time is in memory; of 100 workers, rows of this length are 25 MB."""
+    case = Case(tmp_path, message, "fedavg", model={"w": (200_000,)}, workers=1)
+    case.updates = [case.updates[0]] * 100
+    case.updates = [replace(update, slot=slot) for slot, update in enumerate(case.updates)]
+    case.sent.clear()
+    tracemalloc.start()
+    try:
+        case.aggregate(chunk_elements=65_536, threads=1)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4_000_000
