@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real worker that does not train: it sends the same delta in every round.
+"""A real worker that does not train: it sends nearly the same delta in every round.
 
     python -m benchmarks.exchange.worker URL NUMBER STATE_DIR        the join token in EXCHANGE_JOIN_TOKEN
 
 Everything is the worker's own (`worker.agent`): outbox, digests, checks, retries. Its delta is NUMBER + 1
-thousandths at every coordinate, so that the mean of all is known. It ends with its standard input.
+thousandths at every coordinate, so that the mean of all is known; at the first, a last place more in each
+round. Equal updates are one blob, and what is sent while the round before lets go of it must be sent again.
+It ends with its standard input.
 """
 
 import os
@@ -46,7 +48,7 @@ class Sent:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class SameDelta:
+class NearlySameDelta:
     """In the place of a trainer."""
 
     def __init__(self, value: float) -> None:
@@ -64,6 +66,8 @@ class SameDelta:
             self._delta = {
                 name: np.full_like(values, self._value) for name, values in state["params"].items()
             }
+        first = next(iter(self._delta.values()))
+        first[0] = np.nextafter(first[0], np.float32(np.inf))
         return Sent({"delta": self._delta}, assignment.local_steps)
 
     def evaluate(
@@ -81,7 +85,7 @@ def main() -> int:
     exit_with_parent()
     options = WorkerOptions(url, os.environ.pop("EXCHANGE_JOIN_TOKEN"), f"w-{number:04d}", state_dir, TASK)
     try:
-        run_until_stopped(serve(options, TASK, SameDelta(sent_by(number)), report))
+        run_until_stopped(serve(options, TASK, NearlySameDelta(sent_by(number)), report))
     except FedSophiaError as error:
         sys.stderr.write(f"{error.code}: {error.detail}\n")
         return 1

@@ -42,7 +42,7 @@ def complained(now: Costs, accepted: Costs) -> list[str]:
 
 def measured() -> Figures:
     """Rounds of 2 s, 3 models moved, 6 and 3 s of a core, and 50 MB above idle."""
-    return Figures([90.0, 2.0, 2.0], 12e6, 6.0, 3.0, 10_000_000, 60_000_000, 1.0, 0.0)
+    return Figures([90.0, 2.0, 2.0], 12e6, 6.0, 3.0, 10_000_000, 60_000_000, 1.0, 100, 0, 0.0)
 
 
 def test_what_is_compared_is_over_the_floors_of_the_same_run() -> None:
