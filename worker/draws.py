@@ -5,13 +5,22 @@ A model draws from torch's global generators: its first values, its dropout. The
 process, so two threads that draw from them at once disturb each other's draws.
 """
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+_STATES = threading.Lock()
+"""Held by whoever reads or sets the state of a global generator.
+
+torch (2.13, for one) does both under a lock of its own while it has Python's. It makes a tensor meanwhile,
+which may set off a look for garbage, and to free a tensor lets go of Python's lock: a thread that comes for
+the state then waits for torch's lock and has Python's, and the process stands still for ever.
+"""
 
 
 class Draws(NamedTuple):
@@ -41,12 +50,18 @@ def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
     That of another kind of device (mps) is left alone: what a model draws there is not repeatable.
     """
     on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+    forked = ExitStack()
+    with _STATES:
+        forked.enter_context(torch.random.fork_rng(devices=[device] if on_cuda else []))
         torch.default_generator.manual_seed(seed)
         if on_cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+    try:
         yield
+    finally:
+        with _STATES:
+            forked.close()
 
 
 def draws_by_itself(model: nn.Module, inputs: Tensor) -> bool:
@@ -63,7 +78,8 @@ def draws_by_itself(model: nn.Module, inputs: Tensor) -> bool:
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
+    with _STATES:
+        states = [torch.get_rng_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
     return states
