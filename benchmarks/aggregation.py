@@ -38,7 +38,8 @@ from protocol.algorithms import algorithm_named
 from protocol.codec import NamedTensor, digest_of, encode_message
 from protocol.header import Kind
 from protocol.messages import RunSpec, TensorSpec, UpdateHeader
-from ps_service.aggregation import AdmittedUpdate, aggregate, elements_at_a_time
+from ps_service.aggregation import ROWS_IN_TURN, AdmittedUpdate, aggregate, elements_at_a_time
+from ps_service.allocator import keep_freed_memory
 from ps_service.combiners.mean import mean
 from ps_service.combining import Part, parts
 from ps_service.in_order import cores, in_order
@@ -94,18 +95,16 @@ def _each(memory: InMemory, threads: int, work: Callable[[Float32Array, Float32A
 
 
 def mean_of(memory: InMemory, threads: int) -> None:
-    """As an aggregation does it: parts are made in threads, and put down in order."""
+    """As an aggregation does it, a part in each thread; nobody hashes and writes what is made."""
     weights = np.full(len(memory.rows), 1 / len(memory.rows), dtype=np.float32)
     whole = [TensorSpec(name="w", shape=memory.made.shape)]
 
-    def make(part: Part) -> tuple[Part, Float32Array]:
-        return part, mean((row[part.start : part.stop] for row in memory.rows), weights)
-
-    def take(made: tuple[Part, Float32Array]) -> None:
-        part, values = made
+    def make(part: Part) -> None:
+        values = mean((row[part.start : part.stop] for row in memory.rows), weights)
         memory.made[part.start : part.stop] = values
 
-    in_order(parts(whole, elements_at_a_time(3, threads)), make, take, threads)
+    elements = elements_at_a_time(ROWS_IN_TURN, threads)
+    in_order(parts(whole, elements), make, lambda _: None, threads)
 
 
 # --- the whole aggregation -----------------------------------------------------------------------
@@ -291,6 +290,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = _arguments()
+    keep_freed_memory()  # as a server does
     plan = Plan(given.mb, given.workers, 1, given.algorithm)
     with tempfile.TemporaryDirectory(prefix="fed-sophia-aggregation-", dir=given.folder) as name:
         fields = measure(plan, given.repeats, given.threads, Path(name))

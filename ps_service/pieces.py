@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of one transfer is in memory at a time: the less, the more of them there are.
 
-A large piece costs fewer turns of threads, and a few transfers have them; a crowd shares the memory. What
-threads have freed, the allocator keeps for each of its arenas, and it makes one for nearly every thread: a
-few are enough where most of what is allocated is a buffer that one thread has at a time.
+A large piece costs fewer turns of threads, and a few transfers have them; a crowd shares the memory.
 """
 
-import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 ALL_BYTES = 4 * 1024 * 1024
 MOST_BYTES, LEAST_BYTES = 1024 * 1024, 128 * 1024
-ARENAS = 2
-_M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 class Pieces:
@@ -35,9 +30,3 @@ class Pieces:
             yield
         finally:
             self._transfers -= 1
-
-
-def few_arenas() -> None:
-    """Let all threads of this process share a few arenas of the allocator, where that can be told so."""
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)

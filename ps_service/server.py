@@ -16,12 +16,12 @@ from pathlib import Path
 import uvicorn
 
 from protocol.errors import InvalidUsage, StorageNotWritable
+from ps_service.allocator import keep_freed_memory
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
 from ps_service.collector import collect_seldom
 from ps_service.connections import connection_options
 from ps_service.listening import BACKLOG, allow_many_connections, listen
-from ps_service.pieces import few_arenas
 from ps_service.service import Service
 from ps_service.settings import Settings
 from ps_service.storage import Stores, credential_records
@@ -59,7 +59,7 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     allow_many_connections()
-    few_arenas()
+    keep_freed_memory()
     # the loop uvicorn would choose: uvloop where it is installed
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
