@@ -4,9 +4,9 @@
 from collections import Counter
 from contextlib import contextmanager
 
-from sqlalchemy import event
-
 from ps_service.storage.one_visit import BEGIN, BEGIN_IMMEDIATE
+
+_OF_A_VISIT = ("BEGIN", "COMMIT", "ROLLBACK", "PRAGMA")
 
 
 class Asked:
@@ -14,8 +14,13 @@ class Asked:
 
     def __init__(self, visits):
         self._visits, self._before = visits, Counter(visits.begun)
-        self.statements = []
+        self.sql = []
+        """Each statement, with its values, but those that begin and end a visit."""
+
+    @property
+    def statements(self):
         """The first word of each."""
+        return [each.split()[0] for each in self.sql]
 
     @property
     def reads(self):
@@ -29,15 +34,23 @@ class Asked:
 
 @contextmanager
 def statements(server):
-    """What is asked while this is open."""
-    asked = Asked(server.stores.records.visits)
+    """What is asked while this is open, of the connections that are idle then: in memory there is but one.
 
-    def note(_connection, _cursor, statement, *_):
-        asked.statements.append(statement.split()[0])
+    SQLite itself tells: not every statement is executed by SQLAlchemy.
+    """
+    visits = server.stores.records.visits
+    asked = Asked(visits)
 
-    engine = server.stores.records.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
+    def note(statement):
+        if not statement.startswith((*_OF_A_VISIT, "--")):
+            asked.sql.append(statement)
+
+    connections = [each.driver._conn for each in visits._idle]
+    assert connections
+    for connection in connections:
+        connection.set_trace_callback(note)
     try:
         yield asked
     finally:
-        event.remove(engine, "before_cursor_execute", note)
+        for connection in connections:
+            connection.set_trace_callback(None)

@@ -68,7 +68,7 @@ async def test_finding_the_work_of_many_is_one_read_as_for_one(server, count):
         found = await look_for_work(server.runner, 20.0, [worker.worker_id for worker in crowd])
     assert {work.run_id for work in found.values()} == {run.run_id}
     assert len(found) == count
-    assert (asked.reads, asked.statements.count("SELECT")) == (1, 5)
+    assert (asked.reads, asked.statements.count("SELECT")) == (1, 8)
 
 
 @pytest.mark.parametrize("count", [3, 30])

@@ -1,28 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Listings in pages: together they are the whole, and a page costs the same whatever its length."""
 
-from contextlib import contextmanager
-
 import pytest
-from sqlalchemy import event, insert
+from sqlalchemy import insert
 
 from ps_service.storage import schema, version_records
-
-
-@contextmanager
-def statements(server):
-    """The statements executed while this is open."""
-    seen = []
-
-    def note(_connection, _cursor, statement, *_):
-        seen.append(statement)
-
-    engine = server.stores.records.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
+from tests.ps_service.statements import statements
 
 
 async def in_pages(server, url, rows, key, limit):
@@ -80,10 +63,10 @@ async def test_many_rounds_are_listed_with_as_many_queries_as_one(server):
     run_id = await some_rounds(server, 4)
     counts = []
     for limit in (1, 4):
-        with statements(server) as seen:
+        with statements(server) as asked:
             answer = await server.operator.get(f"/v1/runs/{run_id}/rounds?limit={limit}")
         assert len(answer.json()["rounds"]) == limit
-        counts.append(len(seen))
+        counts.append(len(asked.sql))
     assert counts[0] == counts[1]
 
 
@@ -96,10 +79,10 @@ async def test_a_round_s_end_looks_at_no_other_version_s_reports(server):
         await connection.execute(insert(schema.metrics).values(report="?", received_ms=0, **unreadable))
     for worker, assignment in cohort:
         await worker.send(assignment)
-    with statements(server) as seen:
+    with statements(server) as asked:
         await server.aggregate_now()
     assert [r["status"] for r in await server.rounds(run_id)] == ["committed", "collecting"]
-    of_versions = [each for each in seen if "FROM versions" in each or "FROM state_tensors" in each]
+    of_versions = [each for each in asked.sql if "FROM versions" in each or "FROM state_tensors" in each]
     assert of_versions
     narrow = ("version = ", "digest IN", "collected_ms IS NULL")  # the last: what retention keeps
     assert all(any(condition in each for condition in narrow) for each in of_versions)
