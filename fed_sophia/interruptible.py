@@ -37,7 +37,7 @@ def run_interruptibly(work: Coroutine[Any, Any, T], new_loop: NewLoop = asyncio.
     loop = new_loop()
     task = loop.create_task(work)
 
-    def stop(_number: int) -> None:
+    def stop() -> None:
         with suppress(RuntimeError):  # the loop is closed already
             loop.call_soon_threadsafe(task.cancel)
 
@@ -70,7 +70,7 @@ def signals_noted() -> Iterator[threading.Event]:
         Interrupted: afterwards, if a signal came.
     """
     stop = threading.Event()
-    with _noting(lambda _number: stop.set()) as received:
+    with _noting(stop.set) as received:
         try:
             yield stop
         except Exception:
@@ -81,17 +81,17 @@ def signals_noted() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _noting(first: Callable[[int], None]) -> Iterator[list[int]]:
+def _noting(at_the_first: Callable[[], None]) -> Iterator[list[int]]:
     """Note the signals that come. Afterwards those that came do nothing any more, the others what they did.
 
-    Args: first: called with the first, by the main thread between any two of its steps.
+    Args: at_the_first: called when the first comes, by the main thread between any two of its steps.
     """
     received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         if len(received) == 1:
-            first(number)
+            at_the_first()
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other may say what signals do

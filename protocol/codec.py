@@ -61,6 +61,7 @@ __all__ = [
     "pack_header",
     "preamble",
     "read_layout",
+    "read_message",
     "require_finite",
     "tensor_header",
 ]
@@ -179,9 +180,8 @@ class FrameReader:
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
-        self.header: MessageHeader | None = None
         self.layout: Layout | None = None
-        """As soon as the header is."""
+        """As soon as the header is whole."""
         self._limits = limits
         self._header_parser = HeaderParser(limits)
         self._position = 0
@@ -190,6 +190,10 @@ class FrameReader:
         self._payload_left = 0
         self._payload_size = 0
         self._complete = False
+
+    @property
+    def header(self) -> MessageHeader | None:
+        return None if self.layout is None else self.layout.header
 
     def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[MessageHeader | PayloadPart]:
         """Take the next bytes; yield what became readable.
@@ -200,17 +204,17 @@ class FrameReader:
             UnknownEncoding: the header names an encoding that does not exist.
         """
         view = memoryview(chunk).cast("B")
-        if self.header is None:
+        if self.layout is None:
             fed_before = self._header_parser.fed_bytes
             parsed = self._header_parser.feed(view)
             if parsed is None:
                 return
-            self.header, self._position = parsed
-            self.layout = layout_of(self.header, self._position)
+            header, self._position = parsed
+            self.layout = layout_of(header, self._position)
             _refuse_long_message(self.layout, self._limits)
             view = view[self._position - fed_before :]
             self._next_tensor()
-            yield self.header
+            yield header
         yield from self._read_payloads(view)
 
     def finish(self) -> None:

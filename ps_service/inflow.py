@@ -106,7 +106,6 @@ class Inflow:
     def taken(self) -> list[bytes]:
         pieces, self._pieces, self.held_bytes = self._pieces, [], 0
         if not (self._ended or self._broken):
-            self._enough.clear()
             self._resume()
         return pieces
 

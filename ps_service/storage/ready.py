@@ -7,14 +7,14 @@ at work, executes it as any other.
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Row, Select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import IteratorResult
 from sqlalchemy.engine.result import SimpleResultMetaData
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ps_service.storage.one_visit import QUICK, OneVisitConnection
@@ -45,9 +45,8 @@ class Ready:
                 row: Row[Any] | None = (await connection.execute(self._statement, values)).first()
                 return row
             found = driver.first_row(self._sql, values)
-        except sqlite3.DatabaseError as error:
-            kind = OperationalError if isinstance(error, sqlite3.OperationalError) else DatabaseError
-            raise kind(self._sql, values, error) from error
+        except sqlite3.Error as error:
+            raise as_sqlalchemys(error, self._sql, values) from error
         if found is None:
             return None
         if self._processors:
@@ -57,3 +56,9 @@ class Ready:
             ]
         result: IteratorResult[Any] = IteratorResult(self._names, iter([found]))
         return result.first()
+
+
+def as_sqlalchemys(error: sqlite3.Error, sql: str, values: Mapping[str, Any] | None = None) -> DBAPIError:
+    """What SQLAlchemy raises for an error that SQLite itself has raised."""
+    kind = OperationalError if isinstance(error, sqlite3.OperationalError) else DatabaseError
+    return kind(sql, values, error)

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from protocol.errors import NotReady
 from ps_service.storage.not_writable import is_read_only
 from ps_service.storage.one_visit import OneVisitConnection
-from ps_service.storage.ready import DRIVER
+from ps_service.storage.ready import DRIVER, as_sqlalchemys
 
 LONGEST_VISIT_S = 5.0
 """Whoever closes the connections waits no longer for a visit to end."""
@@ -104,11 +104,11 @@ class Visits:
 
 
 async def _commit(driver: OneVisitConnection) -> None:
-    """Raises: OperationalError: as from any other statement."""
+    """Raises: DBAPIError: as from any other statement."""
     try:
         await driver.commit()
     except sqlite3.Error as error:
-        raise OperationalError("COMMIT", None, error) from error
+        raise as_sqlalchemys(error, "COMMIT") from error
 
 
 async def _drop(visited: _Open) -> None:
