@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -83,10 +84,11 @@ def _noting(at_the_first: Callable[[], None]) -> Iterator[list[int]]:
     Args: at_the_first: called when the first comes, by the main thread between any two of its steps.
     """
     received: list[int] = []
+    order = count()
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) == 1:
+        if next(order) == 0:  # another may come between any two steps here, too: `next` is one
             at_the_first()
 
     before = {}

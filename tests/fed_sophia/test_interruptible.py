@@ -8,6 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -101,6 +104,27 @@ def test_a_storm_of_signals_ends_a_worker_like_one(count: int) -> None:
         for _ in range(count * 20):
             process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("step", range(30))
+def test_a_signal_amid_the_handling_of_the_first_hides_neither(step: int) -> None:
+    """Its handler is run again at each of its own steps in turn, as the system may do."""
+    with pytest.raises(Interrupted), signals_noted() as stop:
+        note = signal.getsignal(signal.SIGTERM)
+        assert callable(note)
+        taken = count()
+
+        def amid(frame: FrameType, event: str, _argument: object) -> Any:
+            frame.f_trace_opcodes = True
+            if event == "opcode" and next(taken) == step:
+                note(signal.SIGTERM, None)
+            return amid
+
+        before = sys.gettrace()
+        sys.settrace(amid)
+        note(signal.SIGTERM, None)
+        sys.settrace(before)
+    assert stop.is_set()
 
 
 def test_an_error_of_the_work_is_its_own_where_no_signal_came() -> None:
