@@ -36,6 +36,8 @@ from protocol.fed_sophia import FedSophiaHyperparameters, FedSophiaSharedHyperpa
 from protocol.hyperparameters import Hyperparameters
 from protocol.joined import joined
 
+SENT_PARAMS = "sent_params"
+"""Of a version: its `params` as workers are given them, where a run sends them down in fewer bytes."""
 MIN_REFRESH_BATCH = 8
 """Examples that a Hessian estimate is taken over, at least: that of a single one reveals its gradient."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Self
 
 from pydantic import FailFast, Field, TypeAdapter, model_validator
 
-from protocol.algorithms import algorithm_named
+from protocol.algorithms import SENT_PARAMS, algorithm_named
 from protocol.errors import InvalidMessage
 from protocol.fields import Count, Digest, Label, Metrics, Said, SchemaVersion
 from protocol.messages import RoundStatus, RunStatus, parse
@@ -128,6 +128,8 @@ class RunArchive(Said):
 
     def _check_versions(self) -> None:
         bundles = algorithm_named(self.spec.algorithm).global_state
+        if self.spec.has_sent_params:
+            bundles = (*bundles, SENT_PARAMS)
         for number, version in enumerate(self.versions):
             if version.version != number:
                 raise ValueError(f"versions: expected version {number}, got version {version.version}")

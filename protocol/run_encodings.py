@@ -22,7 +22,7 @@ def check_encodings(
         raise ValueError(f"encodings: expected some of {', '.join(ENCODINGS)}")
     for bundle, name in sorted(encodings.items()):
         encoding = encoding_named(name)
-        if bundle not in algorithm.combiners and bundle not in algorithm.normalised:
+        if bundle not in (*algorithm.combiners, *algorithm.normalised, "params"):
             raise ValueError(f"encodings: {algorithm.name} sends no bundle {bundle!r}")
         if encoding.bundle not in (None, bundle):
             raise ValueError(f"encodings: {name} is for {encoding.bundle}, not for {bundle}")

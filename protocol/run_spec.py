@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import FailFast, Field, ValidationInfo, model_validator
 
-from protocol.algorithms import MIN_REFRESH_BATCH, Algorithm, algorithm_named
+from protocol.algorithms import MIN_REFRESH_BATCH, SENT_PARAMS, Algorithm, algorithm_named
 from protocol.encodings import encoding_named
 from protocol.errors import FedSophiaError
 from protocol.fields import (
@@ -188,7 +188,7 @@ class RunSpec(Said):
     combiners: PerBundle = Field(default_factory=dict)
     """{bundle: combiner}; what is left out is the algorithm's own choice."""
     encodings: PerBundle = Field(default_factory=dict)
-    """{bundle: encoding of its upload; of a normalised bundle, of its way down}; f32 unless said."""
+    """{bundle: encoding of its upload; of `params` and normalised bundles, of their way down}; or f32."""
     max_delta_norm: Annotated[Finite, Field(ge=1e-20, le=1e9)] | None = None
     """A longer `delta` (L2, over all its tensors) is scaled to this length before anything is made of it."""
 
@@ -291,7 +291,14 @@ class RunSpec(Said):
 
     def state_encoding_of(self, bundle: str) -> str:
         """How a version holds this bundle."""
+        if bundle == SENT_PARAMS:
+            return self.encoding_of("params")
         return self.encoding_of(bundle) if bundle in algorithm_named(self.algorithm).normalised else "f32"
+
+    @property
+    def has_sent_params(self) -> bool:
+        """Whether workers are given other bytes than those of a version's `params`."""
+        return self.encoding_of("params") != "f32"
 
     def payload_bytes(self, bundles: tuple[str, ...]) -> int:
         """Payload of an update that carries these bundles, without header and padding."""

@@ -4,6 +4,7 @@
 import asyncio
 import secrets
 
+from protocol.algorithms import SENT_PARAMS
 from protocol.errors import StorageCorrupt, UnknownTensors
 from protocol.messages import RunStatus, RunSummary
 from protocol.run_archive import RunArchive
@@ -77,5 +78,5 @@ def _check_headers(blobs: BlobStore, archive: RunArchive, kept: tuple[int, ...])
         for bundle, digest in archive.versions[version].tensors.items():
             if (bundle, digest) not in checked:
                 header = StoredMessage(blobs, digest).layout.header
-                check_state_message(header, archive.spec, bundle)
+                check_state_message(header, archive.spec, "params" if bundle == SENT_PARAMS else bundle)
                 checked.add((bundle, digest))

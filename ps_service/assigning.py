@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocol.algorithms import algorithm_named
+from protocol.algorithms import SENT_PARAMS, algorithm_named
 from protocol.messages import Assignment, RunSpec
 from ps_service.sampling import assignment_seed
 
@@ -54,7 +54,7 @@ def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignm
         slot=part.slot,
         phase=algorithm.phase_of(count),
         task=spec.task,
-        tensors=sent_down(spec, tensors),
+        tensors=sent_down(spec, tensors) | ({"params": started_from(tensors)} if tensors else {}),
         bundles=bundles,
         encodings={bundle: spec.encoding_of(bundle) for bundle in bundles},
         optimizer=algorithm.optimizer,
@@ -67,6 +67,11 @@ def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignm
         deadline_ms=part.deadline_ms,
         heartbeat_s=part.heartbeat_s,
     )
+
+
+def started_from(tensors: Mapping[str, str]) -> str:
+    """Digest of the parameters that a worker trains from; of the version's own where it has no others."""
+    return tensors.get(SENT_PARAMS) or tensors["params"]
 
 
 def sent_down(spec: RunSpec, tensors: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol.algorithms import algorithm_named
 from protocol.messages import RunSpec
 from ps_service.aggregation import AdmittedUpdate
+from ps_service.assigning import started_from
 from ps_service.round_machine import Round
 from ps_service.storage import update_records, version_records
 from ps_service.storage.run_records import StoredRun
@@ -43,7 +44,7 @@ async def contributions(
             AdmittedUpdate(
                 digest=each.digest,
                 header=each.header,
-                params=tensors[each.version]["params"],
+                params=started_from(tensors[each.version]),
                 slot=each.slot,
                 staleness=base_version - each.version,
             )

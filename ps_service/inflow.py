@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the bytes of a body wait for whoever takes them in, a batch at a time.
+"""Where the bytes of a body wait for whoever takes them in, a batch at a time; then the sender waits.
 
 ASGI hands a body on in pieces of a socket's buffer, each with a task's turn and copied twice. A tensor
 message has thousands of them, so where the server is ours (`connections.py`) its protocol fills an `Inflow`
@@ -15,8 +15,6 @@ from starlette.types import Receive, Scope
 
 from ps_service.pieces import LEAST_BYTES
 
-MOST_HELD = 2
-"""Batches that wait here while the one before them is hashed and written; then the sender waits."""
 EXTENSION = "fed_sophia.inflow"
 """Where the scope of a request has what fills an inflow with its body."""
 
@@ -112,7 +110,6 @@ class Inflow:
     def _weigh(self) -> None:
         if self.held_bytes >= self._batch_bytes:
             self._enough.set()
-        if self.held_bytes >= MOST_HELD * self._batch_bytes:
             self._pause()
 
 

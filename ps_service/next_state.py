@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from protocol.algorithms import SENT_PARAMS
 from protocol.codec import pack_header, preamble, tensor_header
 from protocol.encodings import encoding_named
 from protocol.messages import RunSpec, TensorSpec
@@ -31,10 +32,16 @@ class NextState:
     def write(self, part: Part, changed: Mapping[str, Chunk]) -> None:
         """Take the values of these coordinates, {bundle: shape (n,)}; always of the same bundles."""
         for bundle, values in changed.items():
-            if bundle not in self._writers:
-                encoding = self._spec.state_encoding_of(bundle)
-                self._writers[bundle] = _BundleWriter(self._blobs, bundle, self._spec.model, encoding)
-            self._writers[bundle].write(part, values)
+            self._writer(bundle, bundle).write(part, values)
+        if "params" in changed and self._spec.has_sent_params:
+            self._writer(SENT_PARAMS, "params").write(part, changed["params"])
+
+    def _writer(self, name: str, bundle: str) -> "_BundleWriter":
+        """Args: bundle: what the message calls what the version has under `name`."""
+        if name not in self._writers:
+            encoding = self._spec.state_encoding_of(name)
+            self._writers[name] = _BundleWriter(self._blobs, bundle, self._spec.model, encoding)
+        return self._writers[name]
 
     def seal(self) -> dict[str, str]:
         """Make what was written durable; give {bundle: digest}."""

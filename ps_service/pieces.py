@@ -4,11 +4,14 @@
 A large piece costs fewer turns of threads, and a few transfers have them; a crowd shares the memory.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ALL_BYTES = 4 * 1024 * 1024
-MOST_BYTES, LEAST_BYTES = 1024 * 1024, 128 * 1024
+ALL_BYTES = 6 * 1024 * 1024
+AT_WORK = 4
+"""Of so many uploads at a time a piece is taken in: more would use more memory and not be any faster."""
+MOST_BYTES, LEAST_BYTES = 1024 * 1024, 192 * 1024
 
 
 class Pieces:
@@ -16,6 +19,8 @@ class Pieces:
 
     def __init__(self) -> None:
         self._transfers = 0
+        self.at_work = asyncio.Semaphore(AT_WORK)
+        """To be held while a piece of an upload is hashed, judged and written."""
 
     @property
     def size_bytes(self) -> int:

@@ -279,7 +279,7 @@ class ServerClient:
             request = self._http.build_request(
                 method, path, content=body, headers=all_headers, timeout=_timeout(silence_s)
             )
-            response = await self._http.send(request, stream=True)
+            response = await self._send(request)
             try:
                 if response.status_code not in expected:
                     await self._refuse(response, token)
@@ -293,6 +293,20 @@ class ServerClient:
             ) from None
         except httpx.InvalidURL as error:
             raise UnexpectedAnswer(f"the server named an address that is none: {error}") from None
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and give its answer, unread.
+
+        Raises:
+            httpx.TransportError: there is none.
+        """
+        try:
+            return await self._http.send(request, stream=True)
+        except AttributeError as error:
+            # closed as it was made, a connection has no socket under uvloop; httpx asks it for its peer
+            if error.obj is not None:
+                raise
+            raise httpx.ConnectError("the connection was closed as it was made") from error
 
     async def _refuse(self, response: httpx.Response, token: str | None) -> NoReturn:
         """Raise the error that an answer stands for which is not among those expected."""

@@ -15,13 +15,13 @@ from functools import partial
 import numpy as np
 
 from fed_sophia.experiments.attacks import Forgers
-from protocol.algorithms import algorithm_named
+from protocol.algorithms import SENT_PARAMS, algorithm_named
 from protocol.bound import DeltaBound
 from protocol.codec import Bundle, encode_bundle, require_finite
 from protocol.encodings import encoding_named
 from protocol.errors import NegativeHessian, NotFinite, OutsideBound, QuorumMissing
 from protocol.messages import Assignment, RunSpec
-from ps_service.assigning import Part, assignment
+from ps_service.assigning import Part, assignment, sent_down, started_from
 from ps_service.combining import chunks
 from ps_service.round_step import Chunk, RoundStep
 from ps_service.sampling import sample
@@ -99,14 +99,19 @@ class Simulation:
             raise QuorumMissing(f"nobody invited sends an update; the quorum is {self._spec.quorum}")
         jobs = [Job(slot, self._assignment(slot, number), self._kept.get(slot)) for slot in slots]
         self._count_downloads(slots)
-        sent_down = {name: self.state[name] for name in self._algorithm.sent_down if name in self.state}
-        trained = self._trainer.train(jobs, sent_down, stop)
+        given = {name: self.state[name] for name in self._algorithm.sent_down if name in self.state}
+        given["params"] = self._started_from
+        trained = self._trainer.train(jobs, given, stop)
         self.bytes_up += len(jobs) * self._traffic.update_bytes(jobs[0].assignment)
         for job, each in zip(jobs, trained, strict=True):
             self._kept[job.worker] = each.kept
         trained = [self._travelled(job.assignment, each) for job, each in zip(jobs, trained, strict=True)]
         updates = self._admitted(self._sent(dict(zip(slots, trained, strict=True)), number))
         changed = self._combined(list(updates), list(updates.values()), partial=cohort < self._workers)
+        if "params" in changed and self._spec.has_sent_params:
+            changed[SENT_PARAMS] = {
+                name: self._as_stored(SENT_PARAMS, values) for name, values in changed["params"].items()
+            }
         self.version = number
         self.state |= changed
         self._digests |= {bundle: f"{bundle}@{number}" for bundle in changed}
@@ -128,14 +133,13 @@ class Simulation:
         """An update after its encodings, as a server reads it."""
         if set(assigned.encodings.values()) == {"f32"}:
             return update
-        received = as_received(assigned, self.state["params"], update)
+        received = as_received(assigned, self._started_from, update)
         return replace(update, bundles={bundle: dict(tensors) for bundle, tensors in received.items()})
 
     def _count_downloads(self, slots: Sequence[int]) -> None:
         """A worker fetches the bundles that it does not hold from its last assignment."""
-        named = frozenset(
-            self._digests[bundle] for bundle in self._algorithm.sent_down if bundle in self._digests
-        )
+        given = sent_down(self._spec, self._digests) | {"params": started_from(self._digests)}
+        named = frozenset(given.values())
         for slot in slots:
             lacking = named - self._held.get(slot, frozenset())
             self.bytes_down += sum(self._traffic.state_bytes(name.partition("@")[0]) for name in lacking)
@@ -147,7 +151,7 @@ class Simulation:
             return made
         forged = self._forgers.forged(
             {slot: each.bundles for slot, each in made.items()},
-            self.state["params"],
+            self._started_from,
             self._bound(self._spec.local_steps),
             (self._spec.seed, number),
         )
@@ -167,10 +171,10 @@ class Simulation:
         for bundle, tensors in update.bundles.items():
             encoding = encoding_named(self._spec.encoding_of(bundle))
             for name, values in tensors.items():
-                started_from = partial(self.state["params"].__getitem__, name)
+                start = partial(self._started_from.__getitem__, name)
                 try:
                     check_update_values(
-                        bundle, name, values, bound=bound, started_from=started_from, encoding=encoding
+                        bundle, name, values, bound=bound, started_from=start, encoding=encoding
                     )
                 except (NotFinite, OutsideBound, NegativeHessian):
                     return False
@@ -207,7 +211,8 @@ class Simulation:
                         for bundle in self._algorithm.global_state
                     }
                     received = {bundle: rows(bundle, tensor.name, start, stop) for bundle in bundles}
-                    starts = [state["params"]] * len(trained)
+                    given = self._started_from[tensor.name].reshape(-1)[start:stop]
+                    starts = [given] * len(trained)
                     for bundle, values in round_step.apply(decided, state, received, starts).items():
                         pieces.setdefault(bundle, []).append(values)
                 for bundle, parts in pieces.items():
@@ -215,6 +220,11 @@ class Simulation:
                     require_finite(f"the next {bundle}: {tensor.name}", values)
                     changed.setdefault(bundle, {})[tensor.name] = self._as_stored(bundle, values)
         return dict(changed)
+
+    @property
+    def _started_from(self) -> Bundle:
+        """The parameters as workers are given them."""
+        return self.state.get(SENT_PARAMS, self.state["params"])
 
     def _as_stored(self, bundle: str, values: Chunk) -> Chunk:
         """The values of a state bundle as a version holds them."""
@@ -251,5 +261,6 @@ class _Traffic:
     def state_bytes(self, bundle: str) -> int:
         if bundle not in self._states:
             encoding = self._spec.state_encoding_of(bundle)
-            self._states[bundle] = sum(part.nbytes for part in encode_bundle(bundle, self._zeros, encoding))
+            name = "params" if bundle == SENT_PARAMS else bundle
+            self._states[bundle] = sum(part.nbytes for part in encode_bundle(name, self._zeros, encoding))
         return self._states[bundle]

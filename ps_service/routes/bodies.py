@@ -137,7 +137,8 @@ class Body:
                         await to_its_end(partial(intake.feed, rest))
                     raise
                 if pieces:
-                    await to_its_end(partial(intake.feed, pieces))
+                    async with self._pieces.at_work:
+                        await to_its_end(partial(intake.feed, pieces))
 
     def give_way(self) -> None:
         """Take no more: another request brings the rest."""

@@ -17,6 +17,7 @@ from protocol.errors import NotFound, StorageCorrupt, UploadInterrupted, UploadO
 from protocol.messages import Receipt
 from ps_service.admission import check_update_message, require_open
 from ps_service.aggregation import StoredMessage
+from ps_service.assigning import started_from
 from ps_service.auth import Caller
 from ps_service.intake import Intake, UpdateCheck
 from ps_service.openapi import BEARER, PART_SENT, TENSORS_SENT
@@ -107,7 +108,7 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
                 first = upload_offset(request) if is_part else None
                 require_announced(request, upload.header.size_bytes, first)
                 require_open(situation, staleness)
-                begin = partial(_begin, service, run, upload, tensors["params"])
+                begin = partial(_begin, service, run, upload, started_from(tensors))
                 with service.uploading.one(worker.worker_id):
                     async with (
                         noting_refusals(service.note_refusal, worker, upload.assignment_id),

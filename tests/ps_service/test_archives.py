@@ -88,10 +88,11 @@ async def test_a_run_that_goes_on_is_imported_as_paused_without_its_open_round(s
     assert (run.status, run.round, run.version, run.members) == (RunStatus.PAUSED, 4, 3, 0)
 
 
+@pytest.mark.parametrize("encodings", [{}, {"params": "bf16"}])
 async def test_a_resumed_import_takes_new_workers_and_makes_the_versions_there_would_have_been(
-    server, other, tmp_path
+    server, other, tmp_path, encodings
 ):
-    run_id, cohort = await a_history(server)
+    run_id, cohort = await a_history(server, encodings=encodings)
     await export(server, run_id, tmp_path / "run.tar")
     run = await take(other, tmp_path / "run.tar")
     newcomers = [await other.enrol(f"worker-{number}") for number in range(2)]

@@ -220,3 +220,89 @@ async def test_a_run_says_what_its_bundles_cannot_travel_as(server):
         answer = await server.operator.post("/v1/runs", json=await server.a_spec(**changes))
         assert answer.json()["code"] == "invalid-message"
         assert words in answer.json()["detail"]
+
+
+# --- parameters on their way down ----------------------------------------------------------------
+
+
+async def a_version_later(server, **spec):
+    """A run of two workers in its second round: its id, and each worker with its assignment."""
+    run_id, cohort = await server.a_round(**spec)
+    _, params = await params_of(server, run_id)
+    for seed, (worker, given) in enumerate(cohort):
+        await worker.send(given, packed(given, params, seed)[0])
+    await server.aggregate_now()
+    return run_id, [(worker, await worker.assignment()) for worker, _ in cohort]
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "f16"])
+async def test_workers_are_given_half_the_bytes_of_what_the_server_goes_on_with(server, encoding):
+    run_id, cohort = await a_version_later(server, encodings={"params": encoding})
+    message, params = await params_of(server, run_id)
+    tensors = (await server.show(run_id)).tensors
+    sent = await cohort[0][0].http.get(f"/v1/runs/{run_id}/tensors/{tensors['sent_params']}")
+    assert {tensor.encoding for tensor in read_layout(sent.content).header.tensors} == {encoding}
+    assert {tensor.encoding for tensor in read_layout(message).header.tensors} == {"f32"}
+    started_from = decode_message(sent.content)["params"]
+    assert any((started_from[name] != params[name]).any() for name in params)
+    for _, given in cohort:
+        assert given["tensors"]["params"] == tensors["sent_params"]
+        assert "sent_params" not in given["tensors"]
+    for name, values in params.items():
+        np.testing.assert_allclose(started_from[name], values, rtol=2**-8)
+
+
+async def test_the_next_version_is_made_of_the_exact_parameters_and_deltas_from_the_rounded_ones(server):
+    encodings = {"params": "bf16", "delta": "bounded_int8"}
+    run_id, cohort = await a_version_later(server, encodings=encodings)
+    _, params = await params_of(server, run_id)
+    tensors = (await server.show(run_id)).tensors
+    sent = await server.operator.get(f"/v1/runs/{run_id}/tensors/{tensors['sent_params']}")
+    started_from = decode_message(sent.content)["params"]
+    received = []
+    for seed, (worker, given) in enumerate(cohort):
+        update, travelled = packed(given, started_from, seed)
+        received.append(travelled["delta"])
+        await worker.send(given, update)
+    await server.aggregate_now()
+    _, after = await params_of(server, run_id)
+    for name, values in after.items():
+        mean = np.mean([each[name].astype(float) for each in received], axis=0)
+        np.testing.assert_allclose(values, params[name] + mean, rtol=1e-6, atol=1e-8)
+
+
+async def test_the_bound_is_judged_from_where_a_worker_started(server):
+    """With much weight decay, and a coordinate far out, the box lies elsewhere for what is rounded."""
+    steps, decay, model = 10, 0.5, {"w": (4,)}
+    gone = -np.expm1(steps * np.log1p(-decay * 0.04 / (10 / 3) / steps))
+    digest = await server.store_params(model, 1000.0)
+    run_id, cohort = await server.a_round(
+        model=model,
+        params_digest=digest,
+        hyperparameters={"weight_decay": decay},
+        encodings={"params": "bf16"},
+    )
+    _, params = await params_of(server, run_id)
+
+    def shrunk(given, start):
+        """What decay alone does, where every step is as long as it may be."""
+        return server.an_update(given, model=model, bundles={"delta": {"w": -gone * start + 0.0399}})
+
+    for worker, given in cohort:
+        await worker.send(given, shrunk(given, params["w"]))
+    await server.aggregate_now()
+    worker, given = cohort[0][0], await cohort[0][0].assignment()
+    _, exact = await params_of(server, run_id)
+    sent = await worker.http.get(f"/v1/runs/{run_id}/tensors/{given['tensors']['params']}")
+    started_from = decode_message(sent.content)["params"]["w"]
+    assert (gone * (started_from - exact["w"]) > 0.001).any()
+    wrong = await answered(worker, given, shrunk(given, exact["w"]))
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "outside-bound")
+    await worker.send(given, shrunk(given, started_from))
+
+
+async def test_who_measures_a_version_is_given_what_will_be_exported(server):
+    run_id, _ = await a_version_later(server, encodings={"params": "bf16"})
+    evaluator = await server.enrol("measures", role="evaluator")
+    given = await evaluator.assignment()
+    assert given["tensors"]["params"] == (await server.show(run_id)).tensors["params"]

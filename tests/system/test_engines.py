@@ -34,7 +34,7 @@ A_TRIAL = Trial(
     iterate_average=False,
     seed=1,
 )
-THIN = {"delta": "bounded_int8", "hessian": "sqrt_int8", "direction": "unit_int8"}
+THIN = {"delta": "bounded_int8", "hessian": "sqrt_int8", "direction": "unit_int8", "params": "bf16"}
 LOSSES = ("validation_loss", "test_loss")
 ACCURACIES = ("validation_accuracy", "test_accuracy")
 ONE_EXAMPLE = 1 / 200

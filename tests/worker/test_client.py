@@ -4,13 +4,18 @@
 import asyncio
 import json
 import math
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import numpy as np
 import pytest
+import uvloop
 
+from fed_sophia.interruptible import NewLoop
 from protocol.codec import MEDIA_TYPE, PART_MEDIA_TYPE, digest_of, encode_bundle
 from protocol.errors import (
     DigestMismatch,
@@ -459,3 +464,31 @@ async def test_waiting_for_an_assignment_says_how_long_and_listens_longer():
     assert seen[0].headers["Prefer"] == "wait=30"
     assert seen[0].extensions["timeout"]["read"] == 45
     assert seen[0].extensions["timeout"]["connect"] == 10
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_is_closed_as_it_is_made_leaves_the_server_unreachable(new_loop: NewLoop) -> None:
+    """Also where the loop has let its socket go before httpx asks it for the peer."""
+    at_once = struct.pack("ii", 1, 0)
+
+    def close_at_once(listener: socket.socket) -> None:
+        with suppress(OSError):  # the end of the test
+            while True:
+                connection, _ = listener.accept()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+                connection.close()
+
+    async def ask_again_and_again() -> None:
+        for _ in range(200):
+            async with ServerClient(f"http://127.0.0.1:{port}") as client:
+                with pytest.raises(ServerUnreachable):
+                    await client.server_ca()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as executor:
+        port = listener.getsockname()[1]
+        executor.submit(close_at_once, listener)
+        try:
+            with asyncio.Runner(loop_factory=new_loop) as runner:
+                runner.run(ask_again_and_again())
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
