@@ -31,6 +31,7 @@ from benchmarks.peers.running import measure_peer
 from fed_sophia.interruptible import Interrupted, run_interruptibly
 from fed_sophia.options import named_values
 from fed_sophia.output import Fields, Output, output_for
+from protocol.algorithms import ALGORITHMS
 from protocol.errors import FedSophiaError
 
 ROWS = ((25, 8), (100, 2), (1, 32), (600, 2))
@@ -130,7 +131,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mb", type=float, help="size of the model, 10^6 bytes; without it, all the rows")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--algorithm", default="fedavg", help="fed-sophia adds the check of its bound")
+    parser.add_argument(
+        "--algorithm",
+        default="fedavg",
+        choices=[name for name, row in ALGORITHMS.items() if set(row.combiners) == {"delta"}],
+        help="one whose workers send a delta and nothing else; fed-sophia adds the check of its bound",
+    )
     parser.add_argument("--encoding", action="append", default=[], metavar="BUNDLE=ENCODING")
     parser.add_argument("--peer", action="append", default=[], choices=sorted(PEERS), help="repeatable")
     parser.add_argument("--json", action="store_true", help="JSON lines for machines")

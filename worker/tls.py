@@ -88,7 +88,9 @@ def _text_of(file: Path) -> str:
 def tls_problem(error: BaseException, server_url: str) -> FedSophiaError | None:
     """What a failed connection means, if it is TLS that failed and trying again cannot help."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # a library may have chained them in a circle
+        seen.add(id(cause))
         if isinstance(cause, ssl.SSLCertVerificationError):
             return ServerNotTrusted(
                 f"{server_url}: {cause.verify_message.rstrip('.')}. {_advice(cause.verify_code)}"

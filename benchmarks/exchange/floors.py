@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 CHUNK_BYTES = 1024 * 1024
+PEER_STARTS_WITHIN_S = 60.0
 _FORK = multiprocessing.get_context("forkserver")  # a process with threads must not be forked itself
 # each process loads anew what the main program imports, 0.7 s of a core, unless it is there already
 _FORK.set_forkserver_preload([__name__, "benchmarks.exchange.rounds"])
@@ -51,6 +52,7 @@ class HonestRound:
 def tcp_seconds(work: Work, repeats: int) -> list[float]:
     """Seconds for the bytes of a round, each time."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(PEER_STARTS_WITHIN_S)
     total = work.model_bytes * work.workers
     peer = _FORK.Process(target=_echo, args=(listener.getsockname(), total, repeats), daemon=True)
     peer.start()
@@ -77,6 +79,7 @@ def honest_rounds(work: Work, repeats: int, folder: Path) -> list[HonestRound]:
     folder.mkdir()
     (folder / "model").write_bytes(os.urandom(work.model_bytes))
     listener = socket.create_server(("127.0.0.1", 0), backlog=work.workers)
+    listener.settimeout(PEER_STARTS_WITHIN_S)
     address, begin = listener.getsockname(), [_FORK.Event() for _ in range(repeats)]
     peers = [
         _FORK.Process(target=_worker, args=(address, work, folder / f"sent-{n}", begin), daemon=True)

@@ -25,7 +25,7 @@ from worker.client import ServerClient
 from worker.options import SwarmOptions, Trust, WorkerOptions
 from worker.patience import REAL_PAUSES
 from worker.swarm import run_swarm
-from worker.tls import believing, tls_of
+from worker.tls import believing, tls_of, tls_problem
 
 SECRET = JOIN_TOKEN.secret
 NO_CHOICE = Trust()
@@ -302,3 +302,9 @@ async def test_plain_http_with_another_machine_is_refused_before_anything_is_sen
         await run_worker(WorkerOptions("http://192.0.2.1", "t", "mine", tmp_path, "digits"), lambda _: None)
     with pytest.raises(InvalidUsage, match=r"plain HTTP.*--insecure"):
         await run_swarm(SwarmOptions("http://192.0.2.1", "t", tmp_path, "digits", 2), lambda _: None)
+
+
+def test_errors_that_are_each_others_cause_are_looked_through_once() -> None:
+    first, second = OSError("first"), OSError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert tls_problem(first, "https://server") is None
