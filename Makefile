@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
 PEERS := build/peers
-EXTRAS := server,worker,experiments,dev
+EXTRAS := server,cluster,worker,experiments,dev
 # One PyTorch for everybody, installed first: the rest of the lock then keeps it.
 TORCH := $(shell grep -h '^torch==' $(LOCK) 2>/dev/null || echo torch)
 
