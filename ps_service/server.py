@@ -27,7 +27,7 @@ from ps_service.settings import Settings
 from ps_service.storage import Stores, credential_records
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.not_writable import writing_files
-from ps_service.storage.records import Records
+from ps_service.storage.records import open_records
 from ps_service.tls import TlsArguments, tls_arguments
 
 log = logging.getLogger("fed_sophia.server")
@@ -42,7 +42,7 @@ OpensStores = Callable[[Path], Awaitable[Stores]]
 
 async def open_stores(directory: Path) -> Stores:
     """The stores of one data directory: SQLite and files."""
-    return Stores(await Records.open(directory / "records.sqlite"), FileBlobs(directory))
+    return Stores(await open_records(directory / "records.sqlite"), FileBlobs(directory))
 
 
 def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStores = open_stores) -> None:

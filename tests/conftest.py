@@ -3,10 +3,13 @@
 
 import gc
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.postgres import FAST, Postgres, a_postgres
 
 # what fails there says what was found, as in a test
 pytest.register_assert_rewrite("tests.system.crash.laws", "tests.system.crash.federation")
@@ -22,6 +25,21 @@ def pytest_configure() -> None:
     # under `nohup` a hang-up is ignored, here and in every process that a test starts
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for all tests that want one."""
+    with a_postgres(*FAST) as running:
+        yield running
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[str]:
+    """The URL of an empty database."""
+    name = f"test-{secrets.token_hex(6)}"
+    yield postgres.create(name)
+    postgres.drop(name)
 
 
 @pytest.fixture(autouse=True)

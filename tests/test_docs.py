@@ -24,7 +24,7 @@ from ps_service.routes.problems import STATUS
 from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
-from ps_service.storage.records import Records
+from ps_service.storage.records import open_records
 from worker.tasks import TASKS, load_task
 from worker.tasks.partition import parse_partition
 
@@ -188,7 +188,7 @@ def test_every_metric_has_its_heading_and_no_other() -> None:
 
 
 async def test_every_endpoint_has_its_heading_and_no_other(tmp_path: Path) -> None:
-    records = await Records.open(None)
+    records = await open_records(None)
     try:
         app = create_app(Settings(), Stores(records, FileBlobs(tmp_path)), SystemClock())
         paths: dict[str, dict[str, object]] = app.openapi()["paths"]

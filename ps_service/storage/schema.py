@@ -17,6 +17,13 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+from sqlalchemy.types import TypeEngine
+
+
+def _string(length: int) -> TypeEngine[str]:
+    """Text in the order of its bytes, whatever the locale: all databases give one order to a set of names."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
 
 metadata = MetaData(
     naming_convention={
@@ -30,8 +37,8 @@ metadata = MetaData(
 operator_keys = Table(
     "operator_keys",
     metadata,
-    Column("secret_hash", String(64), primary_key=True),
-    Column("key_id", String(64), nullable=False, unique=True),
+    Column("secret_hash", _string(64), primary_key=True),
+    Column("key_id", _string(64), nullable=False, unique=True),
     Column("label", Text, nullable=False),
     Column("scopes", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
@@ -42,21 +49,21 @@ operator_keys = Table(
 server_identity = Table(
     "server_identity",
     metadata,
-    Column("server_id", String(64), primary_key=True),
+    Column("server_id", _string(64), primary_key=True),
     Column("created_ms", BigInteger, nullable=False),
 )
 
 join_tokens = Table(
     "join_tokens",
     metadata,
-    Column("token_id", String(64), primary_key=True),
-    Column("secret_hash", String(64), nullable=False, unique=True),
+    Column("token_id", _string(64), primary_key=True),
+    Column("secret_hash", _string(64), nullable=False, unique=True),
     Column("label", Text, nullable=False),
-    Column("role", String(16), nullable=False),
+    Column("role", _string(16), nullable=False),
     Column("uses_left", Integer, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    Column("run_id", String(64)),
+    Column("run_id", _string(64)),
     Column("approve", Boolean, nullable=False),
     Column("idle_s", Integer),
     Column("revoked_ms", BigInteger),
@@ -65,15 +72,15 @@ join_tokens = Table(
 workers = Table(
     "workers",
     metadata,
-    Column("worker_id", String(64), primary_key=True),
-    Column("name", String(64), nullable=False),
-    Column("key_thumbprint", String(43), unique=True),
-    Column("public_key", String(43)),
-    Column("token_id", String(64)),
+    Column("worker_id", _string(64), primary_key=True),
+    Column("name", _string(64), nullable=False),
+    Column("key_thumbprint", _string(43), unique=True),
+    Column("public_key", _string(43)),
+    Column("token_id", _string(64)),
     Column("label", Text, nullable=False),
-    Column("run_id", String(64)),
+    Column("run_id", _string(64)),
     Column("idle_s", Integer),
-    Column("role", String(16), nullable=False),
+    Column("role", _string(16), nullable=False),
     Column("tasks", Text, nullable=False),
     Column("enrolled_ms", BigInteger, nullable=False),
     Column("approved_ms", BigInteger),
@@ -88,13 +95,13 @@ workers = Table(
 access_tokens = Table(
     "access_tokens",
     metadata,
-    Column("token_hash", String(64), primary_key=True),
+    Column("token_hash", _string(64), primary_key=True),
     Column(
         "worker_id",
         ForeignKey("workers.worker_id", name="fk_access_tokens_worker_id_workers"),
         nullable=False,
     ),
-    Column("assertion_id", String(64), nullable=False),
+    Column("assertion_id", _string(64), nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Column("forget_ms", BigInteger, nullable=False, index=True),
     UniqueConstraint("worker_id", "assertion_id"),
@@ -103,9 +110,9 @@ access_tokens = Table(
 runs = Table(
     "runs",
     metadata,
-    Column("run_id", String(64), primary_key=True),
-    Column("task", String(128), nullable=False),
-    Column("status", String(16), nullable=False, index=True),
+    Column("run_id", _string(64), primary_key=True),
+    Column("task", _string(128), nullable=False),
+    Column("status", _string(16), nullable=False, index=True),
     Column("spec", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
@@ -128,7 +135,7 @@ rounds = Table(
     metadata,
     Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
     Column("number", Integer, primary_key=True),
-    Column("status", String(16), nullable=False),
+    Column("status", _string(16), nullable=False),
     Column("deadline_ms", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
     Column("bytes_up", BigInteger, nullable=False),
@@ -152,13 +159,13 @@ state_tensors = Table(
     "state_tensors",
     metadata,
     Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
-    Column("digest", String(64), primary_key=True, index=True),
+    Column("digest", _string(64), primary_key=True, index=True),
 )
 
 assignments = Table(
     "assignments",
     metadata,
-    Column("assignment_id", String(64), primary_key=True),
+    Column("assignment_id", _string(64), primary_key=True),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
     Column("round", Integer, nullable=False),
     Column("version", Integer, nullable=False),
@@ -166,7 +173,7 @@ assignments = Table(
     Column("slot", Integer, nullable=False),
     Column("turn", Integer, nullable=False),
     Column("declined_reason", Text),
-    Column("refused_code", String(64)),
+    Column("refused_code", _string(64)),
     Column("lost_ms", BigInteger),
     Column("settled", Boolean, nullable=False),
     UniqueConstraint("run_id", "slot", "turn"),
@@ -178,7 +185,7 @@ assignments = Table(
 uploads = Table(
     "uploads",
     metadata,
-    Column("upload_id", String(64), primary_key=True),
+    Column("upload_id", _string(64), primary_key=True),
     Column("assignment_id", ForeignKey("assignments.assignment_id"), nullable=False, unique=True),
     Column("header", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
@@ -191,10 +198,10 @@ updates = Table(
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
     Column("round", Integer, nullable=False),
     Column("slot", Integer, nullable=False),
-    Column("digest", String(64), nullable=False, index=True),
+    Column("digest", _string(64), nullable=False, index=True),
     Column("header", Text, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
-    Column("outcome", String(16), nullable=False),
+    Column("outcome", _string(16), nullable=False),
     Column("version", Integer),
     Column("reason", Text),
     Column("collected_ms", BigInteger),
@@ -207,7 +214,7 @@ effects = Table(
     "effects",
     metadata,
     Column("effect_id", Integer, primary_key=True),
-    Column("kind", String(16), nullable=False),
+    Column("kind", _string(16), nullable=False),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
     Column("round", Integer, nullable=False),
     Column("done_ms", BigInteger, index=True),
@@ -228,7 +235,7 @@ events = Table(
     metadata,
     Column("event_id", Integer, primary_key=True),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
-    Column("kind", String(16), nullable=False),
+    Column("kind", _string(16), nullable=False),
     Column("round", Integer),
     Column("at_ms", BigInteger, nullable=False),
     Column("data", Text, nullable=False),

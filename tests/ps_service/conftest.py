@@ -8,6 +8,7 @@ which answers nothing before the whole answer is there: what streams is tested o
 import asyncio
 import base64
 import hashlib
+import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -35,7 +36,7 @@ from ps_service.operator_keys import EVERYTHING
 from ps_service.settings import Settings
 from ps_service.storage import Stores, key_records, schema
 from ps_service.storage.files import FileBlobs
-from ps_service.storage.records import Records
+from ps_service.storage.records import open_records
 
 OPERATOR_KEY = "fso_" + "k" * 43
 MODEL = {"weight": (2, 3), "bias": (3,)}
@@ -354,7 +355,13 @@ class ParameterServer:
 
 
 @pytest.fixture
-async def start_server(tmp_path: Path) -> AsyncIterator[Callable]:
+def database_for_all(request: pytest.FixtureRequest) -> str | None:
+    """Of every server in these tests; None: SQLite. With FED_SOPHIA_TEST_POSTGRES=1, a PostgreSQL."""
+    return request.getfixturevalue("database") if os.environ.get("FED_SOPHIA_TEST_POSTGRES") else None
+
+
+@pytest.fixture
+async def start_server(tmp_path: Path, database_for_all: str | None) -> AsyncIterator[Callable]:
     """Start servers: `await start_server(clock=…, on_disk=True, performing=False, <settings>)`."""
     async with AsyncExitStack() as stack:
 
@@ -364,9 +371,10 @@ async def start_server(tmp_path: Path) -> AsyncIterator[Callable]:
             on_disk: bool = False,
             performing: bool = True,
             directory: Path = tmp_path,
+            where: str | None = database_for_all,
             **settings: object,
         ) -> ParameterServer:
-            records = await Records.open(directory / "records.sqlite" if on_disk else None)
+            records = await open_records(where or (directory / "records.sqlite" if on_disk else None))
             stack.push_async_callback(records.close)
             stores = Stores(records, FileBlobs(directory))
             server = ParameterServer(directory, stores, clock or ManualClock(), Settings(**settings))

@@ -20,7 +20,7 @@ from ps_service.effects import perform_effects
 from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
-from ps_service.storage.records import Records
+from ps_service.storage.records import open_records
 from tests.ps_service.conftest import ManualClock, ParameterServer, Update, Worker, add_operator
 from tests.ps_service.ledger import Ledger, read_ledger
 
@@ -185,7 +185,7 @@ class SmallFederation:
         return self._runner.run(coroutine)
 
     async def _open(self) -> None:
-        self.records = await Records.open(None)
+        self.records = await open_records(None)
         async with self.records.write() as connection:
             await add_operator(connection)
         self.restart()

@@ -21,8 +21,8 @@ from ps_service.storage import (
     update_records,
     version_records,
 )
-from ps_service.storage.records import Records
 from ps_service.storage.schema import metadata
+from ps_service.storage.sqlite_records import SqliteRecords
 from tests.ps_service.silence import LOST_AFTER_S, pass_time
 
 PARAMS, AVERAGE, UPDATE = (digit * 64 for digit in "abc")
@@ -135,7 +135,7 @@ async def test_a_database_of_the_first_schema_is_brought_up_to_date_with_its_row
     engine.dispose()
 
     for _ in range(2):  # and opened once more, as it is then
-        records = await Records.open(first_database)
+        records = await SqliteRecords.open(first_database)
         async with records.engine.connect() as connection:
             assert await connection.run_sync(differences_from_ours) == []
             version = await connection.execute(text("SELECT version_num FROM alembic_version"))
@@ -147,7 +147,7 @@ async def test_a_database_of_the_first_schema_is_brought_up_to_date_with_its_row
 
 
 async def test_what_an_earlier_version_did_not_know_it_says_nothing_of(first_database):
-    records = await Records.open(first_database)
+    records = await SqliteRecords.open(first_database)
     async with records.read() as connection:
         worker = await credential_records.worker_by_id(connection, "w-1")
         assert (worker.last_seen_ms, worker.lost_ms, worker.revoked_ms) == (40, None, None)

@@ -5,8 +5,8 @@ import pytest
 from sqlalchemy import bindparam, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from ps_service.storage.records import Records
 from ps_service.storage.schema import operator_keys
+from ps_service.storage.sqlite_records import SqliteRecords
 
 KEYS = [
     {
@@ -22,7 +22,7 @@ KEYS = [
 
 @pytest.fixture
 async def records(tmp_path):
-    opened = await Records.open(tmp_path / "records.sqlite")
+    opened = await SqliteRecords.open(tmp_path / "records.sqlite")
     async with opened.write() as connection:
         await connection.execute(insert(operator_keys), KEYS)
     yield opened

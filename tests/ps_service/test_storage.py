@@ -15,13 +15,13 @@ from sqlalchemy.engine import Engine
 
 from protocol.errors import NotReady, StorageCorrupt, UnsupportedVersion
 from ps_service.storage import migrations
-from ps_service.storage.records import Records
 from ps_service.storage.schema import metadata, operator_keys
+from ps_service.storage.sqlite_records import SqliteRecords
 
 
 @pytest.fixture(params=["memory", "file"])
 async def records(request, tmp_path):
-    records = await Records.open(None if request.param == "memory" else tmp_path / "records.sqlite")
+    records = await SqliteRecords.open(None if request.param == "memory" else tmp_path / "records.sqlite")
     yield records
     await records.close()
 
@@ -76,13 +76,13 @@ async def test_a_database_is_made_whole_or_not_at_all(tmp_path):
     event.listen(Engine, "before_cursor_execute", fail_at_the_end)
     try:
         with pytest.raises(ZeroDivisionError):
-            await Records.open(path)
+            await SqliteRecords.open(path)
     finally:
         event.remove(Engine, "before_cursor_execute", fail_at_the_end)
     with contextlib.closing(sqlite3.connect(path)) as file:
         assert file.execute("SELECT name FROM sqlite_master").fetchall() == []
 
-    records = await Records.open(path)
+    records = await SqliteRecords.open(path)
     assert await keys(records) == 0
     await records.close()
 
@@ -94,7 +94,7 @@ def test_the_newest_migration_is_the_one_a_start_looks_for():
 
 async def test_a_database_is_reopened_as_it_was(tmp_path):
     for expected in (0, 1):
-        records = await Records.open(tmp_path / "records.sqlite")
+        records = await SqliteRecords.open(tmp_path / "records.sqlite")
         assert await keys(records) == expected
         async with records.write() as connection:
             await add_key(connection, str(expected))
@@ -134,7 +134,7 @@ async def test_a_cancelled_transaction_leaves_nothing_and_holds_nobody_up(record
 
 async def test_a_transaction_may_be_cancelled_at_any_moment(tmp_path):
     """Broken off after 0, 1, 2 … turns of the loop: always all of it or nothing, and the next one works."""
-    records = await Records.open(tmp_path / "records.sqlite")
+    records = await SqliteRecords.open(tmp_path / "records.sqlite")
     for turns in range(25):
 
         async def both(turns=turns):
@@ -155,7 +155,7 @@ async def test_a_transaction_may_be_cancelled_at_any_moment(tmp_path):
 async def test_two_transitions_cannot_both_read_and_then_write(tmp_path):
     """Two processes on one file: the second waits at BEGIN, before it has read anything."""
     path = tmp_path / "records.sqlite"
-    one, other = await Records.open(path), await Records.open(path)
+    one, other = await SqliteRecords.open(path), await SqliteRecords.open(path)
     async with one.write() as connection:
         seen = (await connection.execute(select(func.count()).select_from(operator_keys))).scalar_one()
 
@@ -192,7 +192,7 @@ async def test_many_transitions_at_once_lose_no_update(records):
 
 
 async def test_a_reader_sees_one_moment_while_others_write(tmp_path):
-    records = await Records.open(tmp_path / "records.sqlite")
+    records = await SqliteRecords.open(tmp_path / "records.sqlite")
     async with records.read() as reading:
         before = (await reading.execute(select(func.count()).select_from(operator_keys))).scalar_one()
         async with records.write() as connection:
@@ -206,31 +206,31 @@ async def test_a_file_that_is_no_database_is_refused_by_name(tmp_path):
     path = tmp_path / "records.sqlite"
     path.write_bytes(b"this is no database " * 500)
     with pytest.raises(StorageCorrupt, match="not a database"):
-        await Records.open(path)
+        await SqliteRecords.open(path)
 
 
 async def test_a_database_with_a_torn_page_is_refused_by_name(tmp_path):
     path = tmp_path / "records.sqlite"
-    await (await Records.open(path)).close()
+    await (await SqliteRecords.open(path)).close()
     path.write_bytes(path.read_bytes()[:100] + bytes([255]) * 8000)
     with pytest.raises(StorageCorrupt, match="malformed"):
-        await Records.open(path)
+        await SqliteRecords.open(path)
 
 
 async def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path):
     path = tmp_path / "records.sqlite"
-    records = await Records.open(path)
+    records = await SqliteRecords.open(path)
     async with records.write() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     await records.close()
     before = path.read_bytes()
     with pytest.raises(UnsupportedVersion, match=r"made by a newer version of fed-sophia.*9999"):
-        await Records.open(path)
+        await SqliteRecords.open(path)
     assert path.read_bytes() == before
 
 
 async def test_commits_are_durable_and_references_are_checked(tmp_path):
-    records = await Records.open(tmp_path / "records.sqlite")
+    records = await SqliteRecords.open(tmp_path / "records.sqlite")
     async with records.read() as connection:
         pragmas = {
             name: (await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
@@ -241,7 +241,7 @@ async def test_commits_are_durable_and_references_are_checked(tmp_path):
 
 
 async def test_records_are_closed_when_the_last_visit_has_ended_and_let_nobody_in_any_more(tmp_path):
-    records = await Records.open(tmp_path / "records.sqlite")
+    records = await SqliteRecords.open(tmp_path / "records.sqlite")
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def writing():
@@ -261,6 +261,6 @@ async def test_records_are_closed_when_the_last_visit_has_ended_and_let_nobody_i
     with pytest.raises(NotReady):
         await keys(records)
     await records.close()
-    records = await Records.open(tmp_path / "records.sqlite")
+    records = await SqliteRecords.open(tmp_path / "records.sqlite")
     assert await keys(records) == 1
     await records.close()

@@ -23,7 +23,7 @@ from ps_service.background import background
 from ps_service.settings import Settings
 from ps_service.storage import Stores, key_records
 from ps_service.storage.files import FileBlobs
-from ps_service.storage.records import Records
+from ps_service.storage.records import open_records
 from tests.ps_service.conftest import ManualClock, ParameterServer, a_message, add_operator
 from worker.agent import serve
 from worker.options import WorkerOptions
@@ -44,7 +44,7 @@ SPARED = ("fed-sophia-shared", "fed-sophia", "fedavg")
 @asynccontextmanager
 async def a_server(directory: Path) -> AsyncIterator[ParameterServer]:
     """A server on these files for as long as this is open, with its background work."""
-    records = await Records.open(directory / "records.sqlite")
+    records = await open_records(directory / "records.sqlite")
     try:
         server = ParameterServer(
             directory, Stores(records, FileBlobs(directory)), ManualClock(), Settings(_env_file=None)

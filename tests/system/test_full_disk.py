@@ -185,10 +185,10 @@ WRITE_DURING_AND_AFTER = """
 import asyncio, sys
 from pathlib import Path
 from protocol.errors import StorageNotWritable
-from ps_service.storage.records import Records
+from ps_service.storage.records import open_records
 
 async def main():
-    records = await Records.open(Path(sys.argv[1]) / "records.sqlite")
+    records = await open_records(Path(sys.argv[1]) / "records.sqlite")
     async with records.read():  # so that what writes meanwhile opens the file anew
         print("opened", flush=True)
         sys.stdin.readline()

@@ -41,6 +41,21 @@ def upgrade(connection: Connection) -> None:
     migrate(connection, current)
 
 
+def make_or_require(connection: Connection) -> None:
+    """Make the schema in an empty database that servers share, inside the caller's transaction.
+
+    What there is stays as it is: other servers may be using it.
+
+    Raises: UnsupportedVersion: it is not `HEAD`'s.
+    """
+    if not inspect(connection).get_table_names():
+        _create(connection)
+        return
+    current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if current != HEAD:
+        raise UnsupportedVersion(f"the database's schema is {current}, this version of fed-sophia has {HEAD}")
+
+
 def migrate(connection: Connection, current: str | None) -> None:
     """Bring a schema that is not `HEAD`'s to it, step by step, and commit.
 
@@ -68,10 +83,14 @@ def migrate(connection: Connection, current: str | None) -> None:
 
 def _make(connection: Connection) -> None:
     """All tables at once, or none."""
+    _create(connection)
+    connection.commit()
+
+
+def _create(connection: Connection) -> None:
     metadata.create_all(connection)
     connection.execute(text(ALEMBICS_OWN))
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
-    connection.commit()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ps_service.server import serve
 from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
-from ps_service.storage.records import Records
+from ps_service.storage.sqlite_records import SqliteRecords
 from tests.system.crash.steps import Steps, path_of, shown
 
 _WRITES = re.compile(r"\s*(INSERT(?: OR \w+)? INTO|UPDATE|DELETE FROM)\s+(\w+)")
@@ -45,16 +45,16 @@ def be_the_server(orders: ServerOrders) -> None:
     steps = Steps(orders.deaths)
 
     async def open_stores(directory: Path) -> Stores:
-        opened = await Records.open(directory / "records.sqlite")
+        opened = await SqliteRecords.open(directory / "records.sqlite")
         return Stores(MortalRecords(opened, steps), MortalBlobs(directory, steps))
 
     serve(Settings(port=orders.port, server_data_dir=orders.data_dir), lambda _url: None, open_stores)
 
 
-class MortalRecords(Records):
+class MortalRecords(SqliteRecords):
     """Records whose commits are steps, each named by the tables it changes: +added, ~updated, -deleted."""
 
-    def __init__(self, opened: Records, steps: Steps) -> None:
+    def __init__(self, opened: SqliteRecords, steps: Steps) -> None:
         super().__init__(opened.engine)
         self._steps = steps
         self._changed: set[str] = set()  # by the one open write transaction

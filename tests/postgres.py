@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real PostgreSQL of the tests' own, on a free port of loopback."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+STARTS_WITHIN_S = 60
+
+
+def binaries() -> Path | None:
+    """Where PostgreSQL's programs are; None: nowhere."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # Debian's
+    if found := shutil.which("initdb"):
+        folders.append(Path(found).resolve().parent)
+    needed = ("initdb", "postgres", "pg_isready", "psql")
+    return next((each for each in folders if all((each / name).exists() for name in needed)), None)
+
+
+class Postgres:
+    """One data directory, and the server on it while there is one."""
+
+    def __init__(self, directory: Path) -> None:
+        folder = binaries()
+        if folder is None:
+            if os.environ.get("FED_SOPHIA_REQUIRE_ALL"):
+                pytest.fail("PostgreSQL is not installed")
+            pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+        self._binaries = folder
+        self.directory = directory
+        self._user = self._owner()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+        # of another order than that of bytes, as a database that somebody has is likely to be
+        locale = ["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US"]
+        self._run("initdb", "-D", str(directory), "-U", "postgres", "--auth=trust", "--no-sync", *locale)
+
+    @staticmethod
+    def _owner() -> str | None:
+        """PostgreSQL does not run as root: who it is to be then."""
+        if os.getuid() != 0:
+            return None
+        known = {entry.pw_name for entry in pwd.getpwall()}
+        return "postgres" if "postgres" in known else "nobody"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        if self._user is not None:
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            shutil.chown(self.directory, self._user)
+        subprocess.run(
+            [str(self._binaries / program), *arguments],
+            check=True,
+            capture_output=True,
+            user=self._user,
+            cwd="/",
+            timeout=STARTS_WITHIN_S,
+        )
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    def start(self, *options: str) -> None:
+        """Serve; come back once it does."""
+        log = (self.directory.parent / f"{self.directory.name}.log").open("ab")
+        options = ("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", *options)
+        with log:
+            self.process = subprocess.Popen(
+                [str(self._binaries / "postgres"), "-D", str(self.directory), "-p", str(self.port), *options],
+                stdout=log,
+                stderr=log,
+                user=self._user,
+                cwd="/",
+            )
+        until = time.monotonic() + STARTS_WITHIN_S
+        ready = [str(self._binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, check=False).returncode != 0:
+            if self.process.poll() is not None or time.monotonic() > until:
+                pytest.fail(f"PostgreSQL did not start:\n{Path(log.name).read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """At once, as by `pg_ctl stop -m immediate`: what was committed is there at the next start."""
+        if self.process is not None:
+            self.process.send_signal(3)  # SIGQUIT
+            self.process.wait(STARTS_WITHIN_S)
+            self.process = None
+
+    def create(self, database: str) -> str:
+        """A new, empty database; its URL."""
+        self._psql(f'CREATE DATABASE "{database}"')
+        return self.url(database)
+
+    def drop(self, database: str) -> None:
+        self._psql(f'DROP DATABASE "{database}" WITH (FORCE)')
+
+    def _psql(self, statement: str) -> None:
+        subprocess.run(
+            [str(self._binaries / "psql"), "-q", "-d", self.url(), "-c", statement],
+            check=True,
+            capture_output=True,
+            timeout=STARTS_WITHIN_S,
+        )
+
+
+FAST = ("-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200")
+"""For tests in which nothing loses its power."""
+
+
+@contextmanager
+def a_postgres(*options: str) -> Iterator[Postgres]:
+    """A server that is there while this is open."""
+    with tempfile.TemporaryDirectory(prefix="fed-sophia-postgres-") as folder:
+        Path(folder).chmod(0o755)  # for who is not root
+        postgres = Postgres(Path(folder) / "data")
+        try:
+            postgres.start(*options)
+            yield postgres
+        finally:
+            postgres.stop()
