@@ -39,12 +39,14 @@ async def background(service: Service) -> AsyncIterator[None]:
         asyncio.create_task(_watch(service.bell, topic, work, troubles)) for topic, work in watches.items()
     ]
     tasks.append(asyncio.create_task(watch_lag(service.meters.loop_lag_seconds.observe)))
+    tasks.append(asyncio.create_task(service.stores.records.hear(service.bell.ring, service.bell.ring_all)))
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await service.runner.leases.close()
 
 
 async def _watch(bell: Bell, topic: str, work: Callable[[], Awaitable[float]], troubles: Troubles) -> None:

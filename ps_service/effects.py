@@ -13,7 +13,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from protocol.errors import FedSophiaError, StorageNotWritable
+from protocol.errors import FedSophiaError, NotReady, StorageNotWritable
 from protocol.messages import RoundStatus
 from ps_service import round_machine
 from ps_service.aggregation import aggregate
@@ -40,7 +40,11 @@ async def perform_effects(runner: RoundRunner, troubles: Troubles | None = None)
     for effect in effects:
         aggregation = f"aggregation of run {effect.run_id}, round {effect.round}"
         try:
-            await _perform(runner, effect)
+            if not await runner.leases.take(effect.effect_id):
+                all_done = False  # another server does it, or did
+                continue
+            async with runner.leases.kept(effect.effect_id):
+                await _perform(runner, effect)
             troubles.worked(aggregation)
         except Exception as error:
             # it stays in the records; what other runs wait for must not wait behind it
@@ -53,11 +57,11 @@ async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
     """Aggregate, or abandon the round if it cannot be.
 
     Raises:
-        StorageNotWritable, OSError, SQLAlchemyError: a store fails for now. Nothing is lost.
+        StorageNotWritable, NotReady, OSError, SQLAlchemyError: a store fails for now. Nothing is lost.
     """
     try:
         await _aggregate(runner, effect)
-    except (StorageNotWritable, OSError, SQLAlchemyError):
+    except (StorageNotWritable, NotReady, OSError, SQLAlchemyError):
         raise
     except FedSophiaError as error:
         log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)
@@ -73,6 +77,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         stored = await the_round(connection, effect.run_id, effect.round)
     if stored.state.status is not RoundStatus.AGGREGATING:
         async with runner.transition() as transition:  # the round has gone on without it
+            await runner.leases.end(transition.connection, effect.effect_id)
             await effect_records.finish_effect(transition.connection, effect.effect_id, transition.now_ms)
         return
     async with runner.stores.records.read() as connection:
@@ -97,6 +102,8 @@ async def _aggregated(runner: RoundRunner, effect: StoredEffect, tensors: dict[s
     """The effect's round has been combined into these bundles: record the version, tick the effect off."""
     async with runner.transition() as transition:
         connection, now_ms = transition.connection, transition.now_ms
+        if not await runner.leases.end(connection, effect.effect_id):
+            return
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
         if stored.state.status is RoundStatus.AGGREGATING:
@@ -112,6 +119,8 @@ async def _aggregation_failed(runner: RoundRunner, effect: StoredEffect, reason:
     """The effect's round cannot be combined: abandon it, tick the effect off."""
     async with runner.transition() as transition:
         connection, now_ms = transition.connection, transition.now_ms
+        if not await runner.leases.end(connection, effect.effect_id):
+            return
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
         await round_event(transition, run, stored, round_machine.AggregationFailed(now_ms, reason))

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.algorithms import SENT_PARAMS
-from protocol.codec import pack_header, preamble, tensor_header
+from protocol.codec import NAN_OR_INFINITY, pack_header, preamble, tensor_header
 from protocol.encodings import encoding_named
+from protocol.errors import NotFinite
 from protocol.messages import RunSpec, TensorSpec
 from ps_service.combining import Part
 from ps_service.storage.blobs import BlobStore, Staged
@@ -34,7 +35,15 @@ class NextState:
         for bundle, values in changed.items():
             self._writer(bundle, bundle).write(part, values)
         if "params" in changed and self._spec.has_sent_params:
-            self._writer(SENT_PARAMS, "params").write(part, changed["params"])
+            self._write_sent_params(part, changed["params"])
+
+    def _write_sent_params(self, part: Part, values: Chunk) -> None:
+        """Raises: NotFinite: the run's encoding of `params` cannot hold a value."""
+        try:
+            self._writer(SENT_PARAMS, "params").write(part, values)
+        except NotFinite:
+            encoding = self._spec.state_encoding_of(SENT_PARAMS)
+            raise NotFinite(f"the next params: {part.name}: as {encoding} it {NAN_OR_INFINITY}") from None
 
     def _writer(self, name: str, bundle: str) -> "_BundleWriter":
         """Args: bundle: what the message calls what the version has under `name`."""

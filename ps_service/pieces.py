@@ -8,9 +8,11 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ps_service.in_order import cores
+
 ALL_BYTES = 6 * 1024 * 1024
 AT_WORK = 4
-"""Of so many uploads at a time a piece is taken in: more would use more memory and not be any faster."""
+"""Of so many uploads at a time a piece is taken in, or of as many as there are cores, if they are more."""
 MOST_BYTES, LEAST_BYTES = 1024 * 1024, 192 * 1024
 
 
@@ -19,7 +21,7 @@ class Pieces:
 
     def __init__(self) -> None:
         self._transfers = 0
-        self.at_work = asyncio.Semaphore(AT_WORK)
+        self.at_work = asyncio.Semaphore(max(AT_WORK, cores()))
         """To be held while a piece of an upload is hashed, judged and written."""
 
     @property

@@ -24,6 +24,7 @@ from ps_service.admission import require_open
 from ps_service.arrivals import found_again, update_admitted, worker_declined
 from ps_service.bell import Bell, task_topic, worker_topic
 from ps_service.clock import Clock
+from ps_service.leases import Leases
 from ps_service.metrics import Meters
 from ps_service.run_machine import Run
 from ps_service.storage import (
@@ -58,6 +59,7 @@ class RoundRunner:
         self.clock = clock
         self.bell = bell
         self.meters = meters
+        self.leases = Leases(stores.records)
         self._sent_bytes: Counter[str] = Counter()
         self.untidy: set[str] = set()
         """Runs with rounds that ended since they were tidied last."""
@@ -217,6 +219,7 @@ class RoundRunner:
         async with self.stores.records.write() as connection:
             transition = Transition(connection, self.clock.now_ms(), self._sent_bytes)
             yield transition
+            await self.stores.records.announce(connection, transition.topics)
         self._sent_bytes.subtract(transition.written_down)
         self.untidy |= transition.untidy
         for round_ in transition.ended:

@@ -72,6 +72,8 @@ MAX_DOWNLOAD_BYTES = 8 * 1024**3
 AS_NOBODY = {"Authorization": ""}
 """Of a request that proves who asks by what it holds."""
 
+_ASKED_OF_A_SOCKET = ("family", "getpeername", "getsockname")
+
 Transport = httpx.AsyncBaseTransport
 
 
@@ -304,7 +306,7 @@ class ServerClient:
             return await self._http.send(request, stream=True)
         except AttributeError as error:
             # closed as it was made, a connection has no socket under uvloop; httpx asks it for its peer
-            if error.obj is not None:
+            if error.obj is not None or error.name not in _ASKED_OF_A_SOCKET:
                 raise
             raise httpx.ConnectError("the connection was closed as it was made") from error
 

@@ -156,10 +156,12 @@ class Body:
 
     async def _next(self) -> list[bytes]:
         """The next pieces; none once the body has ended."""
+        if self._gives_way:  # also where there is always a batch, and nothing is waited for
+            self._require_pace()
         loop = asyncio.get_running_loop()
         asked_s = loop.time()
         try:
-            async with asyncio.timeout(0 if self._gives_way else self._left_s) as self._waiting:
+            async with asyncio.timeout(self._left_s) as self._waiting:
                 pieces = await self._source.batch(self._pieces.size_bytes)
             self._ended = not pieces
         except TimeoutError:

@@ -28,7 +28,7 @@ from ps_service.standing import noting_refusals
 from ps_service.storage import update_records, version_records
 from ps_service.storage.blobs import Part
 from ps_service.storage.credential_records import StoredWorker
-from ps_service.storage.existing import require_not_in_quarantine
+from ps_service.storage.existing import require_not_in_quarantine, the_worker
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.situations import staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
@@ -111,6 +111,7 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
                 begin = partial(_begin, service, run, upload, started_from(tensors))
                 with service.uploading.one(worker.worker_id):
                     async with (
+                        _unless_revoked(service, worker.worker_id),
                         noting_refusals(service.note_refusal, worker, upload.assignment_id),
                         _unless_closed(service, upload.assignment_id),
                     ):
@@ -161,6 +162,17 @@ def _begin(service: Service, run: StoredRun, upload: StoredUpload, params: str, 
         check_header=lambda message: check_update_message(message, spec, header),
         check_values=UpdateCheck(StoredMessage(service.stores.blobs, params), bound),
     )
+
+
+@asynccontextmanager
+async def _unless_revoked(service: Service, worker_id: str) -> AsyncIterator[None]:
+    """Who is cut off because they may send no more is told so."""
+    try:
+        yield
+    except UploadInterrupted:
+        async with service.stores.records.glance() as connection:
+            await the_worker(connection, worker_id)
+        raise
 
 
 @asynccontextmanager

@@ -64,6 +64,8 @@ _GIVEN_UP = ("08", "53", "57", "40", "55P03", "25006", "25P03")
 class PostgresRecords(Records):
     """The open database."""
 
+    shared = True
+
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self._name = secrets.token_hex(8)
@@ -123,7 +125,7 @@ class PostgresRecords(Records):
             with _reaching(OSError, asyncpg.InterfaceError):
                 await connection.commit()
 
-    async def now_ms(self, connection: AsyncConnection) -> int | None:
+    async def now_ms(self, connection: AsyncConnection) -> int:
         now_ms: int = (await connection.execute(_NOW_MS)).scalar_one()
         return now_ms
 

@@ -19,6 +19,8 @@ class Records(ABC):
     """The open database. Queries are functions over a connection: `*_records.py` beside this file."""
 
     engine: AsyncEngine
+    shared: bool
+    """Whether other servers may have them too."""
 
     @abstractmethod
     def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
@@ -47,8 +49,8 @@ class Records(ABC):
         """
 
     @abstractmethod
-    async def now_ms(self, connection: AsyncConnection) -> int | None:
-        """The database's own time, by which servers that share it agree; None where one server has it."""
+    async def now_ms(self, connection: AsyncConnection) -> int:
+        """UTC by the database's clock, on which servers that share it agree."""
 
     @abstractmethod
     async def announce(self, connection: AsyncConnection, topics: Collection[str]) -> None:

@@ -220,6 +220,14 @@ effects = Table(
     Column("done_ms", BigInteger, index=True),
 )
 
+leases = Table(
+    "leases",
+    metadata,
+    Column("effect_id", ForeignKey("effects.effect_id"), primary_key=True),
+    Column("holder", _string(64), nullable=False),
+    Column("until_ms", BigInteger, nullable=False),
+)
+
 metrics = Table(
     "metrics",
     metadata,

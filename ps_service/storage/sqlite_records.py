@@ -6,6 +6,7 @@ A write transaction is `BEGIN IMMEDIATE`, so that it reads what it is going to c
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,6 +28,8 @@ from ps_service.storage.visits import Visits
 
 class SqliteRecords(Records):
     """The open file."""
+
+    shared = False
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
@@ -81,8 +84,8 @@ class SqliteRecords(Records):
             async with self._writing, self.visits.visit(BEGIN_IMMEDIATE) as connection:
                 yield connection
 
-    async def now_ms(self, connection: AsyncConnection) -> int | None:
-        return None
+    async def now_ms(self, connection: AsyncConnection) -> int:
+        return time.time_ns() // 1_000_000
 
     async def announce(self, connection: AsyncConnection, topics: Collection[str]) -> None:
         """A file has one server."""

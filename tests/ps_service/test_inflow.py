@@ -108,3 +108,20 @@ async def test_every_byte_of_a_large_body_arrives_in_order_over_a_socket(server)
         )
     assert answer.status_code == 200, answer.text
     assert answer.json()["digest"] == hashlib.sha256(update.body).hexdigest()
+
+
+async def test_who_is_to_give_way_does_although_there_is_always_more(server):
+    """A body that is there whole is a batch each time it is asked for, and nothing is waited for."""
+    model = {"w": (8 * MOST_BYTES // 4,)}
+    _, [(worker, assignment), _] = await server.a_round(model=model)
+    update = server.an_update(assignment, model=model)
+    url = (await worker.declare(assignment, update.header)).json()["upload_url"]
+
+    async def all_there():
+        for start in range(0, len(update.body), MOST_BYTES):
+            if start == 2 * MOST_BYTES:
+                server.service.uploads.cut_off(worker.worker_id)
+            yield update.body[start : start + MOST_BYTES]
+
+    answer = await worker.put(url, all_there(), Content_Length=str(len(update.body)))
+    assert (answer.status_code, answer.json()["code"]) == (408, "upload-interrupted")

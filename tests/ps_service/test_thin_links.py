@@ -301,6 +301,23 @@ async def test_the_bound_is_judged_from_where_a_worker_started(server):
     await worker.send(given, shrunk(given, started_from))
 
 
+async def test_parameters_that_are_too_large_for_their_way_down_end_the_round_by_name(server):
+    model = {"w": (4,)}
+    digest = await server.store_params(model, 65_519.0)  # nearly what f16 rounds to infinity
+    run_id, cohort = await server.a_round(
+        model=model,
+        params_digest=digest,
+        algorithm="fedavg",
+        encodings={"params": "f16"},
+        max_abandoned_rounds=1,
+    )
+    for worker, given in cohort:
+        far = server.an_update(given, model=model, bundles={"delta": {"w": np.full(4, 40_000, np.float32)}})
+        await worker.send(given, far)
+    await server.aggregate_now()
+    assert "the next params: w: as f16 it holds NaN or an infinity" in (await server.show(run_id)).reason
+
+
 async def test_who_measures_a_version_is_given_what_will_be_exported(server):
     run_id, _ = await a_version_later(server, encodings={"params": "bf16"})
     evaluator = await server.enrol("measures", role="evaluator")

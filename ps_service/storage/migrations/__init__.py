@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from protocol.errors import StorageCorrupt, UnsupportedVersion
 from ps_service.storage.schema import metadata
 
-HEAD = "0004"
+HEAD = "0005"
 ALEMBICS_OWN = (
     "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
     "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
