@@ -35,11 +35,17 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def database(postgres: Postgres) -> Iterator[str]:
-    """The URL of an empty database."""
-    name = f"test-{secrets.token_hex(6)}"
-    yield postgres.create(name)
-    postgres.drop(name)
+def new_database(postgres: Postgres) -> Iterator[Callable[[], str]]:
+    """Makes an empty database; gives its URL."""
+    names: list[str] = []
+
+    def make() -> str:
+        names.append(f"test-{secrets.token_hex(6)}")
+        return postgres.create(names[-1])
+
+    yield make
+    for name in names:
+        postgres.drop(name)
 
 
 @pytest.fixture(autouse=True)

@@ -355,13 +355,22 @@ class ParameterServer:
 
 
 @pytest.fixture
-def database_for_all(request: pytest.FixtureRequest) -> str | None:
-    """Of every server in these tests; None: SQLite. With FED_SOPHIA_TEST_POSTGRES=1, a PostgreSQL."""
-    return request.getfixturevalue("database") if os.environ.get("FED_SOPHIA_TEST_POSTGRES") else None
+def place_of(request: pytest.FixtureRequest) -> Callable[[Path, bool], Path | str | None]:
+    """Where a server of these tests has its rows: SQLite, or PostgreSQL with FED_SOPHIA_TEST_POSTGRES=1."""
+    if not os.environ.get("FED_SOPHIA_TEST_POSTGRES"):
+        return lambda directory, on_disk: directory / "records.sqlite" if on_disk else None
+    new_database, known = request.getfixturevalue("new_database"), {}
+
+    def place(directory: Path, on_disk: bool) -> str:
+        if not on_disk or directory not in known:
+            known[directory] = new_database()
+        return known[directory]
+
+    return place
 
 
 @pytest.fixture
-async def start_server(tmp_path: Path, database_for_all: str | None) -> AsyncIterator[Callable]:
+async def start_server(tmp_path: Path, place_of: Callable) -> AsyncIterator[Callable]:
     """Start servers: `await start_server(clock=…, on_disk=True, performing=False, <settings>)`."""
     async with AsyncExitStack() as stack:
 
@@ -371,10 +380,10 @@ async def start_server(tmp_path: Path, database_for_all: str | None) -> AsyncIte
             on_disk: bool = False,
             performing: bool = True,
             directory: Path = tmp_path,
-            where: str | None = database_for_all,
+            where: str | None = None,
             **settings: object,
         ) -> ParameterServer:
-            records = await open_records(where or (directory / "records.sqlite" if on_disk else None))
+            records = await open_records(where or place_of(directory, on_disk))
             stack.push_async_callback(records.close)
             stores = Stores(records, FileBlobs(directory))
             server = ParameterServer(directory, stores, clock or ManualClock(), Settings(**settings))
