@@ -13,7 +13,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from protocol.errors import FedSophiaError, StorageNotWritable
+from protocol.errors import FedSophiaError, StorageNotWritable, StorageUnavailable
 from protocol.messages import RoundStatus
 from ps_service import round_machine
 from ps_service.aggregation import aggregate
@@ -53,11 +53,12 @@ async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
     """Aggregate, or abandon the round if it cannot be.
 
     Raises:
-        StorageNotWritable, OSError, SQLAlchemyError: a store fails for now. Nothing is lost.
+        StorageNotWritable, StorageUnavailable, OSError, SQLAlchemyError: a store fails for now; nothing is
+            lost.
     """
     try:
         await _aggregate(runner, effect)
-    except (StorageNotWritable, OSError, SQLAlchemyError):
+    except (StorageNotWritable, StorageUnavailable, OSError, SQLAlchemyError):
         raise
     except FedSophiaError as error:
         log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)

@@ -34,6 +34,7 @@ from ps_service.effects import perform_effects
 from ps_service.operator_keys import EVERYTHING
 from ps_service.settings import Settings
 from ps_service.storage import Stores, key_records, schema
+from ps_service.storage.blobs import BlobStore
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.records import Records
 
@@ -364,11 +365,12 @@ async def start_server(tmp_path: Path) -> AsyncIterator[Callable]:
             on_disk: bool = False,
             performing: bool = True,
             directory: Path = tmp_path,
+            blobs: BlobStore | None = None,
             **settings: object,
         ) -> ParameterServer:
             records = await Records.open(directory / "records.sqlite" if on_disk else None)
             stack.push_async_callback(records.close)
-            stores = Stores(records, FileBlobs(directory))
+            stores = Stores(records, blobs or FileBlobs(directory))
             server = ParameterServer(directory, stores, clock or ManualClock(), Settings(**settings))
             stack.push_async_callback(server.service.uploads.close)
             async with records.write() as connection:
