@@ -392,9 +392,17 @@ class StorageCorrupt(FedSophiaError):
 
 
 class StorageNotWritable(FedSophiaError):
-    """The server's disk is full, read-only or failing."""
+    """The server's disk is full, read-only or failing, or its object store takes nothing."""
 
     code = "storage-not-writable"
+    fault = Fault.SERVER
+    retryable = True
+
+
+class StorageUnavailable(FedSophiaError):
+    """The server's object store does not give what is kept in it, for now."""
+
+    code = "storage-unavailable"
     fault = Fault.SERVER
     retryable = True
 

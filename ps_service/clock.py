@@ -33,6 +33,7 @@ class SystemClock:
         monotonic_ns: Callable[[], int] = _elapsed_ns,
         not_before_ms: int = 0,
     ) -> None:
+        """Args: utc_ns: asked once; servers that share a database ask that, and agree."""
         self._monotonic_ns = monotonic_ns
         self._anchor_ns = max(utc_ns(), not_before_ms * 1_000_000) - monotonic_ns()
 

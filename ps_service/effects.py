@@ -13,7 +13,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from protocol.errors import FedSophiaError, NotReady, StorageNotWritable
+from protocol.errors import FedSophiaError, NotReady, StorageNotWritable, StorageUnavailable
 from protocol.messages import RoundStatus
 from ps_service import round_machine
 from ps_service.aggregation import aggregate
@@ -57,11 +57,12 @@ async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
     """Aggregate, or abandon the round if it cannot be.
 
     Raises:
-        StorageNotWritable, NotReady, OSError, SQLAlchemyError: a store fails for now. Nothing is lost.
+        StorageNotWritable, StorageUnavailable, NotReady, OSError, SQLAlchemyError: a store fails for now;
+            nothing is lost.
     """
     try:
         await _aggregate(runner, effect)
-    except (StorageNotWritable, NotReady, OSError, SQLAlchemyError):
+    except (StorageNotWritable, StorageUnavailable, NotReady, OSError, SQLAlchemyError):
         raise
     except FedSophiaError as error:
         log.error("run %s, round %d: %s: %s", effect.run_id, effect.round, error.code, error.detail)

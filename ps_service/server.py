@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -25,8 +26,8 @@ from ps_service.listening import BACKLOG, allow_many_connections, listen
 from ps_service.service import Service
 from ps_service.settings import Settings
 from ps_service.storage import Stores, credential_records
-from ps_service.storage.files import FileBlobs
 from ps_service.storage.not_writable import writing_files
+from ps_service.storage.open_blobs import open_blobs
 from ps_service.storage.records import open_records
 from ps_service.tls import TlsArguments, tls_arguments
 
@@ -40,18 +41,21 @@ DISK_THREADS = 32
 OpensStores = Callable[[Path], Awaitable[Stores]]
 
 
-async def open_stores(directory: Path) -> Stores:
-    """The stores of one data directory: SQLite and files."""
-    return Stores(await open_records(directory / "records.sqlite"), FileBlobs(directory))
+async def open_stores(settings: Settings, directory: Path) -> Stores:
+    """What the settings name, or else SQLite and files in this directory."""
+    blobs = open_blobs(settings, directory)
+    url = settings.database_url.get_secret_value()
+    return Stores(await open_records(url or directory / "records.sqlite"), blobs)
 
 
-def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStores = open_stores) -> None:
+def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStores | None = None) -> None:
     """Serve until SIGINT or SIGTERM; call `announce(url)` once requests are answered.
 
-    Args: stores: opens what the server keeps in its data directory.
+    Args: stores: opens what the server keeps in its data directory; None: `open_stores`.
 
     Raises:
-        InvalidUsage: the address or the data directory is another's, or the files of TLS cannot be used.
+        InvalidUsage: the address or the data directory is another's, or the files of TLS or the object
+            store cannot be used.
         StorageNotWritable: the disk of the data directory is full, read-only or failing.
     """
     tls = tls_arguments(settings)
@@ -64,7 +68,7 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
-            runner.run(_serve(settings, tls, announce, stores))
+            runner.run(_serve(settings, tls, announce, stores or partial(open_stores, settings)))
         except StorageNotWritable as error:
             raise StorageNotWritable(f"data directory {settings.server_data_dir}: {error.detail}") from error
 
@@ -115,6 +119,9 @@ async def _clock(stores: Stores) -> SystemClock:
     """A clock that goes on from the last time that is written down."""
     async with stores.records.read() as connection:
         last_ms = await credential_records.latest_ms(connection)
+        now_ms = await stores.records.now_ms(connection)
+    if stores.records.shared:  # others go on writing times down: the database's are the ones that count
+        return SystemClock(utc_ns=lambda: now_ms * 1_000_000)
     behind_s = last_ms / 1000 - time.time()
     if behind_s > CLOCK_MAY_BE_BEHIND_S:
         log.warning(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of the server. The only reader of the environment in this package: `FED_SOPHIA_…`."""
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -29,6 +30,11 @@ class Settings(BaseSettings):
     """Whether plain HTTP may be spoken beyond this machine."""
     server_data_dir: Path = Path("fed-sophia-data")
     """Directory of the database, the tensors and the first credentials."""
+    database_url: SecretStr = SecretStr("")
+    """The PostgreSQL that several servers share: postgresql://user:password@host/name; empty: a file of the
+    data directory."""
+    blobs_url: str = ""
+    """Where tensors are kept: s3://bucket/prefix, gs://, az://; empty: files of the data directory."""
     max_body_bytes: int = Field(default=4 * 1024**3, ge=1)
     """Largest tensor message accepted."""
     max_json_bytes: int = Field(default=4 * 1024**2, ge=1024)
@@ -81,3 +87,31 @@ class Settings(BaseSettings):
     def _networks(cls, value: str) -> str:
         networks = [str(ip_network(each.strip())) for each in value.split(",") if each.strip()]
         return ",".join(networks)
+
+
+def object_client_options(scheme: str) -> dict[str, str]:
+    """What the environment says of how an object store is spoken to: `AWS_ALLOW_HTTP` and its like.
+
+    obstore reads whose and where the store is by itself, but these only where it is given none.
+    """
+    prefix = _OBJECT_STORES[scheme]
+    return {
+        option.lower(): os.environ[f"{prefix}{option}"]
+        for option in _CLIENT_OPTIONS
+        if f"{prefix}{option}" in os.environ
+    }
+
+
+_OBJECT_STORES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_CLIENT_OPTIONS = (
+    "ALLOW_HTTP",
+    "ALLOW_INVALID_CERTIFICATES",
+    "CONNECT_TIMEOUT",
+    "POOL_IDLE_TIMEOUT",
+    "POOL_MAX_IDLE_PER_HOST",
+    "PROXY_CA_CERTIFICATE",
+    "PROXY_EXCLUDES",
+    "PROXY_URL",
+    "READ_TIMEOUT",
+    "TIMEOUT",
+)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from protocol.errors import FedSophiaError, StorageNotWritable
+from protocol.errors import FedSophiaError, StorageNotWritable, StorageUnavailable
 
 REMIND_S = 600.0
 
@@ -25,7 +25,7 @@ class Troubles:
         if kind == said and self._clock_s() - said_s < REMIND_S:
             return
         self._said[what] = kind, self._clock_s()
-        foreseen = isinstance(error, StorageNotWritable)
+        foreseen = isinstance(error, StorageNotWritable | StorageUnavailable)
         self._log.error("%s: %s; it is tried again", what, kind, exc_info=None if foreseen else error)
 
     def worked(self, what: str) -> None:

@@ -11,7 +11,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from protocol.errors import FedSophiaError, StorageCorrupt, StorageNotWritable, UploadInProgress
+from protocol.errors import (
+    FedSophiaError,
+    StorageCorrupt,
+    StorageNotWritable,
+    StorageUnavailable,
+    UploadInProgress,
+)
 from ps_service.intake import Intake
 from ps_service.storage.blobs import BlobStore, Part
 
@@ -118,15 +124,15 @@ class Uploads:
         self, upload_id: str, begin: Callable[[Part], Intake], paused: Incoming | None, afresh: bool
     ) -> Incoming:
         if paused is not None:
-            paused.part.close()
-        if afresh:
+            paused.part.discard()
+        elif afresh:
             self._blobs.discard_part(upload_id)
         part = self._blobs.part(upload_id)
         try:
             intake = begin(part)
             intake.read_again(part)
             return Incoming(intake, part)
-        except (StorageNotWritable, StorageCorrupt, OSError):
+        except (StorageNotWritable, StorageUnavailable, StorageCorrupt, OSError):
             part.close()
             raise
         except FedSophiaError:  # what a power cut has left of it
@@ -165,7 +171,17 @@ class Uploads:
             await asyncio.to_thread(self._blobs.discard_part, upload_id)
 
     async def close(self) -> None:
-        """Write down what is held in memory; the server stops."""
-        while self._paused:
-            _, incoming = self._paused.popitem()
-            await asyncio.to_thread(incoming.part.close)
+        """Write down what is held in memory; the server stops.
+
+        Raises:
+            StorageNotWritable: some could not be; all others are.
+        """
+        paused = [incoming.part for incoming in self._paused.values()]
+        self._paused.clear()
+        # together: a store that is far away, or gone, is waited for once
+        closed = await asyncio.gather(
+            *(asyncio.to_thread(part.close) for part in paused), return_exceptions=True
+        )
+        for error in closed:
+            if error is not None:
+                raise error

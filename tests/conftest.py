@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.postgres import FAST, Postgres, a_postgres
+from tests.s3 import S3Server, an_s3_server
 
 # what fails there says what was found, as in a test
 pytest.register_assert_rewrite("tests.system.crash.laws", "tests.system.crash.federation")
@@ -55,7 +56,7 @@ def looked_through_again() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def require_part() -> Callable[[bool, str], None]:
     """Call with (found, what): a test whose part is missing is skipped, or fails if all are required."""
 
@@ -67,3 +68,12 @@ def require_part() -> Callable[[bool, str], None]:
         pytest.skip(f"{what} is missing")
 
     return require
+
+
+@pytest.fixture(scope="session")
+def s3(
+    tmp_path_factory: pytest.TempPathFactory, require_part: Callable[[bool, str], None]
+) -> Iterator[S3Server]:
+    """A real S3 server for all tests: nobody stops it, and each test has a prefix of its own."""
+    with an_s3_server(tmp_path_factory.mktemp("s3"), require_part) as server:
+        yield server

@@ -164,6 +164,7 @@ def loaded_by(module: str) -> set[str]:
     [
         ("protocol.messages", {"torch", "fastapi", "httpx", "sqlalchemy", "asyncio"}),
         ("ps_service.app", {"torch", "worker", "sklearn", "httpx"}),
+        ("ps_service.server", {"torch", "worker", "sklearn", "httpx", "obstore"}),
         ("worker", {"torch", "sklearn"}),
         ("worker.client", {"torch", "sklearn", "fastapi"}),
         ("worker.agent", {"torch", "sklearn", "fastapi"}),

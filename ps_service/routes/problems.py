@@ -71,6 +71,7 @@ STATUS: dict[type[FedSophiaError], int] = {
     errors.NotReady: 503,
     errors.StorageCorrupt: 500,
     errors.StorageNotWritable: 507,
+    errors.StorageUnavailable: 503,
 }
 
 _OF_STATUS: dict[int, type[FedSophiaError]] = {

@@ -6,24 +6,66 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
+from obstore.store import LocalStore
 
 from protocol.errors import StorageCorrupt, StorageNotWritable
 from ps_service.storage.blobs import BlobStore
 from ps_service.storage.files import FileBlobs
+from ps_service.storage.object_access import ObjectAccess
+from ps_service.storage.objects import ObjectBlobs
 from tests.small_disk import a_small_disk
 
-STORES: dict[str, Callable[[Path], BlobStore]] = {"files": FileBlobs}
 CONTENT = bytes(range(256)) * 40
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture(params=STORES)
-def open_store(request, tmp_path):
+@dataclass(frozen=True)
+class Place:
+    """Where a store keeps things."""
+
+    open_store: Callable[[], BlobStore]
+    """Opens it on what is there."""
+    everything: Callable[[], list[str]]
+    """Names all that is there, readable or not."""
+
+
+def of_files(request, directory):
+    return Place(lambda: FileBlobs(directory), lambda: files_under(directory))
+
+
+def of_objects_on_disk(request, directory):
+    directory.joinpath("objects").mkdir()
+    objects = ObjectAccess(LocalStore(directory / "objects"), "the object store")
+    return of_objects(objects, directory / "spool")
+
+
+def of_objects_in_s3(request, directory):
+    server = request.getfixturevalue("s3")
+    return of_objects(server.objects(f"{directory.parent.name}/{directory.name}"), directory / "spool")
+
+
+def of_objects(objects, spool):
+    return Place(
+        lambda: ObjectBlobs(objects, spool),
+        lambda: [*files_under(spool), *(key for key, _ in objects.list(""))],
+    )
+
+
+PLACES = {"files": of_files, "objects on disk": of_objects_on_disk, "objects in S3": of_objects_in_s3}
+
+
+@pytest.fixture(params=PLACES)
+def place(request, tmp_path):
+    return PLACES[request.param](request, tmp_path)
+
+
+@pytest.fixture
+def open_store(place):
     """Opens the store on the same place each time it is called."""
-    return lambda: STORES[request.param](tmp_path)
+    return place.open_store
 
 
 def everything(store, digest=DIGEST):
@@ -40,7 +82,7 @@ def stored(store, content=CONTENT):
 
 
 def files_under(path):
-    return [file for file in path.rglob("*") if file.is_file()]
+    return [str(file) for file in path.rglob("*") if file.is_file()]
 
 
 def test_nothing_can_be_read_before_the_seal(open_store):
@@ -69,8 +111,8 @@ def test_writes_of_any_kind_and_size_are_put_together(open_store):
 
 
 @pytest.mark.parametrize("after", ["nothing", "some bytes", "the seal"])
-def test_discarding_leaves_nothing_but_what_was_sealed(open_store, tmp_path, after):
-    store = open_store()
+def test_discarding_leaves_nothing_but_what_was_sealed(place, after):
+    store = place.open_store()
     staged = store.stage()
     if after != "nothing":
         staged.write(CONTENT)
@@ -79,18 +121,19 @@ def test_discarding_leaves_nothing_but_what_was_sealed(open_store, tmp_path, aft
     staged.discard()
     staged.discard()
     assert store.size(DIGEST) == (len(CONTENT) if after == "the seal" else None)
-    assert len(files_under(tmp_path)) == (after == "the seal")
+    assert len(place.everything()) == (after == "the seal")
 
 
-def test_the_same_bytes_may_be_sealed_twice(open_store, tmp_path):
-    store = open_store()
+def test_the_same_bytes_may_be_sealed_twice(place):
+    store = place.open_store()
     first, second = store.stage(), store.stage()
     for staged in (first, second):
         staged.write(CONTENT)
     first.seal(DIGEST)
     second.seal(DIGEST)
     assert everything(store) == CONTENT
-    assert len(files_under(tmp_path)) == 1
+    assert len(place.everything()) == 1
+    assert list(store.digests()) == [DIGEST]
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, len(CONTENT) + 1), (len(CONTENT), 1), (10**9, 1)])
@@ -110,12 +153,12 @@ def test_a_part_is_read_from_anywhere(open_store):
     store.read_into(DIGEST, 5, bytearray(0))
 
 
-def test_what_a_crash_left_behind_is_gone_after_the_next_start(open_store, tmp_path):
-    staged = open_store().stage()
+def test_what_a_crash_left_behind_is_gone_after_the_next_start(place):
+    staged = place.open_store().stage()
     staged.write(CONTENT)  # and then the process dies
-    assert len(files_under(tmp_path)) == 1
-    store = open_store()
-    assert files_under(tmp_path) == []
+    assert len(place.everything()) == 1
+    store = place.open_store()
+    assert place.everything() == []
     assert store.size(DIGEST) is None
     staged.discard()
 
@@ -126,11 +169,96 @@ def test_a_deleted_blob_is_gone_and_deleting_it_again_is_no_error(open_store):
     store.delete(DIGEST)
     store.delete(DIGEST)
     assert store.size(DIGEST) is None
+    with pytest.raises(StorageCorrupt):
+        store.read_into(DIGEST, 0, bytearray(1))
+    assert list(store.digests()) == []
 
 
-def test_a_healthy_store_passes_its_check_and_keeps_nothing_of_it(open_store, tmp_path):
-    open_store().check()
-    assert files_under(tmp_path) == []
+def test_what_was_deleted_is_gone_though_it_has_been_read_and_may_come_again(open_store):
+    store = open_store()
+    stored(store)
+    assert everything(store) == CONTENT
+    store.delete(DIGEST)
+    with pytest.raises(StorageCorrupt):
+        store.read_into(DIGEST, 0, bytearray(1))
+    stored(store)
+    assert everything(store) == CONTENT
+
+
+def test_a_healthy_store_passes_its_check_and_keeps_nothing_of_it(place):
+    place.open_store().check()
+    assert place.everything() == []
+
+
+def written(part):
+    """All that was written to a part, by whomever."""
+    found, buffer = b"", bytearray(1000)
+    while count := part.read_into(len(found), buffer):
+        found += buffer[:count]
+    return found
+
+
+def test_a_part_that_pauses_goes_on_in_the_next_life_of_the_store(place):
+    part = place.open_store().part("upload-1")
+    part.write(CONTENT[:3000])
+    part.close()
+    store = place.open_store()
+    assert (store.part_bytes("upload-1"), store.parts()) == (3000, ["upload-1"])
+    part = store.part("upload-1")
+    assert written(part) == CONTENT[:3000]
+    part.write(CONTENT[3000:5000])
+    part.close()
+    part = store.part("upload-1")
+    part.write(CONTENT[5000:])
+    assert written(part) == CONTENT
+    part.seal(DIGEST)
+    assert everything(store) == CONTENT
+    assert (store.part_bytes("upload-1"), store.parts(), len(place.everything())) == (0, [], 1)
+
+
+def test_a_part_is_named_and_measured_while_it_is_written(open_store):
+    store = open_store()
+    assert (store.part_bytes("upload-1"), store.parts()) == (0, [])
+    part = store.part("upload-1")
+    assert (store.part_bytes("upload-1"), store.parts()) == (0, ["upload-1"])
+    part.write(CONTENT)
+    assert (store.part_bytes("upload-1"), store.parts()) == (len(CONTENT), ["upload-1"])
+    assert store.part_bytes("upload-10") == store.part_bytes("upload") == 0
+    part.discard()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("by", ["its writer", "name"])
+def test_a_part_that_is_discarded_leaves_nothing_but_other_parts(place, paused, by):
+    store = place.open_store()
+    other = store.part("upload-10")
+    other.write(CONTENT)
+    other.close()
+    before = place.everything()
+    part = store.part("upload-1")
+    part.write(CONTENT)
+    if paused or by == "name":
+        part.close()
+    if by == "name":
+        store.discard_part("upload-1")
+    else:
+        if paused:
+            part = store.part("upload-1")
+        part.discard()
+    store.discard_part("upload-1")
+    assert place.everything() == before
+    assert (store.part_bytes("upload-1"), store.parts()) == (0, ["upload-10"])
+    part = store.part("upload-1")
+    assert written(part) == b""
+    part.discard()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a" * 101])
+def test_a_name_that_could_be_a_path_names_no_part(open_store, name):
+    store = open_store()
+    for ask in (store.part, store.part_bytes, store.discard_part):
+        with pytest.raises(ValueError, match="names no part"):
+            ask(name)
 
 
 @pytest.fixture
@@ -139,9 +267,8 @@ def disk(tmp_path, require_part):
         yield disk
 
 
-@pytest.mark.parametrize("name", STORES)
-def test_a_full_disk_is_named_as_such_and_keeps_nothing_of_what_did_not_fit(disk, name):
-    store = STORES[name](disk.path)
+def test_a_full_disk_is_named_as_such_and_keeps_nothing_of_what_did_not_fit(disk):
+    store = FileBlobs(disk.path)
     stored(store)
     before = disk.names()
     disk.fill(leaving_bytes=2 * 4096)
@@ -160,9 +287,8 @@ def test_a_full_disk_is_named_as_such_and_keeps_nothing_of_what_did_not_fit(disk
     stored(store, CONTENT * 2)
 
 
-@pytest.mark.parametrize("name", STORES)
-def test_a_read_only_disk_is_named_as_such_and_is_used_again_once_it_is_not(disk, name):
-    store = STORES[name](disk.path)
+def test_a_read_only_disk_is_named_as_such_and_is_used_again_once_it_is_not(disk):
+    store = FileBlobs(disk.path)
     stored(store)
     before = disk.names()
     staged = store.stage()
@@ -173,7 +299,7 @@ def test_a_read_only_disk_is_named_as_such_and_is_used_again_once_it_is_not(disk
             action()
     staged.discard()
     with pytest.raises(StorageNotWritable, match="read-only"):
-        STORES[name](disk.path)
+        FileBlobs(disk.path)
     assert everything(store) == CONTENT
     disk.make_writable()
     store.check()

@@ -35,6 +35,7 @@ from ps_service.effects import perform_effects
 from ps_service.operator_keys import EVERYTHING
 from ps_service.settings import Settings
 from ps_service.storage import Stores, key_records, schema
+from ps_service.storage.blobs import BlobStore
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.records import open_records
 
@@ -381,11 +382,12 @@ async def start_server(tmp_path: Path, place_of: Callable) -> AsyncIterator[Call
             performing: bool = True,
             directory: Path = tmp_path,
             where: str | None = None,
+            blobs: BlobStore | None = None,
             **settings: object,
         ) -> ParameterServer:
             records = await open_records(where or place_of(directory, on_disk))
             stack.push_async_callback(records.close)
-            stores = Stores(records, FileBlobs(directory))
+            stores = Stores(records, blobs or FileBlobs(directory))
             server = ParameterServer(directory, stores, clock or ManualClock(), Settings(**settings))
             stack.push_async_callback(server.service.uploads.close)
             async with records.write() as connection:

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the blob store that the settings name."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from protocol.errors import InvalidUsage
+from ps_service.settings import Settings, object_client_options
+from ps_service.storage.blobs import BlobStore
+from ps_service.storage.files import FileBlobs
+
+KINDS = ("s3", "gs", "az")
+
+
+def open_blobs(settings: Settings, directory: Path) -> BlobStore:
+    """Files of the data directory, or objects elsewhere that are spooled there.
+
+    Raises:
+        InvalidUsage: the URL is of no known kind, or what speaks to object stores is not installed.
+        StorageNotWritable: the disk of the data directory is full, read-only or failing.
+    """
+    if not settings.blobs_url:
+        return FileBlobs(directory)
+    scheme = urlsplit(settings.blobs_url).scheme
+    if scheme not in KINDS:
+        known = ", ".join(f"{kind}://…" for kind in KINDS)
+        raise InvalidUsage(f"FED_SOPHIA_BLOBS_URL is of kind {scheme!r}; expected {known}")
+    try:
+        # a server on files has no need of it
+        from ps_service.storage.object_access import open_objects
+        from ps_service.storage.objects import ObjectBlobs
+    except ImportError:
+        raise InvalidUsage(
+            "FED_SOPHIA_BLOBS_URL is set, and obstore is not installed: pip install 'fed-sophia[cluster]'"
+        ) from None
+    objects = open_objects(settings.blobs_url, object_client_options(scheme))
+    return ObjectBlobs(objects, directory / "spool")
