@@ -10,7 +10,7 @@ import ctypes
 from contextlib import suppress
 
 ARENAS = 2
-KEPT_BYTES = 8 * 1024 * 1024
+KEPT_BYTES = 10 * 1024 * 1024
 """By each arena, of what was freed last."""
 MAPPED_FROM_BYTES = 8 * 1024 * 1024
 """A buffer of this size is the system's own, and goes back to it at once."""
