@@ -228,6 +228,13 @@ leases = Table(
     Column("until_ms", BigInteger, nullable=False),
 )
 
+servers = Table(
+    "servers",
+    metadata,
+    Column("name", _string(64), primary_key=True),
+    Column("seen_ms", BigInteger, nullable=False),
+)
+
 metrics = Table(
     "metrics",
     metadata,
