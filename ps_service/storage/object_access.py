@@ -6,7 +6,7 @@ Loads obstore: a server that keeps its blobs in files does not load this module.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,8 @@ _RETRIES: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=
 class ObjectAccess:
     """One object store, or what lies under a prefix in it."""
 
-    store: "ObjectStore"
+    store: "ObjectStore" = field(repr=False)
+    """Not shown: what it says of itself is not ours to know."""
     name: str
     """For errors: the bucket at most."""
 
