@@ -308,7 +308,7 @@ def test_a_store_that_hangs_or_is_gone_is_named_within_seconds_and_used_again_on
     directory.mkdir()
     with an_s3_server(directory, require_part) as server:
         for stop, come_back, within_s in ((server.pause, server.go_on, 20), (server.kill, server.start, 10)):
-            store = ObjectBlobs(server.objects(stop.__name__), tmp_path / stop.__name__)
+            store = ObjectBlobs(server.objects(stop.__name__, read_timeout="1s"), tmp_path / stop.__name__)
             used = InUse(store)
             stop()
             started_s = time.monotonic()
