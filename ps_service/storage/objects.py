@@ -29,8 +29,8 @@ _PART = re.compile(r"[A-Za-z0-9-]{1,100}")
 _PAUSED = re.compile(r"([0-9]{20})-[0-9a-f]{16}")
 _PROBE = "check"
 """One for all servers and all times: where it could not be deleted, no more than one is left."""
-PAUSED_BYTES = 8 * 1024 * 1024
-"""Of one object that a part pauses in: so much is in memory at a time."""
+PAUSED_BYTES = 4 * 1024 * 1024
+"""Of one object that a part pauses in: one request, and so much is in memory at a time."""
 KNOWN_SIZES = 4096
 """Messages whose length is remembered: they do not change."""
 
