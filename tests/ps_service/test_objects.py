@@ -4,7 +4,7 @@
 import hashlib
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import obstore
@@ -300,37 +300,61 @@ AS_NAMED = {
 }
 
 
-def test_a_store_that_hangs_or_is_gone_is_named_within_seconds_and_used_again_once_it_is_back(
-    tmp_path, require_part
-):
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory, require_part):
+    """An S3 server that a test may stop, if it starts it again."""
+    with an_s3_server(tmp_path_factory.mktemp("mortal"), require_part) as server:
+        yield server
+
+
+@pytest.mark.parametrize("how", ["hangs", "is gone"])
+def test_a_store_that_goes_away_is_named_within_seconds_and_used_again_once_it_is_back(mortal, tmp_path, how):
     """What it was asked before it hung it may still do once it goes on: nothing here depends on that."""
-    directory = tmp_path / "s3"
-    directory.mkdir()
-    with an_s3_server(directory, require_part) as server:
-        for stop, come_back, within_s in ((server.pause, server.go_on, 20), (server.kill, server.start, 10)):
-            store = ObjectBlobs(server.objects(stop.__name__, read_timeout="1s"), tmp_path / stop.__name__)
-            used = InUse(store)
-            stop()
-            started_s = time.monotonic()
-            failures = used.failures()
-            assert time.monotonic() - started_s < within_s
-            assert failures == AS_NAMED
-            come_back()
-            assert store.part_bytes("paused") == 0, "discarded, though the store did not hear of it"
-            part = store.part("paused")
-            assert part.size_bytes == 0
-            part.discard()
-            part = store.part("closing")
-            assert written(part) in (b"", CONTENT), "it may have heard of that"
-            part.discard()
-            used.staged.seal(DIGEST)
-            used.sealing.seal(DIGEST)
-            store.check()
-            for digest in (used.kept, used.unknown, DIGEST):
-                read(store, digest, 0, 1000)
-            assert read(store, DIGEST, 0, len(CONTENT)) == CONTENT
-            store.delete(used.doomed)
-            assert store.size(used.doomed) is None
+    store = ObjectBlobs(mortal.objects(how.replace(" ", "-"), read_timeout="1s"), tmp_path)
+    used = InUse(store)
+    stop, come_back = (mortal.pause, mortal.go_on) if how == "hangs" else (mortal.kill, mortal.start)
+    stop()
+    started_s = time.monotonic()
+    failures = used.failures()
+    took_s = time.monotonic() - started_s
+    come_back()
+    assert failures == AS_NAMED
+    assert took_s < 20
+    assert store.part_bytes("paused") == 0, "discarded, though the store did not hear of it"
+    part = store.part("paused")
+    assert part.size_bytes == 0
+    part.discard()
+    part = store.part("closing")
+    assert written(part) in (b"", CONTENT), "it may have heard of that"
+    part.discard()
+    used.staged.seal(DIGEST)
+    used.sealing.seal(DIGEST)
+    store.check()
+    for digest in (used.kept, used.unknown, DIGEST):
+        read(store, digest, 0, 1000)
+    assert read(store, DIGEST, 0, len(CONTENT)) == CONTENT
+    store.delete(used.doomed)
+    assert store.size(used.doomed) is None
+
+
+def test_a_store_that_dies_amid_a_large_message_has_nothing_of_it_until_it_is_sealed_again(mortal, tmp_path):
+    content = random.Random(3).randbytes(60 * MIB)
+    digest = hashlib.sha256(content).hexdigest()
+    store = ObjectBlobs(mortal.objects("amid"), tmp_path)
+    staged = store.stage()
+    staged.write(content)
+    with ThreadPoolExecutor(1) as pool:
+        sealing = pool.submit(staged.seal, digest)
+        wait([sealing], timeout=0.2)  # a seal takes longer; where it does not, nothing is to be seen
+        mortal.kill()
+        failed = sealing.exception()
+    mortal.start()
+    if failed is not None:
+        assert isinstance(failed, StorageNotWritable)
+        assert store.size(digest) is None
+        assert digest not in store.digests()
+        staged.seal(digest)
+    assert read(store, digest, 0, len(content)) == content
 
 
 def test_credentials_that_are_refused_are_named_and_not_told(s3, tmp_path):
