@@ -6,6 +6,7 @@ goes with it.
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -101,8 +102,10 @@ class S3Server:
             time.sleep(0.1)
 
     def pause(self) -> None:
-        """Connections are accepted, and nothing is answered."""
+        """Connections are accepted, and nothing is answered once this has returned."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)
