@@ -58,7 +58,7 @@ def create_service(settings: Settings, stores: Stores, clock: Clock, audit: Audi
     )
     ca_hash = None if ca is None else ca.ca_hash
     enrolling = Enrolling(stores, clock, rates, settings.access_token_s, ca_hash)
-    auth, uploads = Auth(stores, clock, presence, rates), Uploads(stores.blobs)
+    auth, uploads = Auth(stores, clock, presence, rates), Uploads(stores.blobs, shared=stores.records.shared)
     housekeeping = Housekeeping(runner, uploads, enrolling.forget)
     room = WaitingRoom(bell, partial(look_for_work, runner, presence.heartbeat_s))
     pace = Pace(settings.max_wait_s)

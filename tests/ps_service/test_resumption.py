@@ -196,7 +196,7 @@ async def test_an_interrupted_whole_body_is_gone_on_with(start_server):
 
 
 async def test_many_may_pause_and_few_are_held_in_memory(server, monkeypatch):
-    monkeypatch.setattr(uploads, "MOST_IN_MEMORY", 2)
+    server.service.uploads._most_in_memory = 2
     _, cohort = await server.a_round(5)
     urls, sent = [], []
     for worker, assignment in cohort:
