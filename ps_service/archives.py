@@ -4,6 +4,8 @@
 import asyncio
 import secrets
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from protocol.algorithms import SENT_PARAMS
 from protocol.errors import StorageCorrupt, UnknownTensors
 from protocol.messages import RunStatus, RunSummary
@@ -13,7 +15,7 @@ from ps_service.aggregation import StoredMessage
 from ps_service.bell import DEADLINES, HOUSEKEEPING, VERSIONS, task_topic
 from ps_service.round_runner import RoundRunner
 from ps_service.run_machine import REMEMBERED_ROUNDS, Run
-from ps_service.storage import archive_records, run_records
+from ps_service.storage import Stores, archive_records, run_records
 from ps_service.storage.blobs import BlobStore
 from ps_service.storage.existing import missing_blobs
 from ps_service.storage.run_records import StoredRun
@@ -30,17 +32,19 @@ async def import_run(runner: RoundRunner, archive: RunArchive) -> RunSummary:
         InvalidMessage: the spec names a combiner that there is not.
     """
     check_combiners(archive.spec)
-    blobs = runner.stores.blobs
+    stores = runner.stores
     kept = tuple(sorted({*archive.included, archive.version}))
-    await _require_stored(blobs, archive, kept)
+    async with stores.records.read() as connection:
+        await _require_stored(connection, stores, archive, kept)
     try:
-        await asyncio.to_thread(_check_headers, blobs, archive, kept)
-    except StorageCorrupt:
-        await _require_stored(blobs, archive, kept)  # collected meanwhile: the sender may send it again
+        await asyncio.to_thread(_check_headers, stores.blobs, archive, kept)
+    except StorageCorrupt:  # collected meanwhile: the sender may send it again
+        async with stores.records.read() as connection:
+            await _require_stored(connection, stores, archive, kept)
         raise
     async with runner.transition() as transition:
         # again: what no row names may have been collected since
-        await _require_stored(blobs, archive, kept)
+        await _require_stored(transition.connection, stores, archive, kept)
         run = StoredRun(f"run-{secrets.token_hex(6)}", archive.spec, state_after(archive), archive.created_ms)
         await run_records.add_run(transition.connection, run)
         await archive_records.add_history(transition.connection, run.run_id, archive, kept, transition.now_ms)
@@ -66,9 +70,11 @@ def state_after(archive: RunArchive) -> Run:
     )
 
 
-async def _require_stored(blobs: BlobStore, archive: RunArchive, kept: tuple[int, ...]) -> None:
+async def _require_stored(
+    connection: AsyncConnection, stores: Stores, archive: RunArchive, kept: tuple[int, ...]
+) -> None:
     digests = archive.digests_of(kept)
-    for digest in await missing_blobs(blobs, digests):
+    for digest in await missing_blobs(connection, stores, digests):
         raise UnknownTensors(f"version {digests[digest]}: nothing is stored under {digest}")
 
 

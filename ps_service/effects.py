@@ -108,7 +108,7 @@ async def _aggregated(runner: RoundRunner, effect: StoredEffect, tensors: dict[s
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
         if stored.state.status is RoundStatus.AGGREGATING:
-            if missing := await missing_blobs(runner.stores.blobs, set(tensors.values())):
+            if missing := await missing_blobs(connection, runner.stores, set(tensors.values())):
                 raise FileNotFoundError(f"{missing[0]} is gone before it was recorded")
             version = stored.state.base_version + 1
             await version_records.add_version(connection, run.run_id, version, effect.round, tensors, now_ms)

@@ -4,12 +4,15 @@
 Why this cannot delete what a transaction refers to: records forget first, in a transaction of their own.
 Then files are deleted inside a write transaction that has found nothing that refers to them; and every
 transaction that begins to refer to a blob makes sure of it itself (`missing_blobs`). The write lock puts
-the two in an order: the file is there and referred to, or it is gone and whoever wanted it is told.
+the two in an order: the file is there and referred to, or it is gone and whoever wanted it is told. Where
+servers share the lock and the store may be slow, the transaction condemns them instead, and the files are
+deleted after it: what is condemned counts as gone until it is.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,6 +21,7 @@ from ps_service.retention import kept_versions
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import (
     archive_records,
+    condemned_records,
     reference_records,
     report_records,
     run_records,
@@ -26,13 +30,16 @@ from ps_service.storage import (
 )
 from ps_service.storage.existing import the_run
 from ps_service.summaries import mean_of_reports
+from ps_service.to_its_end import to_its_end
 from ps_service.uploads import Uploads
 
 log = logging.getLogger("fed_sophia.housekeeping")
 
 SWEEP_EVERY_S = 3600.0
 BATCH = 64
-"""Files deleted under one lock."""
+"""Files deleted together."""
+CONDEMNED_FOR_S = 600.0
+"""After so long somebody else deletes what was condemned."""
 
 
 class Housekeeping:
@@ -64,6 +71,8 @@ class Housekeeping:
             self._begun = True
         troubles = await self._tidy_all()
         if self._sweep_at_ms is None or now_ms >= self._sweep_at_ms:
+            self._begun = not self._runner.stores.records.shared  # others may have died, and left runs untidy
+            await self._delete_what_was_condemned()
             await self.sweep()
             await self._forget_tokens()
             self._sweep_at_ms = now_ms + round(SWEEP_EVERY_S * 1000)
@@ -130,23 +139,49 @@ class Housekeeping:
 
     async def _discard_parts(self) -> None:
         """Forget the bodies that no open assignment waits for."""
+        paused = await self._uploads.paused()  # first: what is declared from here on is not among them
         async with self._runner.stores.records.read() as connection:
             wanted = await update_records.awaited_uploads(connection)
-        await self._uploads.discard_all_but(wanted)
+        await self._uploads.discard_all(paused - wanted)
 
     def spare(self, digest: str) -> None:
         """Somebody is about to refer to this: it begins its time as an orphan anew."""
         self._suspects.discard(digest)
 
     async def _delete(self, digests: Collection[str]) -> int:
-        """Delete those that nothing refers to, under the write lock; give how many."""
+        """Delete those that nothing refers to; give how many."""
         deleted = 0
         for batch in batches(digests):
+            if self._runner.stores.records.shared:
+                deleted += await self._condemn_and_delete(batch)
+                continue
             async with self._runner.stores.records.write() as connection:
                 unneeded = set(batch) - await reference_records.referred_to(connection, batch)
-                await asyncio.to_thread(self._delete_files, unneeded)
+                await to_its_end(partial(self._delete_files, unneeded))
             deleted += len(unneeded)
         return deleted
+
+    async def _condemn_and_delete(self, digests: Collection[str]) -> int:
+        """Where a store may be slow, and others wait for the lock: it is not held while files are deleted."""
+        records = self._runner.stores.records
+        async with records.write() as connection:
+            unneeded = set(digests) - await reference_records.referred_to(connection, digests)
+            await condemned_records.condemn(connection, unneeded, await records.now_ms(connection))
+        await to_its_end(partial(self._delete_files, unneeded))
+        async with records.write() as connection:
+            await condemned_records.have_gone(connection, unneeded)
+        return len(unneeded)
+
+    async def _delete_what_was_condemned(self) -> None:
+        """Whoever meant to delete these has died, or its store failed: nobody has referred to them since."""
+        records = self._runner.stores.records
+        if not records.shared:
+            return
+        async with records.read() as connection:
+            before_ms = await records.now_ms(connection) - round(CONDEMNED_FOR_S * 1000)
+            left = await condemned_records.condemned_before(connection, before_ms)
+        for batch in batches(left):
+            await self._condemn_and_delete(batch)
 
     def _delete_files(self, digests: Iterable[str]) -> None:
         for digest in digests:

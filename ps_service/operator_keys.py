@@ -101,6 +101,9 @@ class OperatorKeys:
             return False
         key = _new_key("a later start" if known else "first start", EVERYTHING, now_ms, None)
         async with self._records.write() as connection:
+            others = await key_records.list_operator_keys(connection)
+            if any(_makes_keys(each, now_ms) for each in others):
+                return False  # another server has started at the same time
             await key_records.add_operator_key(connection, hash_secret(key.operator_key), key)
             write_private(directory / OPERATOR_KEY_FILE, key.operator_key)
             if not known:

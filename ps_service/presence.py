@@ -89,9 +89,10 @@ class Presence:
         """Write down who was seen, find who is lost; give the seconds until the next look."""
         now_ms = self._runner.clock.now_ms()
         if now_ms - self._looked_ms > self._lost_after_ms / 2:
-            self._listening_since_ms = now_ms  # the server itself was not there: it heard nobody
-        self._looked_ms = now_ms
+            # the server itself was not there, and heard nobody; or what it heard could not be written down
+            self._listening_since_ms = now_ms
         await self._write_down(now_ms)
+        self._looked_ms = now_ms
         since_ms = now_ms - self._lost_after_ms
         if self._listening_since_ms <= since_ms and await self._find_lost(since_ms) == MOST_AT_ONCE:
             return 0.0
@@ -140,7 +141,8 @@ class Presence:
         if silent:
             self._found_lost.update(silent)  # before it is written down: who comes from now on waits for that
             async with self._runner.transition() as transition:
-                for worker_id in silent:
+                still = await credential_records.silent_workers(transition.connection, since_ms, MOST_AT_ONCE)
+                for worker_id in set(silent).intersection(still):  # another server may have found or heard it
                     if not self._was_seen(worker_id, since_ms):  # by now it may have been
                         self._left |= await worker_lost(transition, worker_id)
         if len(silent) < MOST_AT_ONCE:

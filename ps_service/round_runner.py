@@ -78,7 +78,7 @@ class RoundRunner:
             UnknownTensors: they are not.
         """
         async with self.transition() as transition:
-            if await missing_blobs(self.stores.blobs, [spec.params_digest]):
+            if await missing_blobs(transition.connection, self.stores, [spec.params_digest]):
                 raise UnknownTensors(f"params_digest: nothing is stored under {spec.params_digest}")
             run = StoredRun(f"run-{secrets.token_hex(6)}", spec, Run(), transition.now_ms)
             await run_records.add_run(transition.connection, run)
@@ -126,7 +126,7 @@ class RoundRunner:
                 await credential_records.set_refusals(connection, worker.worker_id, 0, None)
             staleness = await staleness_now(connection, situation)
             require_open(situation, staleness)
-            if await missing_blobs(self.stores.blobs, [header.digest]):
+            if await missing_blobs(connection, self.stores, [header.digest]):
                 raise UploadInterrupted("the bytes are gone that were received; send them again")
             await update_admitted(transition, situation, header, staleness)
             receipt = await update_records.load_receipt(connection, upload.assignment_id)

@@ -7,7 +7,7 @@ the others, and after a start, it is made anew: what is on disk is read again on
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -56,6 +56,7 @@ class Uploads:
         self._blobs = blobs
         self._most_in_memory = 0 if shared else MOST_IN_MEMORY
         self._paused: OrderedDict[str, Incoming] = OrderedDict()  # the one that paused last is the last
+        self._closing: set[asyncio.Future[None]] = set()
         self._turns: defaultdict[str, _Turn] = defaultdict(_Turn)
 
     @asynccontextmanager
@@ -147,7 +148,10 @@ class Uploads:
         self._paused[upload_id] = incoming
         if len(self._paused) > self._most_in_memory:
             _, longest = self._paused.popitem(last=False)
-            await asyncio.to_thread(longest.part.close)
+            closing = asyncio.ensure_future(asyncio.to_thread(longest.part.close))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)  # whoever sent it may be cut off by a stop, which waits for this
 
     async def discard(self, upload_id: str) -> None:
         """Forget what has come of a body. A request that is still sending it gives way.
@@ -158,12 +162,15 @@ class Uploads:
         async with self.alone(upload_id, give_way=lambda: None):
             await self._forget(upload_id)
 
-    async def discard_all_but(self, wanted: set[str]) -> None:
-        """Forget every body that is none of these and that no request has."""
-        for upload_id in await asyncio.to_thread(self._blobs.parts):
-            if upload_id in wanted or upload_id in self._turns:
-                continue
-            await self._forget(upload_id)
+    async def paused(self) -> set[str]:
+        """The bodies of which something has come, and no more comes now."""
+        return set(await asyncio.to_thread(self._blobs.parts)) - self._turns.keys()
+
+    async def discard_all(self, upload_ids: Collection[str]) -> None:
+        """Forget these bodies, unless a request has them again."""
+        for upload_id in upload_ids:
+            if upload_id not in self._turns:
+                await self._forget(upload_id)
 
     async def _forget(self, upload_id: str) -> None:
         paused = self._paused.pop(upload_id, None)
@@ -182,7 +189,7 @@ class Uploads:
         self._paused.clear()
         # together: a store that is far away, or gone, is waited for once
         closed = await asyncio.gather(
-            *(asyncio.to_thread(part.close) for part in paused), return_exceptions=True
+            *self._closing, *(asyncio.to_thread(part.close) for part in paused), return_exceptions=True
         )
         for error in closed:
             if error is not None:

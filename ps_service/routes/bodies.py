@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable
 from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,20 +20,11 @@ from protocol.errors import (
 from ps_service.inflow import Received, Source, inflow_of
 from ps_service.intake import Intake
 from ps_service.service import Service
+from ps_service.to_its_end import to_its_end
 
 DRAIN_BYTES = 64 * 1024 * 1024
 STRANGER_DRAIN_BYTES = 1024 * 1024
 STRANGER_DRAIN_S = 5.0
-
-
-async def to_its_end(action: Callable[[], None]) -> None:
-    """Do something in a thread that must not be left half done; a cancellation waits for it."""
-    acting = asyncio.ensure_future(asyncio.to_thread(action))
-    try:
-        await asyncio.shield(acting)
-    except asyncio.CancelledError:
-        await asyncio.wait([acting])
-        raise
 
 
 def content_length(request: Request) -> int:

@@ -22,7 +22,7 @@ from ps_service.auth import Caller
 from ps_service.intake import Intake, UpdateCheck
 from ps_service.openapi import BEARER, PART_SENT, TENSORS_SENT
 from ps_service.round_runner import same_update
-from ps_service.routes.bodies import DRAIN_BYTES, Body, require_announced, to_its_end, upload_offset
+from ps_service.routes.bodies import DRAIN_BYTES, Body, require_announced, upload_offset
 from ps_service.service import Service
 from ps_service.standing import noting_refusals
 from ps_service.storage import update_records, version_records
@@ -32,6 +32,7 @@ from ps_service.storage.existing import require_not_in_quarantine, the_worker
 from ps_service.storage.run_records import StoredRun
 from ps_service.storage.situations import staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
+from ps_service.to_its_end import to_its_end
 from ps_service.uploads import Uploads
 
 

@@ -2,16 +2,18 @@
 """What must be there: whoever asks for a record that is not is told so by name."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.errors import NotFound, WorkerExpired, WorkerQuarantined, WorkerRevoked
-from ps_service.storage import assignment_records, credential_records, run_records
+from protocol.errors import NotFound, NotReady, WorkerExpired, WorkerQuarantined, WorkerRevoked
+from ps_service.storage import Stores, assignment_records, condemned_records, credential_records, run_records
 from ps_service.storage.assignment_records import StoredAssignment
-from ps_service.storage.blobs import BlobStore
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.run_records import StoredRound, StoredRun
+
+STORE_ANSWERS_WITHIN_S = 5.0
+"""Where a transition waits for it; the database cuts off who holds its lock and falls silent for ten."""
 
 
 async def the_run(connection: AsyncConnection, run_id: str) -> StoredRun:
@@ -64,6 +66,20 @@ def require_not_in_quarantine(worker: StoredWorker) -> StoredWorker:
     return worker
 
 
-async def missing_blobs(blobs: BlobStore, digests: Iterable[str]) -> list[str]:
-    """Those that the store does not have. To be asked inside the transaction that refers to them."""
-    return [digest for digest in digests if await asyncio.to_thread(blobs.size, digest) is None]
+async def missing_blobs(connection: AsyncConnection, stores: Stores, digests: Collection[str]) -> list[str]:
+    """Those that the store does not have. To be asked inside the transaction that refers to them.
+
+    Raises: NotReady: the store does not answer soon; others wait for this transaction.
+    """
+    doomed: set[str] = set()
+    if stores.records.shared:
+        doomed = await condemned_records.condemned_among(connection, digests)
+    try:
+        async with asyncio.timeout(STORE_ANSWERS_WITHIN_S):
+            sizes = await asyncio.gather(
+                *(asyncio.to_thread(stores.blobs.size, digest) for digest in digests)
+            )
+    except TimeoutError:
+        raise NotReady("the store of tensors does not answer") from None
+    found = zip(digests, sizes, strict=True)
+    return [digest for digest, size in found if size is None or digest in doomed]

@@ -12,12 +12,12 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from sqlalchemy import TextClause, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -41,6 +41,8 @@ SILENCE_MS = 10_000
 LOCK_MS = 20_000
 """Longest wait for everybody else who writes."""
 LISTEN_AGAIN_S = 1.0
+ASK_EVERY_S = 10.0
+"""The one that listens is asked for a sign of life."""
 MOST_PAYLOAD = 7_000
 """Of one notification, in bytes; PostgreSQL takes 8000."""
 _CHANNEL = "fed_sophia"
@@ -66,7 +68,19 @@ class PostgresRecords(Records):
 
     shared = True
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, url: str) -> None:
+        """Raises: InvalidUsage: this is no URL of a PostgreSQL."""
+        self._url = _checked(url)
+        # by the driver itself, which reads all that such an address may say: TLS, its files, several hosts
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=partial(self._connect, "fed-sophia"),
+            pool_size=CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=STATEMENT_S,
+            pool_pre_ping=True,  # nobody is to find out by a failure that a connection is gone
+            hide_parameters=True,
+        )
         self.engine = engine
         self._name = secrets.token_hex(8)
         """What this server puts on its notifications, which it need not hear."""
@@ -86,22 +100,22 @@ class PostgresRecords(Records):
         """
         from ps_service.storage import migrations
 
-        engine = create_async_engine(
-            _checked(url),
-            pool_size=CONNECTIONS,
-            max_overflow=0,
-            pool_timeout=STATEMENT_S,
-            pool_pre_ping=True,  # nobody is to find out by a failure that a connection is gone
-            connect_args={"timeout": CONNECT_S, "command_timeout": STATEMENT_S, "server_settings": _SETTINGS},
-        )
-        records = cls(engine)
+        records = cls(url)
         try:
             async with records.write() as connection:
                 await connection.run_sync(migrations.make_or_require)
         except BaseException:
-            await engine.dispose()
+            await records.close()
             raise
         return records
+
+    async def _connect(self, name: str) -> "asyncpg.Connection[Any]":
+        return await asyncpg.connect(
+            self._url,
+            timeout=CONNECT_S,
+            command_timeout=STATEMENT_S,
+            server_settings=_SETTINGS | {"application_name": name},
+        )
 
     def read(self) -> Any:
         return self._visit(self._reading, None)
@@ -155,24 +169,31 @@ class PostgresRecords(Records):
                 lost_before = False
                 try:
                     ring_all()  # listening by now: what was announced before is looked for, too
-                    await lost.wait()
+                    await _while_it_answers(connection, lost)
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                    log.warning("other servers are not heard for now: %s", type(error).__name__)
                 finally:
                     connection.terminate()
             await asyncio.sleep(LISTEN_AGAIN_S)
 
     async def _listen(self, heard: Callable[..., None], lost: asyncio.Event) -> "asyncpg.Connection[Any]":
-        url = self.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        # asked now and then, so that a connection that has silently gone is noticed
-        settings = _SETTINGS | {"application_name": "fed-sophia listens"}
-        connection = await asyncpg.connect(
-            url, timeout=CONNECT_S, command_timeout=STATEMENT_S, server_settings=settings
-        )
+        connection = await self._connect("fed-sophia listens")
         connection.add_termination_listener(lambda _: lost.set())
         await connection.add_listener(_CHANNEL, heard)
         return connection
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+async def _while_it_answers(connection: "asyncpg.Connection[Any]", lost: asyncio.Event) -> None:
+    """Come back, or fail, when it is lost; a database that has vanished does not say so, and is asked."""
+    while not lost.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ASK_EVERY_S):
+                await lost.wait()
+                return
+        await connection.fetchval("SELECT 1", timeout=CONNECT_S)
 
 
 @contextmanager
@@ -199,14 +220,13 @@ def _words(error: BaseException) -> str:
     return f"the database cannot be reached: {type(error.__cause__ or error).__name__}"
 
 
-def _checked(url: str) -> URL:
-    try:
-        found = make_url(url)
-    except ArgumentError:
-        raise InvalidUsage("database URL: expected postgresql://user@host/name") from None
-    if found.drivername not in ("postgresql", "postgres", "postgresql+asyncpg"):
-        raise InvalidUsage(f"database URL: expected postgresql://…, got {found.drivername}://…")
-    return found.set(drivername="postgresql+asyncpg")
+def _checked(url: str) -> str:
+    kind, separator, rest = url.partition("://")
+    if not separator:
+        raise InvalidUsage("database URL: expected postgresql://user@host/name")
+    if kind not in ("postgresql", "postgres", "postgresql+asyncpg"):
+        raise InvalidUsage(f"database URL: expected postgresql://…, got {kind}://…")
+    return f"postgresql://{rest}"
 
 
 def _by_length(names: Sequence[str], most: int) -> Iterator[list[str]]:

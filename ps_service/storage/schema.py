@@ -238,6 +238,13 @@ servers = Table(
     Column("seen_ms", BigInteger, nullable=False),
 )
 
+condemned = Table(
+    "condemned",
+    metadata,
+    Column("digest", _string(64), primary_key=True),
+    Column("since_ms", BigInteger, nullable=False),
+)
+
 metrics = Table(
     "metrics",
     metadata,

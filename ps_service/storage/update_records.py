@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, Receipt, UpdateHeader
 from ps_service.storage.assignment_records import StoredAssignment, assignment_in
+from ps_service.storage.in_parts import in_parts
 from ps_service.storage.one_visit import QUICK
 from ps_service.storage.ready import Ready
 from ps_service.storage.schema import assignments, updates, uploads, workers
@@ -244,10 +245,11 @@ async def invited_to(
         .order_by(assignments.c.slot, assignments.c.turn)
     )
     rows = (await connection.execute(query)).all()
-    received = await connection.execute(
-        select(updates).where(updates.c.assignment_id.in_([row.assignment_id for row in rows]))
-    )
-    receipts = {row.assignment_id: receipt_of(row, row.version) for row in received}
+    receipts = {
+        row.assignment_id: receipt_of(row, row.version)
+        for some in in_parts([row.assignment_id for row in rows])
+        for row in await connection.execute(select(updates).where(updates.c.assignment_id.in_(some)))
+    }
     return [Invited(assignment_in(row), row.name, receipts.get(row.assignment_id)) for row in rows]
 
 

@@ -3,12 +3,14 @@
 
 import asyncio
 import secrets
+import threading
 
 import pytest
 
 from ps_service.effects import perform_effects
 from ps_service.fellows import LOOK_EVERY_S
 from ps_service.leases import Leases
+from ps_service.storage import condemned_records
 from ps_service.storage.objects import ObjectBlobs
 from tests.ps_service.conftest import ManualClock
 from tests.ps_service.test_resumption import offset, send_part
@@ -18,13 +20,13 @@ from tests.ps_service.test_resumption import offset, send_part
 async def start_two(start_server, new_database, s3, tmp_path):
     """Start both; options as `start_server`'s."""
 
-    async def start(**options):
+    async def start(kind=ObjectBlobs, **options):
         url, clock, prefix = new_database(), ManualClock(), secrets.token_hex(6)
         servers = []
         for name in ("one", "other"):
             directory = tmp_path / name
             directory.mkdir()
-            blobs = ObjectBlobs(s3.objects(prefix), directory / "spool")
+            blobs = kind(s3.objects(prefix), directory / "spool")
             started = await start_server(where=url, clock=clock, directory=directory, blobs=blobs, **options)
             servers.append(started)
         return servers
@@ -117,6 +119,57 @@ async def test_servers_count_one_another_and_share_the_rates(start_two):
     await other.service.fellows.leave()
     await one.service.fellows.look()
     assert one.service.fellows.count == 1
+
+
+class SlowToDelete(ObjectBlobs):
+    """Deletes nothing before it is told to."""
+
+    def __init__(self, objects, spool):
+        super().__init__(objects, spool)
+        self.asked, self.goes_on = threading.Event(), threading.Event()
+
+    def delete(self, digest):
+        self.asked.set()
+        assert self.goes_on.wait(30)
+        super().delete(digest)
+
+
+async def test_what_is_about_to_be_deleted_counts_as_gone_everywhere_and_nobody_waits_for_it(start_two):
+    one, other = await start_two(performing=False, kind=SlowToDelete)
+    digest = await one.store_params()
+    await one.service.housekeeping.sweep()
+    sweeping = asyncio.create_task(one.service.housekeeping.sweep())
+    await asyncio.to_thread(one.stores.blobs.asked.wait, 30)
+    spec = await other.a_spec()
+    assert spec["params_digest"] == digest
+    async with asyncio.timeout(5):
+        refused = await other.operator.post("/v1/runs", json=spec)
+    assert (refused.status_code, refused.json()["code"]) == (422, "unknown-tensors")
+    sweeping.cancel()  # as when the server stops: it waits for what is under way
+    one.stores.blobs.goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await sweeping
+    assert other.stores.blobs.size(digest) is None
+
+
+async def test_what_a_server_that_died_had_condemned_is_deleted_by_another(start_two):
+    one, other = await start_two(performing=False)
+    digest = await one.store_params()
+    async with one.stores.records.write() as connection:
+        await condemned_records.condemn(connection, [digest], 0)
+    await other.service.housekeeping.look()
+    assert one.stores.blobs.size(digest) is None
+    await one.store_params()
+    assert (await one.operator.post("/v1/runs", json=await one.a_spec())).status_code == 201
+
+
+async def test_a_worker_that_both_find_lost_is_lost_once(start_two):
+    one, other = await start_two(performing=False, lost_after_s=10)
+    run_id, _ = await one.a_round(quorum=2)
+    for _ in range(4):
+        one.clock.advance(4_000)
+        await asyncio.gather(*(server.service.presence.look() for server in (one, other)))
+    assert (await one.rounds(run_id))[0]["lost"] == 2
 
 
 # --- effects --------------------------------------------------------------------------------------

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work in a thread that a cancellation does not leave half done."""
+
+import asyncio
+from collections.abc import Callable
+
+
+async def to_its_end(action: Callable[[], None]) -> None:
+    """Do something in a thread that must not be left half done; a cancellation waits for it."""
+    acting = asyncio.ensure_future(asyncio.to_thread(action))
+    try:
+        await asyncio.shield(acting)
+    except asyncio.CancelledError:
+        await asyncio.wait([acting])
+        raise
