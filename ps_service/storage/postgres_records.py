@@ -82,25 +82,35 @@ class PostgresRecords(Records):
         Raises:
             InvalidUsage: this is no URL of a PostgreSQL, or it does not let us in.
             NotReady: it cannot be reached.
-            UnsupportedVersion: another version of fed-sophia made it.
+            UnsupportedVersion: its schema is not one that this version of fed-sophia works on.
         """
         from ps_service.storage import migrations
 
-        engine = create_async_engine(
-            _checked(url),
-            pool_size=CONNECTIONS,
-            max_overflow=0,
-            pool_timeout=STATEMENT_S,
-            connect_args={"timeout": CONNECT_S, "command_timeout": STATEMENT_S, "server_settings": _SETTINGS},
-        )
-        records = cls(engine)
+        records = cls.at(url)
         try:
             async with records.write() as connection:
                 await connection.run_sync(migrations.make_or_require)
         except BaseException:
-            await engine.dispose()
+            await records.close()
             raise
         return records
+
+    @classmethod
+    def at(cls, url: str, statement_s: float = STATEMENT_S) -> "PostgresRecords":
+        """A database of which nothing is known yet, nor whether it can be reached.
+
+        Args: statement_s: longest time to be answered.
+
+        Raises: InvalidUsage: this is no URL of a PostgreSQL.
+        """
+        engine = create_async_engine(
+            checked_url(url),
+            pool_size=CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=STATEMENT_S,
+            connect_args={"timeout": CONNECT_S, "command_timeout": statement_s, "server_settings": _SETTINGS},
+        )
+        return cls(engine)
 
     def read(self) -> Any:
         return self._visit(self._reading, None)
@@ -198,10 +208,11 @@ def _words(error: BaseException) -> str:
     return f"the database cannot be reached: {type(error.__cause__ or error).__name__}"
 
 
-def _checked(url: str) -> URL:
+def checked_url(url: str) -> URL:
+    """Raises: InvalidUsage: this is no URL of a PostgreSQL; what it says is not repeated."""
     try:
         found = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # of the port, which may be a part of a password
         raise InvalidUsage("database URL: expected postgresql://user@host/name") from None
     if found.drivername not in ("postgresql", "postgres", "postgresql+asyncpg"):
         raise InvalidUsage(f"database URL: expected postgresql://…, got {found.drivername}://…")
