@@ -19,6 +19,7 @@ from tests.fed_sophia.conftest import Ended
 COMMANDS = [
     "demo",
     "serve",
+    "doctor",
     "database status",
     "database migrate",
     "worker",
