@@ -16,6 +16,7 @@ from ps_service.background import background
 from ps_service.bell import Bell
 from ps_service.clock import Clock
 from ps_service.enrolling import Enrolling
+from ps_service.fellows import Fellows
 from ps_service.housekeeping import Housekeeping
 from ps_service.limits import AddressRate, JsonBodyLimit
 from ps_service.looking import look_for_work
@@ -48,10 +49,16 @@ def create_service(settings: Settings, stores: Stores, clock: Clock, audit: Audi
         lambda worker_id: audit.note("server", "expire", {"worker_id": worker_id}),
     )
     ca = advertised_ca(settings)
-    rates = Rates(clock, settings.requests_per_s_per_worker, settings.requests_per_s_per_address)
+    fellows = Fellows(runner)
+    rates = Rates(
+        clock,
+        settings.requests_per_s_per_worker,
+        settings.requests_per_s_per_address,
+        lambda: fellows.count,
+    )
     ca_hash = None if ca is None else ca.ca_hash
     enrolling = Enrolling(stores, clock, rates, settings.access_token_s, ca_hash)
-    auth, uploads = Auth(stores, clock, presence, rates), Uploads(stores.blobs)
+    auth, uploads = Auth(stores, clock, presence, rates), Uploads(stores.blobs, shared=stores.records.shared)
     housekeeping = Housekeeping(runner, uploads, enrolling.forget)
     room = WaitingRoom(bell, partial(look_for_work, runner, presence.heartbeat_s))
     pace = Pace(settings.max_wait_s)
@@ -75,7 +82,8 @@ def create_service(settings: Settings, stores: Stores, clock: Clock, audit: Audi
         Places(settings.max_uploads, settings.max_uploads_per_worker, TooManyUploads),
         Places(settings.max_waiting, settings.max_waiting_per_worker, TooManyWaiting),
         rates,
-        RunDisk(clock, settings.max_run_disk_bytes),
+        RunDisk(clock, settings.max_run_disk_bytes, shared=stores.records.shared),
+        fellows,
     )
 
 

@@ -8,10 +8,13 @@ has passed. What it works from is in the records: nothing is lost by trying agai
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-from ps_service.bell import DEADLINES, EFFECTS, HOUSEKEEPING, PRESENCE, Bell, wait_for_ring
+from sqlalchemy.exc import SQLAlchemyError
+
+from protocol.errors import FedSophiaError
+from ps_service.bell import DEADLINES, EFFECTS, FELLOWS, HOUSEKEEPING, PRESENCE, Bell, wait_for_ring
 from ps_service.deadlines import RETRY_S, tick
 from ps_service.effects import perform_effects
 from ps_service.loop_lag import watch_lag
@@ -34,6 +37,7 @@ async def background(service: Service) -> AsyncIterator[None]:
         EFFECTS: performing,
         PRESENCE: service.presence.look,
         HOUSEKEEPING: service.housekeeping.look,
+        FELLOWS: service.fellows.look,
     }
     tasks = [
         asyncio.create_task(_watch(service.bell, topic, work, troubles)) for topic, work in watches.items()
@@ -46,6 +50,8 @@ async def background(service: Service) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(FedSophiaError, SQLAlchemyError):  # what they are for runs out by itself
+            await service.fellows.leave()
         await service.runner.leases.close()
 
 

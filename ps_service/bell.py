@@ -15,6 +15,7 @@ DEADLINES = "deadlines"
 VERSIONS = "versions"
 PRESENCE = "presence"
 HOUSEKEEPING = "housekeeping"
+FELLOWS = "fellows"
 
 
 def worker_topic(worker_id: str) -> str:

@@ -8,6 +8,7 @@ by `1 / per_s`. A bucket that is full by now need not be kept, nor one of the ma
 
 import ipaddress
 from collections import OrderedDict
+from collections.abc import Callable
 
 from protocol.errors import TooManyRequests
 from ps_service.clock import Clock
@@ -32,12 +33,15 @@ class TokenBuckets:
     def __len__(self) -> int:
         return len(self._full_s)
 
-    def take(self, key: str, now_s: float) -> float:
-        """Take a token: 0.0 where there was one, else the seconds until there is one, and none is taken."""
+    def take(self, key: str, now_s: float, share: int = 1) -> float:
+        """Take a token: 0.0 where there was one, else the seconds until there is one, and none is taken.
+
+        Args: share: of so many servers each gives out its part: a token here stands for so many in all.
+        """
         if now_s < self._latest_s:  # the clock was set back: what was written in its future says nothing
             self._full_s.clear()
         self._latest_s = now_s
-        full_s = max(self._full_s.get(key, now_s), now_s) + self._a_token_s
+        full_s = max(self._full_s.get(key, now_s), now_s) + self._a_token_s * share
         wait_s = full_s - now_s - self._burst_s
         if wait_s > 1e-6:  # what floats lose of a time in seconds since 1970
             self._full_s.move_to_end(key)
@@ -52,27 +56,31 @@ class TokenBuckets:
 class Rates:
     """The buckets of one server."""
 
-    def __init__(self, clock: Clock, per_worker: float, per_address: float) -> None:
+    def __init__(
+        self, clock: Clock, per_worker: float, per_address: float, servers: Callable[[], int] = lambda: 1
+    ) -> None:
+        """Args: servers: how many share the work, and so the rates."""
         self._clock = clock
+        self._servers = servers
         self._workers = TokenBuckets(per_worker, WORKER_BURST_S)
         self._addresses = TokenBuckets(per_address, ADDRESS_BURST_S)
         self._signers = TokenBuckets(SIGNED_PER_S, SIGNED_BURST_S)
 
     def of_worker(self, worker_id: str) -> None:
         """Raises: TooManyRequests: this worker asks more often than it may."""
-        wait_s = self._workers.take(worker_id, self._clock.now_ms() / 1000)
+        wait_s = self._workers.take(worker_id, self._clock.now_ms() / 1000, self._servers())
         if wait_s:
             raise TooManyRequests("this worker asks too often", wait_s)
 
     def of_signer(self, worker_id: str) -> None:
         """Raises: TooManyRequests: this worker has proved that it asks, and asks too often."""
-        wait_s = self._signers.take(worker_id, self._clock.now_ms() / 1000)
+        wait_s = self._signers.take(worker_id, self._clock.now_ms() / 1000, self._servers())
         if wait_s:
             raise TooManyRequests("this worker signs too often", wait_s)
 
     def of_address(self, address: str) -> None:
         """Raises: TooManyRequests: more requests come from this address than may."""
-        wait_s = self._addresses.take(network_of(address), self._clock.now_ms() / 1000)
+        wait_s = self._addresses.take(network_of(address), self._clock.now_ms() / 1000, self._servers())
         if wait_s:
             raise TooManyRequests("too many requests come from this address", wait_s)
 

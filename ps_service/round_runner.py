@@ -48,7 +48,14 @@ from ps_service.storage.run_records import StoredRun
 from ps_service.storage.situations import staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
 from ps_service.summaries import round_summaries, run_summary
-from ps_service.transitions import Transition, announce_run, metrics_reported, round_event, run_event
+from ps_service.transitions import (
+    Transition,
+    announce_run,
+    metrics_reported,
+    round_event,
+    run_event,
+    write_down_sent_bytes,
+)
 
 
 class RoundRunner:
@@ -213,6 +220,13 @@ class RoundRunner:
         self.meters.sent_bytes.inc(size_bytes)
         if to_trainer:
             self._sent_bytes[run_id] += size_bytes
+
+    async def write_down_sent(self) -> None:
+        """Where other servers end rounds, too: what this one has sent belongs to the rounds that are open."""
+        for run_id in [run_id for run_id, sent in self._sent_bytes.items() if sent]:
+            async with self.transition() as transition:
+                run = await the_run(transition.connection, run_id)
+                await write_down_sent_bytes(transition, run_id, run.state.round)
 
     @asynccontextmanager
     async def transition(self) -> AsyncIterator[Transition]:

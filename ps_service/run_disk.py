@@ -31,7 +31,9 @@ class _Taken:
 class RunDisk:
     """The disk of every run of one server."""
 
-    def __init__(self, clock: Clock, most_bytes: int) -> None:
+    def __init__(self, clock: Clock, most_bytes: int, *, shared: bool = False) -> None:
+        """Args: shared: whether other servers take disk, too; then the records are asked again and again."""
+        self._shared = shared
         self._clock = clock
         self._most_bytes = most_bytes
         self._of_run: OrderedDict[str, _Taken] = OrderedDict()  # the one asked about last is the last
@@ -46,6 +48,8 @@ class RunDisk:
         """
         run_id, size_bytes = assignment.run_id, upload.header.size_bytes
         taken = self._of_run.get(run_id)
+        if taken is not None and self._shared and self._clock.now_ms() - taken.asked_ms >= ASKED_EVERY_MS:
+            taken = None
         if taken is None or taken.size_bytes + size_bytes > self._most_bytes:
             if await update_records.load_upload(connection, upload.upload_id) is not None:
                 return  # declared before: it has its room

@@ -11,6 +11,7 @@ from ps_service.auth import Auth
 from ps_service.bell import Bell
 from ps_service.clock import Clock
 from ps_service.enrolling import Enrolling
+from ps_service.fellows import Fellows
 from ps_service.housekeeping import Housekeeping
 from ps_service.metrics import Meters
 from ps_service.operator_keys import OperatorKeys
@@ -53,6 +54,7 @@ class Service:
     waiting: Places
     rates: Rates
     disk: RunDisk
+    fellows: Fellows
     pieces: Pieces = field(default_factory=Pieces)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""

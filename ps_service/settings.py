@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of the server. The only reader of the environment in this package: `FED_SOPHIA_…`."""
+"""Every setting of the server. The only reader of the environment in this package: `FED_SOPHIA_…`, and what
+the vendors of object stores have named.
+"""
 
 import os
 from ipaddress import ip_network
@@ -7,6 +9,20 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_OBJECT_STORES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_CLIENT_OPTIONS = (
+    "ALLOW_HTTP",
+    "ALLOW_INVALID_CERTIFICATES",
+    "CONNECT_TIMEOUT",
+    "POOL_IDLE_TIMEOUT",
+    "POOL_MAX_IDLE_PER_HOST",
+    "PROXY_CA_CERTIFICATE",
+    "PROXY_EXCLUDES",
+    "PROXY_URL",
+    "READ_TIMEOUT",
+    "TIMEOUT",
+)
 
 
 class Settings(BaseSettings):
@@ -92,7 +108,9 @@ class Settings(BaseSettings):
 def object_client_options(scheme: str) -> dict[str, str]:
     """What the environment says of how an object store is spoken to: `AWS_ALLOW_HTTP` and its like.
 
-    obstore reads whose and where the store is by itself, but these only where it is given none.
+    Whose and where the store is obstore reads itself, and these too unless it is given any, as it is by us.
+
+    Args: scheme: of the store's URL: s3, gs or az.
     """
     prefix = _OBJECT_STORES[scheme]
     return {
@@ -100,18 +118,3 @@ def object_client_options(scheme: str) -> dict[str, str]:
         for option in _CLIENT_OPTIONS
         if f"{prefix}{option}" in os.environ
     }
-
-
-_OBJECT_STORES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
-_CLIENT_OPTIONS = (
-    "ALLOW_HTTP",
-    "ALLOW_INVALID_CERTIFICATES",
-    "CONNECT_TIMEOUT",
-    "POOL_IDLE_TIMEOUT",
-    "POOL_MAX_IDLE_PER_HOST",
-    "PROXY_CA_CERTIFICATE",
-    "PROXY_EXCLUDES",
-    "PROXY_URL",
-    "READ_TIMEOUT",
-    "TIMEOUT",
-)

@@ -88,7 +88,7 @@ async def _round_ended(transition: Transition, run: StoredRun, round_: Round) ->
         version=version,
         reason=None if committed else f"round {round_.number} was abandoned: {round_.reason}",
     )
-    await _write_down_sent_bytes(transition, run_id, round_.number)
+    await write_down_sent_bytes(transition, run_id, round_.number)
     transition.ended.append(round_)
     transition.untidy.add(run_id)
     transition.topics.add(HOUSEKEEPING)
@@ -242,7 +242,7 @@ async def _cancel_round(transition: Transition, run_id: str, number: int) -> Non
         await round_event(transition, run, stored, round_machine.Cancelled(transition.now_ms))
 
 
-async def _write_down_sent_bytes(transition: Transition, run_id: str, number: int) -> None:
+async def write_down_sent_bytes(transition: Transition, run_id: str, number: int) -> None:
     sent = transition.sent_bytes[run_id] - transition.written_down[run_id]
     await run_records.add_round_traffic(transition.connection, run_id, number, bytes_down=sent)
     transition.written_down[run_id] += sent

@@ -51,8 +51,10 @@ class _Turn:
 class Uploads:
     """The bodies on their way into one store."""
 
-    def __init__(self, blobs: BlobStore) -> None:
+    def __init__(self, blobs: BlobStore, *, shared: bool = False) -> None:
+        """Args: shared: whether another server may be asked to go on with what pauses here."""
         self._blobs = blobs
+        self._most_in_memory = 0 if shared else MOST_IN_MEMORY
         self._paused: OrderedDict[str, Incoming] = OrderedDict()  # the one that paused last is the last
         self._turns: defaultdict[str, _Turn] = defaultdict(_Turn)
 
@@ -143,7 +145,7 @@ class Uploads:
     async def pause(self, upload_id: str, incoming: Incoming) -> None:
         """Keep what has come of this body for a request that goes on."""
         self._paused[upload_id] = incoming
-        if len(self._paused) > MOST_IN_MEMORY:
+        if len(self._paused) > self._most_in_memory:
             _, longest = self._paused.popitem(last=False)
             await asyncio.to_thread(longest.part.close)
 

@@ -95,6 +95,11 @@ class Postgres:
             self.process.wait(STARTS_WITHIN_S)
             self.process = None
 
+    def move_to(self, directory: Path) -> None:
+        """Have the data elsewhere, and serve it from there the next time."""
+        self.directory.rename(directory)
+        self.directory = directory
+
     def create(self, database: str) -> str:
         """A new, empty database; its URL."""
         self._psql("-c", f'CREATE DATABASE "{database}"')

@@ -6,6 +6,7 @@ goes with it.
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -23,6 +24,8 @@ from ps_service.storage.object_access import ObjectAccess, open_objects
 BUCKET = "fed-sophia"
 ACCESS_KEY, SECRET_KEY = "a-test-key", "a-test-secret"
 READY_S = 60
+GRPC = 10_000
+"""Added to a port."""
 WEED = Path(sys.executable).with_name("weed")
 _QUICK = {"connect_timeout": "1s", "read_timeout": "2s"}
 
@@ -82,13 +85,14 @@ class S3Server:
             *("-dir", str(self._directory / "data"), "-s3.config", str(self._directory / "s3.json")),
             *("-ip", "127.0.0.1", "-ip.bind", "127.0.0.1"),
             *("-master.port", master, "-volume.port", volume, "-filer.port", filer, "-s3.port", s3),
+            "-master.telemetry=false",
             *("-s3.port.iceberg", "0", "-s3.port.lance", "0", "-master.electionTimeout", "1s"),
             # little of the disk is taken, and how much of it is free does not matter
             *("-volume.max", "40", "-master.volumeSizeLimitMB", "64", "-volume.minFreeSpace", "10MiB"),
         ]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        objects, deadline_s = self.objects("ready"), time.monotonic() + READY_S
+        objects, deadline_s = self.objects("ready", read_timeout="1s"), time.monotonic() + READY_S
         while True:
             assert self._process.poll() is None, f"it ended:\n{self._said()}"
             assert time.monotonic() < deadline_s, f"not ready within {READY_S} s:\n{self._said()}"
@@ -98,8 +102,10 @@ class S3Server:
             time.sleep(0.1)
 
     def pause(self) -> None:
-        """Connections are accepted, and nothing is answered."""
+        """Connections are accepted, and nothing is answered once this has returned."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)
@@ -109,6 +115,14 @@ class S3Server:
             self._signal(signal.SIGKILL)
             self._process.wait(READY_S)
             self._process = None
+
+    def remove(self) -> None:
+        """Once it is killed: leave no trace of it."""
+        shutil.rmtree(self._directory)
+        for port in self._ports:
+            for number in (port, port + GRPC):
+                for left_behind in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                    left_behind.unlink()
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -128,14 +142,14 @@ def an_s3_server(directory: Path, require_part: Callable[[bool, str], None]) -> 
         yield server
     finally:
         server.kill()
-        shutil.rmtree(directory)
+        server.remove()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has, nor those that are higher by 10,000: SeaweedFS speaks gRPC there."""
+    """Ports that nobody has, nor those on which SeaweedFS will speak gRPC beside them."""
     found: list[int] = []
     for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
-        if is_free(port) and is_free(port + 10_000):
+        if is_free(port) and is_free(port + GRPC):
             found.append(port)
         if len(found) == count:
             return found

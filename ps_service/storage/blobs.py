@@ -9,12 +9,16 @@ Duties of a store:
 - `part(name)` opens what was written under that name before, or begins it: it outlives its writer and a
   crash until it is sealed or discarded. How much of it a power cut leaves is what `part_bytes` then says;
   the bytes up to there are what was written, but for a file system that promises less: the digest tells.
+  A store elsewhere that many servers share may lose as much to the end of a process; what `close` has
+  returned for any of them goes on from.
 - `Staged.discard` leaves no trace; so does a crash before `seal`, at the latest after the next start. It
   never raises: where the disk is read-only for a while, the trace goes once it takes changes again.
 - `read_into` never returns fewer bytes than asked for: it fills the buffer or raises.
 - A disk that is full, read-only or failing is `StorageNotWritable` out of all that writes (the opening of
   the store, `stage`, `write`, `seal`, `delete`, `check`), never a bare OSError. What was being written is
   discarded by its writer; what was sealed before stays readable, and all works again once the disk does.
+- So is a store elsewhere that cannot be reached, refuses us or does not answer within seconds; out of all
+  that reads it is `StorageUnavailable`. Neither holds a credential.
 
 Duties of the caller: `seal` is told the true digest (the store does not hash again), the methods block
 and are called in a thread, and a blob is deleted only when no row names it.
@@ -80,6 +84,7 @@ class BlobStore(Protocol):
 
         Raises:
             StorageCorrupt: the blob is missing or shorter than that.
+            StorageUnavailable: a store elsewhere does not give it, for now.
         """
         ...
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ps_service.storage.in_parts import in_parts
 from ps_service.storage.schema import assignments, members, workers
 
 
@@ -117,23 +118,25 @@ async def free_members(
 
 async def take_turns(connection: AsyncConnection, run_id: str, worker_ids: Collection[str]) -> None:
     """Each of these members has one more turn, and something to do."""
-    await connection.execute(
-        update(members)
-        .where(members.c.run_id == run_id, members.c.worker_id.in_(worker_ids))
-        .values(turns=members.c.turns + 1, free_since_ms=None)
-    )
+    for some in in_parts(worker_ids):
+        await connection.execute(
+            update(members)
+            .where(members.c.run_id == run_id, members.c.worker_id.in_(some))
+            .values(turns=members.c.turns + 1, free_since_ms=None)
+        )
 
 
 async def set_free(
     connection: AsyncConnection, run_id: str, worker_ids: Collection[str], now_ms: int
 ) -> None:
     """These members have done what they had to do, or ask for something new. Who was free stays so."""
-    await connection.execute(
-        update(members)
-        .where(members.c.run_id == run_id, members.c.worker_id.in_(worker_ids))
-        .where(members.c.free_since_ms.is_(None))
-        .values(free_since_ms=now_ms)
-    )
+    for some in in_parts(worker_ids):
+        await connection.execute(
+            update(members)
+            .where(members.c.run_id == run_id, members.c.worker_id.in_(some))
+            .where(members.c.free_since_ms.is_(None))
+            .values(free_since_ms=now_ms)
+        )
 
 
 async def count_members(connection: AsyncConnection, run_id: str) -> int:

@@ -5,8 +5,8 @@ Loads obstore: a server that keeps its blobs in files does not load this module.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,8 @@ _RETRIES: "RetryConfig" = {"max_retries": 3, "retry_timeout": timedelta(seconds=
 class ObjectAccess:
     """One object store, or what lies under a prefix in it."""
 
-    store: "ObjectStore"
+    store: "ObjectStore" = field(repr=False)
+    """Not shown: what it says of itself is not ours to know."""
     name: str
     """For errors: the bucket at most."""
 
@@ -55,11 +56,12 @@ class ObjectAccess:
             StorageNotWritable: the store did not do it.
         """
         with self._naming(StorageNotWritable):
-            for key in keys:
-                try:
-                    obstore.delete(self.store, key)
-                except FileNotFoundError:  # some stores say so
-                    continue
+            try:
+                obstore.delete(self.store, keys)
+            except FileNotFoundError:  # some stores say so, and may have left the others
+                for key in keys:
+                    with suppress(FileNotFoundError):
+                        obstore.delete(self.store, key)
 
     def size(self, key: str) -> int | None:
         """Length in bytes, None if there is no such object.

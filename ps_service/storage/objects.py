@@ -27,8 +27,10 @@ from ps_service.storage.spool import Spool, SpoolFile
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"[A-Za-z0-9-]{1,100}")
 _PAUSED = re.compile(r"([0-9]{20})-[0-9a-f]{16}")
-PAUSED_BYTES = 8 * 1024 * 1024
-"""Of one object that a part pauses in: so much is in memory at a time."""
+_PROBE = "check"
+"""One for all servers and all times: where it could not be deleted, no more than one is left."""
+PAUSED_BYTES = 4 * 1024 * 1024
+"""Of one object that a part pauses in: one request, and so much is in memory at a time."""
 KNOWN_SIZES = 4096
 """Messages whose length is remembered: they do not change."""
 
@@ -144,9 +146,8 @@ class ObjectBlobs:
         probe = self._spool.open()
         try:
             probe.write(bytes(4096))  # an empty file can be made on a full disk
-            key = f"checks/{secrets.token_hex(8)}"
-            self.objects.put(key, probe.path)
-            self.objects.delete([key])
+            self.objects.put(_PROBE, probe.path)
+            self.objects.delete([_PROBE])
         finally:
             probe.remove()
 

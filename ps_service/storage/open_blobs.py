@@ -21,10 +21,10 @@ def open_blobs(settings: Settings, directory: Path) -> BlobStore:
     """
     if not settings.blobs_url:
         return FileBlobs(directory)
-    scheme = urlsplit(settings.blobs_url).scheme
-    if scheme not in KINDS:
-        known = ", ".join(f"{kind}://…" for kind in KINDS)
-        raise InvalidUsage(f"FED_SOPHIA_BLOBS_URL is of kind {scheme!r}; expected {known}")
+    place = urlsplit(settings.blobs_url)
+    if place.scheme not in KINDS or not place.hostname:
+        expected = " or ".join(f"{kind}://bucket/prefix" for kind in KINDS)
+        raise InvalidUsage(f"FED_SOPHIA_BLOBS_URL: expected {expected}, got one of kind {place.scheme!r}")
     try:
         # a server on files has no need of it
         from ps_service.storage.object_access import open_objects
@@ -33,5 +33,5 @@ def open_blobs(settings: Settings, directory: Path) -> BlobStore:
         raise InvalidUsage(
             "FED_SOPHIA_BLOBS_URL is set, and obstore is not installed: pip install 'fed-sophia[cluster]'"
         ) from None
-    objects = open_objects(settings.blobs_url, object_client_options(scheme))
+    objects = open_objects(settings.blobs_url, object_client_options(place.scheme))
     return ObjectBlobs(objects, directory / "spool")

@@ -108,6 +108,7 @@ class PostgresRecords(Records):
             pool_size=CONNECTIONS,
             max_overflow=0,
             pool_timeout=STATEMENT_S,
+            pool_pre_ping=True,  # nobody is to find out by a failure that a connection is gone
             connect_args={"timeout": CONNECT_S, "command_timeout": statement_s, "server_settings": _SETTINGS},
         )
         return cls(engine)

@@ -3,9 +3,8 @@
 
 A piece that follows nothing is fetched as it is asked for; one that follows another is twice as long as that,
 up to a bound. So a header costs its own bytes, and a message read from end to end a request in 4 MiB. What
-has been fetched is kept for as long as there is room; pieces that have been gone past make room first. Where
-more is read at the same time than there is room for, what is fetched ahead is forgotten unread, and the next
-piece follows nothing any more: then each costs its own bytes again.
+has been fetched is kept for as long as there is room, and the more messages are read at a time, the less of
+each is fetched ahead; where there is no room at all, each piece costs its own bytes again.
 
 Threads that want the same bytes wait for one request; no lock is held while it is under way.
 """
@@ -85,8 +84,8 @@ class ReadAhead:
                 return before, False
             wanted = end - position
             if before is not None and position - before.stop <= max(wanted, GAP_BYTES):
-                self._order.move_to_end(before, last=False)
-                # of each message two bundles may be read at a time
+                # a fair share, for of each message two bundles may be read at a time: what is fetched ahead
+                # is not to be forgotten unread
                 room = self._kept_bytes // (2 * len(self._of_message))
                 wanted = max(wanted, min(2 * len(before), room))
             stop = min(position + min(wanted, self._most_bytes), size_bytes)

@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import Outcome, VersionSummary
+from ps_service.storage.in_parts import in_parts
 from ps_service.storage.schema import state_tensors, updates, versions
 
 
@@ -54,11 +55,17 @@ async def forget_updates(
         & (updates.c.round <= up_to_round)
         & (updates.c.outcome != Outcome.PENDING.value)
         & updates.c.collected_ms.is_(None)
-        & updates.c.digest.not_in(needed)
     )
-    digests = set((await connection.execute(select(updates.c.digest).where(concluded))).scalars())
-    await connection.execute(update(updates).where(concluded).values(collected_ms=now_ms))
-    return digests
+    if not needed:
+        digests = set((await connection.execute(select(updates.c.digest).where(concluded))).scalars())
+        await connection.execute(update(updates).where(concluded).values(collected_ms=now_ms))
+        return digests
+    rows = await connection.execute(select(updates.c.assignment_id, updates.c.digest).where(concluded))
+    forgotten = {row.assignment_id: row.digest for row in rows if row.digest not in needed}
+    for some in in_parts(forgotten):
+        collected = update(updates).where(updates.c.assignment_id.in_(some))
+        await connection.execute(collected.values(collected_ms=now_ms))
+    return set(forgotten.values())
 
 
 async def referred_to(connection: AsyncConnection, digests: Collection[str]) -> set[str]:

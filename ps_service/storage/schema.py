@@ -19,6 +19,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
+_INTEGER = Integer().with_variant(BigInteger(), "postgresql")
+"""SQLite's has 64 bits as it is."""
+
 
 def _string(length: int) -> TypeEngine[str]:
     """Text in the order of its bytes, whatever the locale: all databases give one order to a set of names."""
@@ -67,12 +70,12 @@ join_tokens = Table(
     Column("secret_hash", _string(64), nullable=False, unique=True),
     Column("label", Text, nullable=False),
     Column("role", _string(16), nullable=False),
-    Column("uses_left", Integer, nullable=False),
+    Column("uses_left", _INTEGER, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("run_id", _string(64)),
     Column("approve", Boolean, nullable=False),
-    Column("idle_s", Integer),
+    Column("idle_s", _INTEGER),
     Column("revoked_ms", BigInteger),
 )
 
@@ -86,7 +89,7 @@ workers = Table(
     Column("token_id", _string(64)),
     Column("label", Text, nullable=False),
     Column("run_id", _string(64)),
-    Column("idle_s", Integer),
+    Column("idle_s", _INTEGER),
     Column("role", _string(16), nullable=False),
     Column("tasks", Text, nullable=False),
     Column("enrolled_ms", BigInteger, nullable=False),
@@ -95,7 +98,7 @@ workers = Table(
     Column("lost_ms", BigInteger),
     Column("expired_ms", BigInteger),
     Column("revoked_ms", BigInteger),
-    Column("refusals", Integer, nullable=False),
+    Column("refusals", _INTEGER, nullable=False),
     Column("quarantined_ms", BigInteger),
 )
 
@@ -130,8 +133,8 @@ members = Table(
     metadata,
     Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
     Column("worker_id", ForeignKey("workers.worker_id"), primary_key=True),
-    Column("slot", Integer),
-    Column("turns", Integer, nullable=False),
+    Column("slot", _INTEGER),
+    Column("turns", _INTEGER, nullable=False),
     Column("free_since_ms", BigInteger),
     UniqueConstraint("run_id", "slot"),
     Index(None, "run_id", "free_since_ms", "slot"),
@@ -141,7 +144,7 @@ rounds = Table(
     "rounds",
     metadata,
     Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
-    Column("number", Integer, primary_key=True),
+    Column("number", _INTEGER, primary_key=True),
     Column("status", _string(16), nullable=False),
     Column("deadline_ms", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
@@ -155,8 +158,8 @@ versions = Table(
     "versions",
     metadata,
     Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("round", Integer),
+    Column("version", _INTEGER, primary_key=True),
+    Column("round", _INTEGER),
     Column("tensors", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("collected_ms", BigInteger),
@@ -174,11 +177,11 @@ assignments = Table(
     metadata,
     Column("assignment_id", _string(64), primary_key=True),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
-    Column("round", Integer, nullable=False),
-    Column("version", Integer, nullable=False),
+    Column("round", _INTEGER, nullable=False),
+    Column("version", _INTEGER, nullable=False),
     Column("worker_id", ForeignKey("workers.worker_id"), nullable=False),
-    Column("slot", Integer, nullable=False),
-    Column("turn", Integer, nullable=False),
+    Column("slot", _INTEGER, nullable=False),
+    Column("turn", _INTEGER, nullable=False),
     Column("declined_reason", Text),
     Column("refused_code", _string(64)),
     Column("lost_ms", BigInteger),
@@ -203,13 +206,13 @@ updates = Table(
     metadata,
     Column("assignment_id", ForeignKey("assignments.assignment_id"), primary_key=True),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
-    Column("round", Integer, nullable=False),
-    Column("slot", Integer, nullable=False),
+    Column("round", _INTEGER, nullable=False),
+    Column("slot", _INTEGER, nullable=False),
     Column("digest", _string(64), nullable=False, index=True),
     Column("header", Text, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
     Column("outcome", _string(16), nullable=False),
-    Column("version", Integer),
+    Column("version", _INTEGER),
     Column("reason", Text),
     Column("collected_ms", BigInteger),
     Index(None, "run_id", "round", "slot"),
@@ -220,10 +223,10 @@ updates = Table(
 effects = Table(
     "effects",
     metadata,
-    Column("effect_id", Integer, primary_key=True),
+    Column("effect_id", _INTEGER, primary_key=True),
     Column("kind", _string(16), nullable=False),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
-    Column("round", Integer, nullable=False),
+    Column("round", _INTEGER, nullable=False),
     Column("done_ms", BigInteger, index=True),
 )
 
@@ -235,11 +238,18 @@ leases = Table(
     Column("until_ms", BigInteger, nullable=False),
 )
 
+servers = Table(
+    "servers",
+    metadata,
+    Column("name", _string(64), primary_key=True),
+    Column("seen_ms", BigInteger, nullable=False),
+)
+
 metrics = Table(
     "metrics",
     metadata,
     Column("run_id", ForeignKey("runs.run_id"), primary_key=True),
-    Column("version", Integer, primary_key=True),
+    Column("version", _INTEGER, primary_key=True),
     Column("worker_id", ForeignKey("workers.worker_id"), primary_key=True),
     Column("report", Text, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
@@ -248,10 +258,10 @@ metrics = Table(
 events = Table(
     "events",
     metadata,
-    Column("event_id", Integer, primary_key=True),
+    Column("event_id", _INTEGER, primary_key=True),
     Column("run_id", ForeignKey("runs.run_id"), nullable=False),
     Column("kind", _string(16), nullable=False),
-    Column("round", Integer),
+    Column("round", _INTEGER),
     Column("at_ms", BigInteger, nullable=False),
     Column("data", Text, nullable=False),
     Index(None, "run_id", "event_id"),

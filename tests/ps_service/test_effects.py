@@ -3,6 +3,7 @@
 
 import pytest
 
+from protocol.errors import StorageUnavailable
 from ps_service.effects import perform_effects
 from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
@@ -43,8 +44,9 @@ async def test_a_mistake_of_ours_abandons_the_round_and_does_not_hold_the_run_fo
     assert (await server.show(run_id)).round == 2
 
 
-async def test_a_store_that_fails_is_tried_again(server):
-    run_id = await an_aggregating_run(server, OSError("no space left"))
+@pytest.mark.parametrize("error", [OSError("no space left"), StorageUnavailable("it does not answer")])
+async def test_a_store_that_fails_is_tried_again(server, error):
+    run_id = await an_aggregating_run(server, error)
     assert not await perform_effects(server.runner)
     assert (await server.rounds(run_id))[0]["status"] == "aggregating"
 

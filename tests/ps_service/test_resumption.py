@@ -6,8 +6,10 @@ import asyncio
 import pytest
 
 from protocol.codec import PART_MEDIA_TYPE
+from protocol.errors import StorageNotWritable, StorageUnavailable
 from ps_service import uploads
 from ps_service.deadlines import tick
+from ps_service.storage.files import FileBlobs, PartFile
 
 
 async def an_upload(server, **spec):
@@ -194,7 +196,7 @@ async def test_an_interrupted_whole_body_is_gone_on_with(start_server):
 
 
 async def test_many_may_pause_and_few_are_held_in_memory(server, monkeypatch):
-    monkeypatch.setattr(uploads, "MOST_IN_MEMORY", 2)
+    server.service.uploads._most_in_memory = 2
     _, cohort = await server.a_round(5)
     urls, sent = [], []
     for worker, assignment in cohort:
@@ -228,3 +230,59 @@ async def test_parts_of_a_round_that_is_over_are_deleted_and_those_of_an_open_on
     assert parts() == []
     answer = await send_part(worker, other_url, 100, other.body[100:])
     assert (answer.status_code, answer.json()["code"]) == (409, "round-closed")
+
+
+class Silent(FileBlobs):
+    """A store that gives nothing for now."""
+
+    def size(self, digest):
+        raise StorageUnavailable("the object store does not answer")
+
+
+async def test_a_store_that_gives_nothing_for_now_keeps_what_has_come(start_server):
+    server = await start_server(on_disk=True, performing=False)
+    worker, _, update, url = await an_upload(server)
+    await send_part(worker, url, 0, update.body[:100])
+    await server.service.uploads.close()
+    silent = await start_server(
+        on_disk=True, performing=False, clock=server.clock, blobs=Silent(server.directory)
+    )
+    worker.move_to(silent)
+    answer = await send_part(worker, url, 100, update.body[100:])
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage-unavailable")
+    assert answer.headers["Retry-After"] == "1"
+    worker.move_to(server)
+    assert await offset(worker, url) == (100, "?0")
+    assert (await send_part(worker, url, 100, update.body[100:])).status_code == 200
+
+
+class OneThatDoesNotClose(FileBlobs):
+    """The first part that is closed cannot be."""
+
+    fails = True
+
+    def part(self, name):
+        store = self
+
+        class Part(PartFile):
+            def close(self):
+                super().close()
+                if store.fails:
+                    store.fails = False
+                    raise StorageNotWritable("the object store does not answer")
+
+        path = self._parts / name
+        return Part(self, path, path.open("a+b", buffering=0))
+
+
+async def test_what_can_be_written_down_at_a_stop_is_though_something_else_cannot(start_server, tmp_path):
+    server = await start_server(blobs=OneThatDoesNotClose(tmp_path))
+    _, cohort = await server.a_round(3)
+    for worker, assignment in cohort:
+        update = server.an_update(assignment)
+        url = (await worker.declare(assignment, update.header)).json()["upload_url"]
+        await send_part(worker, url, 0, update.body[:100])
+    parts = [paused.part for paused in server.service.uploads._paused.values()]
+    with pytest.raises(StorageNotWritable):
+        await server.service.uploads.close()
+    assert [part._file.closed for part in parts] == [True] * 3

@@ -32,11 +32,9 @@ class ServerProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        command = [*self.prefix, sys.executable, "-P", "-m", "fed_sophia", "serve", "--json"]
         with (self.data_dir.parent / "server.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *command,
-                *("--port", str(self.port), "--data-dir", str(self.data_dir), *self.options),
+                *self.command(),
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -46,6 +44,15 @@ class ServerProcess:
         async with asyncio.timeout(READY_S):
             line = await self._process.stdout.readline()
         assert json.loads(line)["url"] == self.url
+
+    def command(self) -> list[str]:
+        own = ("--port", str(self.port), "--data-dir", str(self.data_dir), *self.options)
+        return [*self.prefix, sys.executable, "-P", "-m", "fed_sophia", "serve", "--json", *own]
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal that does not end it."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     @property
     def pid(self) -> int:

@@ -5,10 +5,12 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import pytest
@@ -28,6 +30,7 @@ class Cluster:
     servers: list[ServerProcess]
     balancer: Balancer
     database_url: str
+    s3: S3Server
 
     @property
     def url(self) -> str:
@@ -54,6 +57,12 @@ class Cluster:
                         return run
                 await asyncio.sleep(0.1)
 
+    async def all_there(self) -> None:
+        """Start anew who may have been cut off while it was started."""
+        for server in self.servers:
+            await server.end(signal.SIGKILL)
+            await server.start()
+
     async def receipt(self, assignment_id: str) -> Receipt:
         headers = {"Authorization": f"Bearer {self.operator_key}"}
         async with httpx.AsyncClient(base_url=self.servers[0].url, headers=headers) as client:
@@ -61,7 +70,24 @@ class Cluster:
             return parse(Receipt, answer.raise_for_status().content)
 
 
-StartsCluster = Callable[[int], Awaitable[Cluster]]
+class HeldServer(ServerProcess):
+    """One that may be held in an aggregation (`held_server.py`)."""
+
+    def command(self) -> list[str]:
+        script = Path(__file__).with_name("held_server.py")
+        return [sys.executable, "-P", str(script), str(self.port), str(self.data_dir)]
+
+
+class StartsCluster(Protocol):
+    """Starts servers that share stores of their own."""
+
+    async def __call__(
+        self,
+        count: int,
+        database_url: str | None = None,
+        kind: type[ServerProcess] = ServerProcess,
+        **environment: str,
+    ) -> Cluster: ...
 
 
 @pytest.fixture
@@ -71,24 +97,30 @@ async def start_cluster(
     """Starts so many servers on stores of their own; they are ended after the test."""
     async with AsyncExitStack() as stack:
 
-        async def start(count: int) -> Cluster:
-            database_url = new_database()
+        async def start(
+            count: int,
+            database_url: str | None = None,
+            kind: type[ServerProcess] = ServerProcess,
+            **more: str,
+        ) -> Cluster:
+            database_url = database_url or new_database()
             environment = {
                 **os.environ,
                 **s3.environment,
+                **more,
                 "FED_SOPHIA_DATABASE_URL": database_url,
                 "FED_SOPHIA_BLOBS_URL": s3.url(secrets.token_hex(6)),
             }
             servers = []
             for number in range(count):
                 folder = tmp_path / f"cluster-{secrets.token_hex(2)}-{number}"
-                server = ServerProcess(folder / "server", environment)
+                server = kind(folder / "server", environment)
                 server.data_dir.mkdir(parents=True)
                 await server.start()
                 stack.push_async_callback(server.end, signal.SIGKILL)
                 servers.append(server)
             balancer = Balancer([server.port for server in servers])
             await stack.enter_async_context(balancer.listening())
-            return Cluster(servers, balancer, database_url)
+            return Cluster(servers, balancer, database_url, s3)
 
         yield start

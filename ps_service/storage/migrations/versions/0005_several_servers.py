@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several servers: which of them performs an effect"""
+"""Several servers: which of them are there, and which performs an effect"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,4 +16,10 @@ def upgrade() -> None:
         sa.Column("until_ms", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["effect_id"], ["effects.effect_id"], name="fk_leases_effect_id"),
         sa.PrimaryKeyConstraint("effect_id", name="pk_leases"),
+    )
+    op.create_table(
+        "servers",
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("seen_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_servers"),
     )

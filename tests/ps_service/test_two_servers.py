@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two servers on one PostgreSQL and one S3: what one is told, the other knows."""
+
+import asyncio
+import secrets
+
+import pytest
+
+from ps_service.effects import perform_effects
+from ps_service.fellows import LOOK_EVERY_S
+from ps_service.leases import Leases
+from ps_service.storage.objects import ObjectBlobs
+from tests.ps_service.conftest import ManualClock
+from tests.ps_service.test_resumption import offset, send_part
+
+
+@pytest.fixture
+async def start_two(start_server, new_database, s3, tmp_path):
+    """Start both; options as `start_server`'s."""
+
+    async def start(**options):
+        url, clock, prefix = new_database(), ManualClock(), secrets.token_hex(6)
+        servers = []
+        for name in ("one", "other"):
+            directory = tmp_path / name
+            directory.mkdir()
+            blobs = ObjectBlobs(s3.objects(prefix), directory / "spool")
+            started = await start_server(where=url, clock=clock, directory=directory, blobs=blobs, **options)
+            servers.append(started)
+        return servers
+
+    return start
+
+
+async def test_a_worker_that_waits_at_one_hears_at_once_of_what_begins_at_the_other(start_two):
+    one, other = await start_two()
+    worker = await one.enrol("worker")
+    waiting = asyncio.create_task(worker.assignment(wait_s=30))
+    await one.someone_listens(f"worker/{worker.worker_id}")
+    async with asyncio.timeout(5):
+        run = await other.a_run(cohort_size=1)
+        assert (await waiting)["run_id"] == run.run_id
+
+
+async def test_a_round_is_held_by_whichever_server_each_is_asked(start_two):
+    one, other = await start_two(performing=False)
+    run_id, cohort = await one.a_round()
+    for worker, assignment in cohort:
+        await worker.moved_to(other).send(assignment)
+    await one.aggregate_now()
+    assert (await other.show(run_id)).version == 1
+
+
+async def test_a_body_that_pauses_at_one_goes_on_at_the_other(start_two):
+    one, other = await start_two()
+    _, [(worker, assignment), _] = await one.a_round()
+    update = one.an_update(assignment)
+    url = (await worker.declare(assignment, update.header)).json()["upload_url"]
+    await send_part(worker, url, 0, update.body[:150])
+    worker.move_to(other)
+    assert await offset(worker, url) == (150, "?0")
+    answer = await send_part(worker, url, 150, update.body[150:], Upload_Complete="?1")
+    assert answer.status_code == 200, answer.text
+
+
+async def test_both_take_the_same_body_at_once_and_it_counts_once(start_two):
+    one, other = await start_two(performing=False)
+    run_id, cohort = await one.a_round()
+    worker, assignment = cohort[0]
+    update = one.an_update(assignment)
+    url = (await worker.declare(assignment, update.header)).json()["upload_url"]
+    here = asyncio.create_task(worker.put(url, update.body))
+    await asyncio.sleep(0)  # it is under way
+    there = worker.moved_to(other).put(url, update.body)
+    answers = await asyncio.gather(here, there)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    assert (await one.rounds(run_id))[0]["admitted"] == 1
+
+
+async def test_who_is_revoked_at_one_is_refused_at_the_other(start_two):
+    one, other = await start_two()
+    worker = await one.enrol("worker")
+    await one.operator.delete(f"/v1/workers/{worker.worker_id}")
+    worker.move_to(other)
+    assert (await worker.ask()).status_code in (401, 403)
+
+
+async def test_an_assertion_is_good_once_whoever_is_asked(start_two):
+    one, other = await start_two()
+    worker = await one.enrol("worker")
+    assertion = {"assertion": worker.sign()}
+    path = f"/v1/workers/{worker.worker_id}/token"
+    assert (await one.client().post(path, json=assertion)).status_code == 200
+    assert (await other.client().post(path, json=assertion)).status_code == 401
+
+
+async def test_what_each_has_sent_is_written_down_of_the_round(start_two):
+    one, other = await start_two(performing=False)
+    run_id, cohort = await one.a_round()
+    for (worker, assignment), server in zip(cohort, (one, other), strict=True):
+        worker.move_to(server)
+        path = f"/v1/runs/{run_id}/tensors/{assignment['tensors']['params']}"
+        size_bytes = len((await worker.http.get(path)).content)
+        await server.service.fellows.look()
+    assert (await one.rounds(run_id))[0]["bytes_down"] == 2 * size_bytes
+
+
+async def test_servers_count_one_another_and_share_the_rates(start_two):
+    one, other = await start_two(performing=False, requests_per_s_per_worker=8)
+    worker = await one.enrol("worker")
+    for server in (one, other, one):
+        assert await server.service.fellows.look() == LOOK_EVERY_S
+    assert (one.service.fellows.count, other.service.fellows.count) == (2, 2)
+    answers = [await worker.ask() for _ in range(60)]
+    assert [answer.status_code for answer in answers].count(204) == 8 * 10 // 2
+    await other.service.fellows.leave()
+    await one.service.fellows.look()
+    assert one.service.fellows.count == 1
+
+
+# --- effects --------------------------------------------------------------------------------------
+
+
+async def closed_round(one):
+    run_id, cohort = await one.a_round()
+    for worker, assignment in cohort:
+        await worker.send(assignment)
+    return run_id
+
+
+def aggregations(server):
+    return server.service.meters.aggregation_seconds._sum.get(), sum(
+        bucket.get() for bucket in server.service.meters.aggregation_seconds._buckets
+    )
+
+
+async def test_of_two_that_claim_an_effect_at_once_one_performs_it(start_two):
+    one, other = await start_two(performing=False)
+    run_id = await closed_round(one)
+    done = await asyncio.gather(perform_effects(one.runner), perform_effects(other.runner))
+    assert sorted(done) == [False, True]
+    assert sorted(aggregations(server)[1] for server in (one, other)) == [0, 1]
+    assert (await one.show(run_id)).version == 1
+    assert await perform_effects(one.runner), "nothing is left"
+    assert await perform_effects(other.runner)
+
+
+async def test_the_lease_of_one_that_died_runs_out_and_the_other_takes_over(start_two):
+    one, other = await start_two(performing=False)
+    run_id = await closed_round(one)
+    one.runner.leases = Leases(one.stores.records, lease_s=1.0)
+    assert await one.runner.leases.take(1)  # and it dies
+    assert not await perform_effects(other.runner)
+    async with asyncio.timeout(10):
+        while not await perform_effects(other.runner):
+            await asyncio.sleep(0.1)
+    assert (await one.show(run_id)).version == 1
+
+
+async def test_a_lease_that_is_kept_does_not_run_out(start_two):
+    one, other = await start_two(performing=False)
+    await closed_round(one)
+    one.runner.leases = Leases(one.stores.records, lease_s=0.6)
+    assert await one.runner.leases.take(1)
+    async with one.runner.leases.kept(1):
+        for _ in range(4):
+            await asyncio.sleep(0.4)
+            assert not await other.runner.leases.take(1)
+    assert not await other.runner.leases.take(1)
+    await one.runner.leases.close()
+    assert await other.runner.leases.take(1)
+
+
+async def test_what_fails_at_one_is_done_by_the_other(start_two):
+    one, other = await start_two(performing=False)
+    run_id = await closed_round(one)
+    assert await one.runner.leases.take(1)
+    with pytest.raises(OSError, match="no space"):
+        async with one.runner.leases.kept(1):
+            raise OSError("no space")
+    assert await perform_effects(other.runner)
+    assert (await one.show(run_id)).version == 1
