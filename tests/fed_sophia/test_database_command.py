@@ -3,8 +3,11 @@
 
 import asyncio
 import json
+import os
 import secrets
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -71,6 +74,20 @@ def test_a_postgresql_is_asked_migrated_and_asked_again(old_database: str, fed_s
             "server_starts": True,
         },
     )
+
+
+def test_a_server_ends_at_once_and_names_the_command(old_database: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "fed_sophia", "serve", "--port", "0"],
+        env=os.environ | {"FED_SOPHIA_DATABASE_URL": old_database},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "`fed-sophia database migrate`" in done.stderr.splitlines()[-1]
 
 
 def test_an_empty_postgresql_is_made(new_database: Callable[[], str], fed_sophia: Run) -> None:

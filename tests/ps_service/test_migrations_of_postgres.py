@@ -200,6 +200,18 @@ async def test_an_older_server_does_not_start_on_a_contracted_schema(new_databas
         await open_records(url)
 
 
+async def test_a_server_whose_schema_is_contracted_under_it_is_ready_no_more(
+    new_database, start_server, opened, a_later_version
+):
+    url = new_database()
+    server = await start_server(where=url, performing=False)
+    assert (await server.operator.get("/readyz")).status_code == 200
+    await a_later_version(CONTRACTS)(opened(url))
+    answer = await server.operator.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "not-ready")
+    assert "a schema that this version does not work on" in answer.json()["detail"]
+
+
 async def test_a_newer_schema_is_nothing_to_migrate_also_where_it_may_be_used(
     new_database, opened, a_later_version
 ):
