@@ -4,8 +4,10 @@
 import asyncio
 import random
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -22,11 +24,22 @@ from worker.events import AgentEvent, Sent
 from worker.options import WorkerOptions
 from worker.tasks import load_task
 from worker.tasks.partition import parse_partition
-from worker.training import Trainer
+from worker.training import Trained, Trainer
 
 WORKERS = 8
-ROUNDS = 12
-Disturbs = Callable[[str], Awaitable[None]]
+ROUNDS = 10
+Disturbs = Callable[[str, asyncio.Event], Awaitable[None]]
+"""(run, set once it has ended): what happens meanwhile."""
+
+
+class Unhurried(Trainer):
+    """Takes its time, so that rounds are long enough for what is to happen in them."""
+
+    takes_s = 0.0
+
+    def train(self, *arguments: Any, **named: Any) -> Trained:
+        time.sleep(self.takes_s)
+        return super().train(*arguments, **named)
 
 
 async def federation(
@@ -36,6 +49,7 @@ async def federation(
     folder: Path,
     disturb: Disturbs,
     run_ended: Callable[[str], Awaitable[RunSummary]],
+    takes_s: float = 0.0,
 ) -> tuple[RunSummary, list[Receipt]]:
     """Hold a run with real training; give its end, and the receipts that the workers were given."""
     torch.set_num_threads(1)
@@ -69,30 +83,48 @@ async def federation(
                 task="digits",
                 max_assignments=ROUNDS,
             )
-            trainer = Trainer(task, mine, torch.device("cpu"))
+            trainer = Unhurried(task, mine, torch.device("cpu"))
+            trainer.takes_s = takes_s
             group.create_task(serve(options, "digits", trainer, report))
-        disturbing = group.create_task(disturb(run_id))
+        over = asyncio.Event()
+        group.create_task(disturb(run_id, over))
         ended = await run_ended(run_id)
-        disturbing.cancel()
+        over.set()
     return ended, receipts
 
 
-async def undisturbed(_run_id: str) -> None:
+async def undisturbed(_run_id: str, _over: asyncio.Event) -> None:
     """Nothing happens."""
 
 
-async def alone(server: ServerProcess, folder: Path) -> RunSummary:
-    """The same on one server with SQLite and files."""
-    async with server.operator() as operator:
-        token = await server.join_token(uses=WORKERS)
-        ended, _ = await federation(server.url, operator, token, folder, undisturbed, server.run_ended)
-    return ended
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The digests with which the same run ends on one server with SQLite and files."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    async def alone() -> dict[str, str]:
+        server = ServerProcess(folder / "server")
+        server.data_dir.mkdir()
+        await server.start()
+        try:
+            async with server.operator() as operator:
+                token = await server.join_token(uses=WORKERS)
+                ended, _ = await federation(
+                    server.url, operator, token, folder, undisturbed, server.run_ended
+                )
+        finally:
+            await server.end(signal.SIGKILL)
+        return dict(ended.tensors)
+
+    return asyncio.run(alone())
 
 
-async def together(cluster: Cluster, folder: Path, disturb: Disturbs) -> tuple[RunSummary, list[Receipt]]:
+async def together(
+    cluster: Cluster, folder: Path, disturb: Disturbs, takes_s: float = 0.0
+) -> tuple[RunSummary, list[Receipt]]:
     async with cluster.operator() as operator:
         token = await cluster.join_token(WORKERS)
-        return await federation(cluster.url, operator, token, folder, disturb, cluster.run_ended)
+        return await federation(cluster.url, operator, token, folder, disturb, cluster.run_ended, takes_s)
 
 
 async def require_laws(cluster: Cluster, ended: RunSummary, receipts: list[Receipt]) -> None:
@@ -114,13 +146,12 @@ async def require_laws(cluster: Cluster, ended: RunSummary, receipts: list[Recei
 
 @pytest.mark.parametrize("count", [1, 3])
 async def test_no_number_of_servers_changes_a_bit(
-    server: ServerProcess, start_cluster: StartsCluster, tmp_path: Path, count: int
+    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path, count: int
 ) -> None:
-    expected = await alone(server, tmp_path / "alone")
     cluster = await start_cluster(count)
     ended, receipts = await together(cluster, tmp_path / "together", undisturbed)
     await require_laws(cluster, ended, receipts)
-    assert ended.tensors == expected.tensors
+    assert ended.tensors == expected
 
 
 class Disturbance:
@@ -133,8 +164,8 @@ class Disturbance:
         self.chance = random.Random(seed)
         self.happened = 0
 
-    async def go_on(self, _run_id: str) -> None:
-        while True:
+    async def go_on(self, _run_id: str, over: asyncio.Event) -> None:
+        while not over.is_set():
             await asyncio.sleep(self.chance.uniform(*self.pause_s))
             await self.happen()
             self.happened += 1
@@ -181,26 +212,24 @@ class CutsTheStore(Disturbance):
 
 @pytest.mark.parametrize("kind", [Kills, CutsTheDatabase, CutsTheStore])
 async def test_what_happens_to_servers_and_stores_loses_nothing_and_changes_no_bit(
-    server: ServerProcess, start_cluster: StartsCluster, tmp_path: Path, kind: type[Disturbance]
+    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path, kind: type[Disturbance]
 ) -> None:
-    expected = await alone(server, tmp_path / "alone")
     cluster = await start_cluster(3)
     disturbance = kind(cluster)
     ended, receipts = await together(cluster, tmp_path / "together", disturbance.go_on)
     assert disturbance.happened >= 2
     await cluster.all_there()
     await require_laws(cluster, ended, receipts)
-    assert ended.tensors == expected.tensors
+    assert ended.tensors == expected
 
 
 async def test_a_server_that_stands_still_beyond_its_lease_writes_nothing_down_when_it_wakes(
-    server: ServerProcess, start_cluster: StartsCluster, tmp_path: Path
+    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path
 ) -> None:
-    expected = await alone(server, tmp_path / "alone")
     cluster = await start_cluster(2, kind=HeldServer)
     stood_still = None
 
-    async def stand_still(run_id: str) -> None:
+    async def stand_still(run_id: str, _over: asyncio.Event) -> None:
         nonlocal stood_still
         await until_round(cluster, run_id, 2)
         for each in cluster.servers:
@@ -221,28 +250,27 @@ async def test_a_server_that_stands_still_beyond_its_lease_writes_nothing_down_w
     ended, receipts = await together(cluster, tmp_path / "together", stand_still)
     assert stood_still is not None
     await require_laws(cluster, ended, receipts)
-    assert ended.tensors == expected.tensors
+    assert ended.tensors == expected
     log = (stood_still.data_dir.parent / "server.log").read_text()
     assert "has taken effect" in log or "was lost" in log
 
 
 async def test_a_database_that_is_started_elsewhere_in_the_middle_of_a_round_goes_on(
-    server: ServerProcess, start_cluster: StartsCluster, tmp_path: Path
+    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path
 ) -> None:
-    expected = await alone(server, tmp_path / "alone")
     with a_postgres() as postgres:
         cluster = await start_cluster(2, database_url=postgres.create("moving"))
 
-        async def move(run_id: str) -> None:
+        async def move(run_id: str, _over: asyncio.Event) -> None:
             await until_round(cluster, run_id, 3)
             postgres.stop()
             await asyncio.sleep(2)
             postgres.move_to(postgres.directory.with_name("elsewhere"))
             postgres.start()
 
-        ended, receipts = await together(cluster, tmp_path / "together", move)
+        ended, receipts = await together(cluster, tmp_path / "together", move, takes_s=0.3)
         await require_laws(cluster, ended, receipts)
-        assert ended.tensors == expected.tensors
+        assert ended.tensors == expected
         for each in cluster.servers:
             assert await each.end(signal.SIGTERM) == 0
 
@@ -251,24 +279,24 @@ DRAIN_S = 3.0
 
 
 async def test_a_rolling_restart_in_the_middle_of_rounds_loses_nothing_and_holds_nobody_up(
-    server: ServerProcess, start_cluster: StartsCluster, tmp_path: Path
+    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path
 ) -> None:
-    expected = await alone(server, tmp_path / "alone")
     cluster = await start_cluster(3, FED_SOPHIA_DRAIN_S=str(DRAIN_S))
     ended_with = []
 
-    async def restart_each(run_id: str) -> None:
+    async def restart_each(run_id: str, over: asyncio.Event) -> None:
         await until_round(cluster, run_id, 2)
         for each in cluster.servers:
+            assert not over.is_set()
             cluster.balancer.ports.remove(each.port)
             ended_with.append(await each.end(signal.SIGTERM))
             await each.start()
             cluster.balancer.ports.append(each.port)
 
-    ended, receipts = await together(cluster, tmp_path / "together", restart_each)
+    ended, receipts = await together(cluster, tmp_path / "together", restart_each, takes_s=1.0)
     assert ended_with == [0, 0, 0]
     await require_laws(cluster, ended, receipts)
-    assert ended.tensors == expected.tensors
+    assert ended.tensors == expected
     async with cluster.operator(cluster.servers[0]) as operator:
         lengths_s = [(each.ended_ms - each.opened_ms) / 1000 for each in await operator.rounds(ended.run_id)]
     assert max(lengths_s) < sorted(lengths_s)[len(lengths_s) // 2] + 2 * DRAIN_S
