@@ -9,9 +9,11 @@ from protocol.errors import InvalidUsage
 from ps_service.storage.records import Records
 
 PORT = 5432
+_NO_ADDRESS = ("its host has no address", "correct the host, or the names that this machine resolves")
 _WORDS = {
     "ConnectionRefusedError": ("nobody listens there", "start it, or correct host and port"),
-    "gaierror": ("its host has no address", "correct the host, or the names that this machine resolves"),
+    "gaierror": _NO_ADDRESS,
+    "UnicodeError": _NO_ADDRESS,
     "TimeoutError": ("it does not answer", "look whether it runs, and whether a firewall is in between"),
     "InvalidPasswordError": ("the password is refused", "correct it; write %40 for an @ in it and the like"),
     "InvalidAuthorizationSpecificationError": (
@@ -66,11 +68,12 @@ def remedy_for(met: BaseException) -> str:
 
 
 def _kind(met: BaseException) -> str:
-    """The class of the first error of all that led to this one which we have words for, or of the last."""
+    """Of all errors that led to this one: the class of the first that there are words for, or of the last."""
     kinds: list[str] = []
     seen: BaseException | None = met
     while seen is not None and len(kinds) < 10:
-        kinds.append(type(seen).__name__)
+        known = (each.__name__ for each in type(seen).__mro__ if each.__name__ in _WORDS)
+        kinds.append(next(known, type(seen).__name__))
         seen = getattr(seen, "orig", None) or seen.__cause__
     return next((kind for kind in kinds if kind in _WORDS), kinds[-1])
 
@@ -80,5 +83,5 @@ def _resolve(host: str, port: int) -> None:
 
     try:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise NotReady("the database's host has no address") from error

@@ -160,7 +160,6 @@ def test_a_database_that_is_not_there_is_told_from_one_that_is_stopped_or_wants_
     "url",
     [
         f"postgresql://me:{PASSWORD}@with-an-at@127.0.0.1/x",
-        f"postgresql://me:with@{PASSWORD}/x",
         f"postgresql://me@127.0.0.1:{PASSWORD}/x",
         f"mysql://me:{PASSWORD}@127.0.0.1/x",
         PASSWORD,
@@ -171,6 +170,12 @@ def test_no_part_of_a_url_that_may_be_a_password_is_repeated(url):
         found = check(on_postgres(url))
         assert found.level != Level.OK
         assert PASSWORD not in f"{found}"
+
+
+def test_an_at_sign_in_a_password_is_told_from_a_host_that_is_unknown():
+    found = check_database(on_postgres(f"postgresql://me:an@{PASSWORD}@127.0.0.1/x"))
+    assert "one in a password is written %40" in found.said
+    assert "its host has no address" in check_database(on_postgres("postgresql://me@no..where/x")).said
 
 
 def test_a_file_is_written_to_and_stays_as_it_was(tmp_path):
