@@ -92,13 +92,11 @@ def make_or_require(connection: Connection) -> None:
     if schema.version is None:
         create(connection)
     elif not schema.may_be_used:
-        raise (
-            newer(schema.version)
-            if schema.is_newer
-            else UnsupportedVersion(
-                f"the database's schema is {schema.version}, this version of fed-sophia needs {HEAD}: "
-                "`fed-sophia database migrate` brings it there"
-            )
+        if schema.is_newer:
+            raise newer(schema.version)
+        raise UnsupportedVersion(
+            f"the database's schema is {schema.version}, this version of fed-sophia needs {HEAD}: "
+            "`fed-sophia database migrate` brings it there"
         )
 
 
@@ -111,9 +109,9 @@ def create(connection: Connection) -> None:
 
 
 def migrate(connection: Connection, current: str | None, folders: Sequence[Path] = (VERSIONS,)) -> None:
-    """Bring a schema that is not the newest to it, step by step.
+    """Bring a schema that is not the newest to it, step by step, in one transaction.
 
-    In SQLite each step is committed; in PostgreSQL all of them are the caller's one transaction.
+    In SQLite it is committed; in PostgreSQL it is the caller's.
 
     Args:
         current: its version; None: it has none yet.
@@ -127,9 +125,13 @@ def migrate(connection: Connection, current: str | None, folders: Sequence[Path]
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    config.set_main_option("path_separator", "os")
-    config.set_main_option("version_locations", os.pathsep.join(str(folder) for folder in folders))
+    options = {
+        "script_location": str(Path(__file__).parent),
+        "version_locations": os.pathsep.join(str(folder) for folder in folders),
+        "path_separator": "os",
+    }
+    for name, value in options.items():
+        config.set_main_option(name, value.replace("%", "%%"))  # it is the file of a ConfigParser
     config.attributes["connection"] = connection
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if current is not None and current not in known:
