@@ -474,6 +474,13 @@ class StateNotWritable(FedSophiaError):
     fault = Fault.CALLER
 
 
+class MigrationFailed(FedSophiaError):
+    """The database could not be brought to this version's schema, and is as it was before."""
+
+    code = "migration-failed"
+    fault = Fault.SERVER
+
+
 class InvalidUsage(FedSophiaError):
     """A command was given options that do not go together."""
 

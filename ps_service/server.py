@@ -2,7 +2,6 @@
 """Runs the application in this process: opens the stores, listens, stops cleanly when asked to."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
-from protocol.errors import InvalidUsage, StorageNotWritable
+from protocol.errors import StorageNotWritable
 from ps_service.allocator import keep_freed_memory
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
@@ -25,7 +24,7 @@ from ps_service.connections import connection_options
 from ps_service.listening import BACKLOG, allow_many_connections, listen
 from ps_service.service import Service
 from ps_service.settings import Settings
-from ps_service.storage import Stores, credential_records
+from ps_service.storage import Stores, credential_records, directory_lock
 from ps_service.storage.not_writable import writing_files
 from ps_service.storage.open_blobs import open_blobs
 from ps_service.storage.records import open_records
@@ -79,7 +78,7 @@ async def _serve(
     directory = settings.server_data_dir
     with writing_files():
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = _lock(directory)
+        lock = directory_lock.hold(directory)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(DISK_THREADS, "disk"))
     listener = listen(settings)
     stores = await open_(directory)
@@ -130,21 +129,6 @@ async def _clock(stores: Stores) -> SystemClock:
             behind_s,
         )
     return SystemClock(not_before_ms=last_ms)
-
-
-def _lock(directory: Path) -> int:
-    """Hold the data directory for this process alone, until it ends.
-
-    Raises:
-        InvalidUsage: another server has it.
-    """
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InvalidUsage(f"data directory {directory}: another server is running on it") from None
-    return descriptor
 
 
 class _Server(uvicorn.Server):

@@ -69,7 +69,7 @@ def tls_arguments(settings: Settings) -> TlsArguments:
         ssl_ciphers=_CIPHERS,
     )
     if settings.tls_client_ca is not None:
-        _certificates(settings.tls_client_ca, "--tls-client-ca")
+        certificates(settings.tls_client_ca, "--tls-client-ca")
         arguments["ssl_ca_certs"] = str(settings.tls_client_ca)
         arguments["ssl_cert_reqs"] = ssl.CERT_REQUIRED
     return arguments
@@ -86,9 +86,9 @@ def advertised_ca(settings: Settings) -> AdvertisedCa | None:
         InvalidUsage: the file cannot be used.
     """
     if settings.tls_ca is not None:
-        last = _certificates(settings.tls_ca, "--tls-ca")[-1]
+        last = certificates(settings.tls_ca, "--tls-ca")[-1]
     elif settings.tls_cert is not None:
-        last = _certificates(settings.tls_cert, "--tls-cert")[-1]
+        last = certificates(settings.tls_cert, "--tls-cert")[-1]
         if last.issuer != last.subject:
             return None
     else:
@@ -106,7 +106,7 @@ def _refuse_exposure(settings: Settings) -> None:
 
 
 def _check_pair(cert_file: Path, key_file: Path) -> None:
-    certificate = _certificates(cert_file, "--tls-cert")[0]
+    certificate = certificates(cert_file, "--tls-cert")[0]
     try:
         key = load_pem_private_key(_read(key_file, "--tls-key"), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -123,7 +123,7 @@ def _check_pair(cert_file: Path, key_file: Path) -> None:
         log.warning("the certificate %s is valid from %s", cert_file, certificate.not_valid_before_utc)
 
 
-def _certificates(path: Path, option: str) -> list[x509.Certificate]:
+def certificates(path: Path, option: str) -> list[x509.Certificate]:
     """At least one."""
     try:
         return x509.load_pem_x509_certificates(_read(path, option))

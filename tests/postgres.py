@@ -102,15 +102,21 @@ class Postgres:
 
     def create(self, database: str) -> str:
         """A new, empty database; its URL."""
-        self._psql(f'CREATE DATABASE "{database}"')
+        self._psql("-c", f'CREATE DATABASE "{database}"')
         return self.url(database)
 
     def drop(self, database: str) -> None:
-        self._psql(f'DROP DATABASE "{database}" WITH (FORCE)')
+        self._psql("-c", f'DROP DATABASE "{database}" WITH (FORCE)')
 
-    def _psql(self, statement: str) -> None:
+    def load(self, database: str, file: Path) -> str:
+        """A new database with what a file of statements puts into it; its URL."""
+        url = self.create(database)
+        self._psql("-v", "ON_ERROR_STOP=1", "-f", str(file), url=url)
+        return url
+
+    def _psql(self, *arguments: str, url: str | None = None) -> None:
         subprocess.run(
-            [str(self._binaries / "psql"), "-q", "-d", self.url(), "-c", statement],
+            [str(self._binaries / "psql"), "-q", "-X", "-d", url or self.url(), *arguments],
             check=True,
             capture_output=True,
             timeout=STARTS_WITHIN_S,

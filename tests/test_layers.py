@@ -165,6 +165,7 @@ def loaded_by(module: str) -> set[str]:
         ("protocol.messages", {"torch", "fastapi", "httpx", "sqlalchemy", "asyncio"}),
         ("ps_service.app", {"torch", "worker", "sklearn", "httpx"}),
         ("ps_service.server", {"torch", "worker", "sklearn", "httpx", "obstore"}),
+        ("ps_service.doctor", {"torch", "worker", "obstore", "asyncpg", "alembic"}),
         ("worker", {"torch", "sklearn"}),
         ("worker.client", {"torch", "sklearn", "fastapi"}),
         ("worker.agent", {"torch", "sklearn", "fastapi"}),

@@ -28,6 +28,20 @@ def _serve(to: typer.Typer) -> None:
     to.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 
 
+def _database(to: typer.Typer) -> None:
+    from fed_sophia.commands import database
+
+    family = _family(to, "database")
+    family.command("status", epilog=database.STATUS_EXAMPLES)(database.status)
+    family.command("migrate", epilog=database.MIGRATE_EXAMPLES)(database.migrate)
+
+
+def _doctor(to: typer.Typer) -> None:
+    from fed_sophia.commands import doctor
+
+    to.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+
+
 def _worker(to: typer.Typer) -> None:
     from fed_sophia.commands import run_worker
     from fed_sophia.trust_options import with_trust
@@ -104,6 +118,8 @@ COMMANDS: dict[str, tuple[str, Registers]] = {
         _demo,
     ),
     "serve": ("Run the parameter server until Ctrl-C.", _serve),
+    "doctor": ("Check what a server with these settings would need, and say what to do.", _doctor),
+    "database": ("The schema of a server's database.", _database),
     "worker": ("Train on the data of this place whenever the server asks, until Ctrl-C.", _worker),
     "swarm": (
         "Run many workers in one process, each with its own identity and its part of one data set.",

@@ -7,14 +7,13 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
-from pydantic import ValidationError
 
 from fed_sophia.extras import needing
 from fed_sophia.options import ExitWithParent, JsonLines
 from fed_sophia.output import Output, output_for
 from fed_sophia.parent_watch import exit_with_parent
+from fed_sophia.server_settings import server_settings
 from protocol.addresses import is_loopback
-from protocol.errors import InvalidUsage
 
 EXAMPLES = """\b
 Examples:
@@ -85,26 +84,19 @@ def serve(
         exit_with_parent()
     with needing("server"):
         from ps_service.server import serve as run_server
-        from ps_service.settings import Settings
         from ps_service.tls import advertised_ca
 
     output = output_for(json_lines)
-
-    try:
-        settings = Settings(
-            host=host,
-            port=port,
-            server_data_dir=data_dir,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            tls_ca=tls_ca,
-            tls_client_ca=tls_client_ca,
-            insecure=insecure,
-        )
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        raise InvalidUsage(f"FED_SOPHIA_{name}: {first['msg']}") from None
+    settings = server_settings(
+        host=host,
+        port=port,
+        server_data_dir=data_dir,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_ca=tls_ca,
+        tls_client_ca=tls_client_ca,
+        insecure=insecure,
+    )
     trusted_by = (tls_ca or tls_cert) if advertised_ca(settings) else None
     run_server(settings, lambda url: _announce(url, data_dir, trusted_by, output))
     output.summary("stopped; start again with the same --data-dir to go on", {"stopped": True})

@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import TextClause, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -68,16 +69,22 @@ class PostgresRecords(Records):
 
     shared = True
 
-    def __init__(self, url: str) -> None:
-        """Raises: InvalidUsage: this is no URL of a PostgreSQL."""
-        self._url = _checked(url)
+    def __init__(self, url: str, statement_s: float = STATEMENT_S) -> None:
+        """A database of which nothing is known yet, nor whether it can be reached.
+
+        Args: statement_s: longest time to be answered.
+
+        Raises: InvalidUsage: this is no URL of a PostgreSQL.
+        """
+        checked_url(url)
+        self._url, self._statement_s = f"postgresql://{url.partition('://')[2]}", statement_s
         # by the driver itself, which reads all that such an address may say: TLS, its files, several hosts
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=partial(self._connect, "fed-sophia"),
             pool_size=CONNECTIONS,
             max_overflow=0,
-            pool_timeout=STATEMENT_S,
+            pool_timeout=statement_s,
             pool_pre_ping=True,  # nobody is to find out by a failure that a connection is gone
             hide_parameters=True,
         )
@@ -96,7 +103,7 @@ class PostgresRecords(Records):
         Raises:
             InvalidUsage: this is no URL of a PostgreSQL, or it does not let us in.
             NotReady: it cannot be reached.
-            UnsupportedVersion: another version of fed-sophia made it.
+            UnsupportedVersion: its schema is not one that this version of fed-sophia works on.
         """
         from ps_service.storage import migrations
 
@@ -113,7 +120,7 @@ class PostgresRecords(Records):
         return await asyncpg.connect(
             self._url,
             timeout=CONNECT_S,
-            command_timeout=STATEMENT_S,
+            command_timeout=self._statement_s,
             server_settings=_SETTINGS | {"application_name": name},
         )
 
@@ -220,13 +227,15 @@ def _words(error: BaseException) -> str:
     return f"the database cannot be reached: {type(error.__cause__ or error).__name__}"
 
 
-def _checked(url: str) -> str:
-    kind, separator, rest = url.partition("://")
-    if not separator:
-        raise InvalidUsage("database URL: expected postgresql://user@host/name")
-    if kind not in ("postgresql", "postgres", "postgresql+asyncpg"):
-        raise InvalidUsage(f"database URL: expected postgresql://…, got {kind}://…")
-    return f"postgresql://{rest}"
+def checked_url(url: str) -> URL:
+    """Raises: InvalidUsage: this is no URL of a PostgreSQL; what it says is not repeated."""
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):  # of the port, which may be a part of a password
+        raise InvalidUsage("database URL: expected postgresql://user@host/name") from None
+    if found.drivername not in ("postgresql", "postgres", "postgresql+asyncpg"):
+        raise InvalidUsage(f"database URL: expected postgresql://…, got {found.drivername}://…")
+    return found
 
 
 def _by_length(names: Sequence[str], most: int) -> Iterator[list[str]]:

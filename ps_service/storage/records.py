@@ -14,6 +14,9 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from protocol.errors import NotReady
+from ps_service.storage.migrations import HEAD
+
 
 class Records(ABC):
     """The open database. Queries are functions over a connection: `*_records.py` beside this file."""
@@ -67,11 +70,14 @@ class Records(ABC):
         """Commit something that changes nothing.
 
         Raises:
-            StorageNotWritable, NotReady: as `write`.
+            StorageNotWritable, NotReady: as `write`; or its schema leaves this version behind meanwhile.
             sqlalchemy.exc.SQLAlchemyError: the database does not answer.
         """
         async with self.write() as connection:
             await connection.execute(text("UPDATE alembic_version SET version_num = version_num"))
+            oldest = (await connection.execute(text("SELECT oldest FROM schema_compatibility"))).scalar_one()
+        if oldest > HEAD:
+            raise NotReady("the database was brought to a schema that this version does not work on")
 
     @abstractmethod
     async def close(self) -> None: ...

@@ -37,6 +37,13 @@ metadata = MetaData(
     }
 )
 
+schema_compatibility = Table(
+    "schema_compatibility",
+    metadata,
+    Column("oldest", _string(32), primary_key=True),
+)
+"""One row, beside alembic's own: the oldest schema whose servers may still use the database."""
+
 operator_keys = Table(
     "operator_keys",
     metadata,

@@ -7,18 +7,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import typer
 
-from fed_sophia.cli import app, run_command
+from fed_sophia.cli import app
 from fed_sophia.commands.menu import COMMANDS as MENU
 from fed_sophia.commands.menu import LazyGroup
+from tests.fed_sophia.conftest import Ended
 
 COMMANDS = [
     "demo",
     "serve",
+    "doctor",
+    "database status",
+    "database migrate",
     "worker",
     "swarm",
     "workers list",
@@ -47,33 +50,6 @@ COMMANDS = [
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 
-class Ended(NamedTuple):
-    """How a command ended, and what it said."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def fed_sophia(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ended]:
-    """Run a command in an empty folder, with these variables and no other of ours."""
-    for name in [name for name in os.environ if name.startswith("FED_SOPHIA_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str, **variables: str) -> Ended:
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        code = run_command(list(arguments))
-        return Ended(code, *capsys.readouterr())
-
-    return run
-
-
 Run = Callable[..., Ended]
 
 
@@ -89,7 +65,9 @@ def test_the_version_is_printed(fed_sophia: Run) -> None:
     assert fed_sophia("--version").stdout.startswith("fed-sophia 0.")
 
 
-@pytest.mark.parametrize("group", [[], ["run"], ["token"], ["workers"], ["key"], ["experiment"]])
+@pytest.mark.parametrize(
+    "group", [[], ["run"], ["token"], ["workers"], ["key"], ["experiment"], ["database"]]
+)
 def test_without_a_command_the_commands_are_listed(group: list[str], fed_sophia: Run) -> None:
     done = fed_sophia(*group)
     assert done.code == 0

@@ -17,6 +17,7 @@ ELSEWHERE = {
     errors.StateNotWritable,
     errors.InvalidUsage,
     errors.MalformedArchive,
+    errors.MigrationFailed,
 }
 
 

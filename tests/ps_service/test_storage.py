@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, event, func, insert, select, text
 from sqlalchemy.engine import Engine
 
-from protocol.errors import NotReady, StorageCorrupt, UnsupportedVersion
+from protocol.errors import InvalidUsage, NotReady, StorageCorrupt, UnsupportedVersion
 from ps_service.storage import migrations
 from ps_service.storage.schema import metadata, operator_keys
 from ps_service.storage.sqlite_records import SqliteRecords
@@ -59,10 +59,13 @@ async def test_a_new_database_is_what_the_migrations_make_of_an_empty_one(record
         migrations.migrate(connection, None)
         step_by_step = tables_and_indexes(connection)
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        made_compatible = [*connection.execute(text("SELECT oldest FROM schema_compatibility")).scalars()]
     engine.dispose()
 
     async with records.engine.connect() as connection:
         assert await connection.run_sync(tables_and_indexes) == step_by_step
+        oldest = await connection.execute(text("SELECT oldest FROM schema_compatibility"))
+        assert [*oldest.scalars()] == made_compatible == [migrations.OLDEST]
         version = await connection.execute(text("SELECT version_num FROM alembic_version"))
         assert version.scalar_one() == migrations.HEAD
 
@@ -90,6 +93,12 @@ async def test_a_database_is_made_whole_or_not_at_all(tmp_path):
 def test_the_newest_migration_is_the_one_a_start_looks_for():
     folder = migrations.__path__[0]
     assert ScriptDirectory(folder).get_current_head() == migrations.HEAD
+
+
+def test_schemas_are_told_older_from_newer_by_their_names():
+    steps = [script.revision for script in ScriptDirectory(migrations.__path__[0]).walk_revisions()]
+    assert steps == sorted(steps, reverse=True)
+    assert all(re.fullmatch(r"\d{4}", step) for step in steps)
 
 
 async def test_a_database_is_reopened_as_it_was(tmp_path):
@@ -222,11 +231,36 @@ async def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(tmp_pa
     records = await SqliteRecords.open(path)
     async with records.write() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        await connection.execute(text("UPDATE schema_compatibility SET oldest = '9999'"))
     await records.close()
     before = path.read_bytes()
     with pytest.raises(UnsupportedVersion, match=r"made by a newer version of fed-sophia.*9999"):
         await SqliteRecords.open(path)
     assert path.read_bytes() == before
+
+
+async def test_a_database_of_a_newer_version_that_says_it_may_is_used_and_left_as_it_is(tmp_path):
+    path = tmp_path / "records.sqlite"
+    records = await SqliteRecords.open(path)
+    async with records.write() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await records.close()
+    records = await SqliteRecords.open(path)
+    assert await keys(records) == 0
+    async with records.read() as connection:
+        schema = await connection.run_sync(migrations.schema_of)
+    assert (schema.version, schema.oldest) == ("9999", migrations.OLDEST)
+    await records.close()
+
+
+async def test_somebody_else_s_database_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "records.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE books (title)")
+    with pytest.raises(InvalidUsage, match="not fed-sophia's"):
+        await SqliteRecords.open(path)
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        assert file.execute("SELECT name FROM sqlite_master").fetchall() == [("books",)]
 
 
 async def test_commits_are_durable_and_references_are_checked(tmp_path):

@@ -23,9 +23,3 @@ def upgrade() -> None:
         sa.Column("seen_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_servers"),
     )
-    op.create_table(
-        "condemned",
-        sa.Column("digest", sa.String(64), nullable=False),
-        sa.Column("since_ms", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("digest", name="pk_condemned"),
-    )
