@@ -52,7 +52,8 @@ def test_a_postgresql_is_asked_migrated_and_asked_again(old_database: str, fed_s
     assert before.code == 1
     assert f"is 0005, this version of fed-sophia wants {HEAD}: `fed-sophia database migrate`" in before.stdout
     assert fed_sophia("database", "migrate").stdout == (
-        f"migrated: the database's schema was 0005 and is {HEAD}\n"
+        f"migrated: the database's schema was 0005 and is {HEAD}; "
+        f"servers whose schema is older than {OLDEST} must not go on\n"
     )
     again = fed_sophia("database", "migrate", "--json")
     assert json.loads(again.stdout) == {
@@ -106,7 +107,11 @@ def test_a_file_that_nobody_has_made_is_not_made_by_a_mistyped_path(tmp_path: Pa
 
 
 def test_a_file_of_an_older_schema_is_migrated(tmp_path: Path, fed_sophia: Run) -> None:
-    older = ("DROP TABLE schema_compatibility", "UPDATE alembic_version SET version_num = '0005'")
+    older = (
+        "DROP TABLE schema_compatibility",
+        "DROP TABLE condemned",
+        "UPDATE alembic_version SET version_num = '0005'",
+    )
     where = ("--data-dir", str(a_file(tmp_path / "data", *older)))
     asked = fed_sophia("database", "status", *where)
     assert (asked.code, "the next start of the server brings it there" in asked.stdout) == (0, True)

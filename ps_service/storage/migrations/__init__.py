@@ -22,7 +22,7 @@ from protocol.errors import InvalidUsage, StorageCorrupt, UnsupportedVersion
 from ps_service.storage.schema import metadata
 
 HEAD = "0006"
-OLDEST = "0005"
+OLDEST = "0006"
 """Servers of this schema may use a database of `HEAD`'s; what takes something from them raises it."""
 VERSIONS = Path(__file__).parent / "versions"
 ALEMBICS_OWN = (

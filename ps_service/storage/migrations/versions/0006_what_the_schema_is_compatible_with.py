@@ -15,7 +15,7 @@ def upgrade() -> None:
         sa.Column("oldest", in_order_of_bytes, nullable=False),
         sa.PrimaryKeyConstraint("oldest", name="pk_schema_compatibility"),
     )
-    op.execute("INSERT INTO schema_compatibility VALUES ('0005')")
+    op.execute("INSERT INTO schema_compatibility VALUES ('0006')")
     digest = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
     op.create_table(
         "condemned",
