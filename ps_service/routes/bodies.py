@@ -124,6 +124,7 @@ class Body:
                     pieces = await self._next()
                 except UploadInterrupted:
                     if rest := self._source.taken():
+                        self._meters.received_bytes.inc(sum(map(len, rest)))
                         await to_its_end(partial(intake.feed, rest))
                     raise
                 if pieces:
