@@ -42,6 +42,11 @@ MIN_REFRESH_BATCH = 8
 """Examples that a Hessian estimate is taken over, at least: that of a single one reveals its gradient."""
 
 
+def name_in_message(bundle: str) -> str:
+    """What a version's message calls the bundle that the version has under this name."""
+    return "params" if bundle == SENT_PARAMS else bundle
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One row of the table."""

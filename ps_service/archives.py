@@ -6,7 +6,7 @@ import secrets
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.algorithms import SENT_PARAMS
+from protocol.algorithms import name_in_message
 from protocol.errors import StorageCorrupt, UnknownTensors
 from protocol.messages import RunStatus, RunSummary
 from protocol.run_archive import RunArchive
@@ -84,5 +84,5 @@ def _check_headers(blobs: BlobStore, archive: RunArchive, kept: tuple[int, ...])
         for bundle, digest in archive.versions[version].tensors.items():
             if (bundle, digest) not in checked:
                 header = StoredMessage(blobs, digest).layout.header
-                check_state_message(header, archive.spec, "params" if bundle == SENT_PARAMS else bundle)
+                check_state_message(header, archive.spec, name_in_message(bundle))
                 checked.add((bundle, digest))

@@ -54,7 +54,7 @@ def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignm
         slot=part.slot,
         phase=algorithm.phase_of(count),
         task=spec.task,
-        tensors=sent_down(spec, tensors) | ({"params": started_from(tensors)} if tensors else {}),
+        tensors=given_to_train(spec, tensors),
         bundles=bundles,
         encodings={bundle: spec.encoding_of(bundle) for bundle in bundles},
         optimizer=algorithm.optimizer,
@@ -72,6 +72,12 @@ def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignm
 def started_from(tensors: Mapping[str, str]) -> str:
     """Digest of the parameters that a worker trains from; of the version's own where it has no others."""
     return tensors.get(SENT_PARAMS) or tensors["params"]
+
+
+def given_to_train(spec: RunSpec, tensors: Mapping[str, str]) -> dict[str, str]:
+    """What a worker is given of a version to train from."""
+    given = sent_down(spec, tensors)
+    return given | {"params": started_from(tensors)} if given else given
 
 
 def sent_down(spec: RunSpec, tensors: Mapping[str, str]) -> dict[str, str]:

@@ -8,12 +8,9 @@ has passed. What it works from is in the records: nothing is lost by trying agai
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from protocol.errors import FedSophiaError
 from ps_service.bell import DEADLINES, EFFECTS, FELLOWS, HOUSEKEEPING, PRESENCE, Bell, wait_for_ring
 from ps_service.deadlines import RETRY_S, tick
 from ps_service.effects import perform_effects
@@ -50,8 +47,7 @@ async def background(service: Service) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with suppress(FedSophiaError, SQLAlchemyError):  # what they are for runs out by itself
-            await service.fellows.leave()
+        await service.fellows.leave()
         await service.runner.leases.close()
 
 

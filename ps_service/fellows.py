@@ -2,7 +2,11 @@
 """The servers that share the records: how many there are now, by the database's clock."""
 
 import logging
+from contextlib import suppress
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from protocol.errors import FedSophiaError
 from ps_service.round_runner import RoundRunner
 from ps_service.storage import server_records
 
@@ -38,7 +42,9 @@ class Fellows:
 
     async def leave(self) -> None:
         """The server stops: the others may take its share at once."""
-        if self._runner.stores.records.shared:
+        if not self._runner.stores.records.shared:
+            return
+        with suppress(FedSophiaError, SQLAlchemyError):  # it is forgotten by itself
             await self._runner.write_down_sent()
             async with self._runner.stores.records.write() as connection:
                 await server_records.say_gone(connection, self._runner.leases.holder)

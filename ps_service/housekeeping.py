@@ -29,6 +29,7 @@ from ps_service.storage import (
     version_records,
 )
 from ps_service.storage.existing import the_run
+from ps_service.storage.in_parts import in_parts
 from ps_service.summaries import mean_of_reports
 from ps_service.to_its_end import to_its_end
 from ps_service.uploads import Uploads
@@ -200,5 +201,4 @@ async def _metrics(
 
 
 def batches(digests: Iterable[str]) -> Iterable[list[str]]:
-    ascending = sorted(digests)
-    return (ascending[start : start + BATCH] for start in range(0, len(ascending), BATCH))
+    return in_parts(sorted(digests), BATCH)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from protocol.algorithms import SENT_PARAMS
+from protocol.algorithms import SENT_PARAMS, name_in_message
 from protocol.codec import NAN_OR_INFINITY, pack_header, preamble, tensor_header
 from protocol.encodings import encoding_named
 from protocol.errors import NotFinite
@@ -33,24 +33,24 @@ class NextState:
     def write(self, part: Part, changed: Mapping[str, Chunk]) -> None:
         """Take the values of these coordinates, {bundle: shape (n,)}; always of the same bundles."""
         for bundle, values in changed.items():
-            self._writer(bundle, bundle).write(part, values)
+            self._writer(bundle).write(part, values)
         if "params" in changed and self._spec.has_sent_params:
             self._write_sent_params(part, changed["params"])
 
     def _write_sent_params(self, part: Part, values: Chunk) -> None:
         """Raises: NotFinite: the run's encoding of `params` cannot hold a value."""
         try:
-            self._writer(SENT_PARAMS, "params").write(part, values)
+            self._writer(SENT_PARAMS).write(part, values)
         except NotFinite:
             encoding = self._spec.state_encoding_of(SENT_PARAMS)
             raise NotFinite(f"the next params: {part.name}: as {encoding} it {NAN_OR_INFINITY}") from None
 
-    def _writer(self, name: str, bundle: str) -> "_BundleWriter":
-        """Args: bundle: what the message calls what the version has under `name`."""
-        if name not in self._writers:
-            encoding = self._spec.state_encoding_of(name)
-            self._writers[name] = _BundleWriter(self._blobs, bundle, self._spec.model, encoding)
-        return self._writers[name]
+    def _writer(self, bundle: str) -> "_BundleWriter":
+        if bundle not in self._writers:
+            encoding = self._spec.state_encoding_of(bundle)
+            name = name_in_message(bundle)
+            self._writers[bundle] = _BundleWriter(self._blobs, name, self._spec.model, encoding)
+        return self._writers[bundle]
 
     def seal(self) -> dict[str, str]:
         """Make what was written durable; give {bundle: digest}."""

@@ -29,9 +29,9 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+def postgres(require_part: Callable[[bool, str], None]) -> Iterator[Postgres]:
     """A PostgreSQL for all tests that want one."""
-    with a_postgres(*FAST) as running:
+    with a_postgres(require_part, *FAST) as running:
         yield running
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,13 +29,8 @@ def binaries() -> Path | None:
 class Postgres:
     """One data directory, and the server on it while there is one."""
 
-    def __init__(self, directory: Path) -> None:
-        folder = binaries()
-        if folder is None:
-            if os.environ.get("FED_SOPHIA_REQUIRE_ALL"):
-                pytest.fail("PostgreSQL is not installed")
-            pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-        self._binaries = folder
+    def __init__(self, directory: Path, programs: Path) -> None:
+        self._binaries = programs
         self.directory = directory
         self._user = self._owner()
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -128,11 +123,14 @@ FAST = ("-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=
 
 
 @contextmanager
-def a_postgres(*options: str) -> Iterator[Postgres]:
-    """A server that is there while this is open."""
+def a_postgres(require_part: Callable[[bool, str], None], *options: str) -> Iterator[Postgres]:
+    """A server that is there while this is open; skips the tests, or fails them, where none is installed."""
+    programs = binaries()
+    require_part(programs is not None, "PostgreSQL")
+    assert programs is not None
     with tempfile.TemporaryDirectory(prefix="fed-sophia-postgres-") as folder:
         Path(folder).chmod(0o755)  # for who is not root
-        postgres = Postgres(Path(folder) / "data")
+        postgres = Postgres(Path(folder) / "data", programs)
         try:
             postgres.start(*options)
             yield postgres

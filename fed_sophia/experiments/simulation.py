@@ -15,13 +15,13 @@ from functools import partial
 import numpy as np
 
 from fed_sophia.experiments.attacks import Forgers
-from protocol.algorithms import SENT_PARAMS, algorithm_named
+from protocol.algorithms import SENT_PARAMS, algorithm_named, name_in_message
 from protocol.bound import DeltaBound
 from protocol.codec import Bundle, encode_bundle, require_finite
 from protocol.encodings import encoding_named
 from protocol.errors import NegativeHessian, NotFinite, OutsideBound, QuorumMissing
 from protocol.messages import Assignment, RunSpec
-from ps_service.assigning import Part, assignment, sent_down, started_from
+from ps_service.assigning import Part, assignment, given_to_train
 from ps_service.combining import chunks
 from ps_service.round_step import Chunk, RoundStep
 from ps_service.sampling import sample
@@ -138,8 +138,7 @@ class Simulation:
 
     def _count_downloads(self, slots: Sequence[int]) -> None:
         """A worker fetches the bundles that it does not hold from its last assignment."""
-        given = sent_down(self._spec, self._digests) | {"params": started_from(self._digests)}
-        named = frozenset(given.values())
+        named = frozenset(given_to_train(self._spec, self._digests).values())
         for slot in slots:
             lacking = named - self._held.get(slot, frozenset())
             self.bytes_down += sum(self._traffic.state_bytes(name.partition("@")[0]) for name in lacking)
@@ -261,6 +260,6 @@ class _Traffic:
     def state_bytes(self, bundle: str) -> int:
         if bundle not in self._states:
             encoding = self._spec.state_encoding_of(bundle)
-            name = "params" if bundle == SENT_PARAMS else bundle
-            self._states[bundle] = sum(part.nbytes for part in encode_bundle(name, self._zeros, encoding))
+            message = encode_bundle(name_in_message(bundle), self._zeros, encoding)
+            self._states[bundle] = sum(part.nbytes for part in message)
         return self._states[bundle]

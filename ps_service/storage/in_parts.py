@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 MOST_VALUES = 10_000
 
 
-def in_parts(values: Collection[str]) -> Iterator[list[str]]:
+def in_parts(values: Collection[str], most: int = MOST_VALUES) -> Iterator[list[str]]:
     """All of them, in their order."""
     listed = list(values)
-    return (listed[start : start + MOST_VALUES] for start in range(0, len(listed), MOST_VALUES))
+    return (listed[start : start + most] for start in range(0, len(listed), most))

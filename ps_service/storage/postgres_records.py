@@ -12,7 +12,13 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from typing import Any
 
@@ -124,10 +130,10 @@ class PostgresRecords(Records):
             server_settings=_SETTINGS | {"application_name": name},
         )
 
-    def read(self) -> Any:
+    def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._visit(self._reading, None)
 
-    def glance(self) -> Any:
+    def glance(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._visit(self._glancing, None)
 
     @asynccontextmanager

@@ -34,6 +34,17 @@ async def records(open_again):
     return await open_again()
 
 
+@pytest.fixture(params=["memory", "file", "postgres"])
+async def any_records(request, tmp_path):
+    """Of these there may be one server alone."""
+    where = {"memory": None, "file": tmp_path / "records.sqlite"}
+    if request.param == "postgres":
+        where["postgres"] = request.getfixturevalue("new_database")()
+    records = await open_records(where[request.param])
+    yield records
+    await records.close()
+
+
 async def add_key(connection, name="x"):
     row = {"secret_hash": name, "key_id": name, "label": "test", "scopes": "[]", "created_ms": 0}
     await connection.execute(insert(operator_keys).values(row))
@@ -50,7 +61,8 @@ async def test_what_was_committed_is_there_for_whoever_opens_them_next(records, 
     assert await keys(await open_again()) == 1
 
 
-async def test_an_error_takes_everything_back_and_harms_nobody_after_it(records):
+async def test_an_error_takes_everything_back_and_harms_nobody_after_it(any_records):
+    records = any_records
     with pytest.raises(ZeroDivisionError):
         async with records.write() as connection:
             await add_key(connection)
@@ -61,7 +73,8 @@ async def test_an_error_takes_everything_back_and_harms_nobody_after_it(records)
     assert await keys(records) == 1
 
 
-async def test_a_writer_that_is_cut_off_leaves_nothing_and_lets_the_next_one_in(records):
+async def test_a_writer_that_is_cut_off_leaves_nothing_and_lets_the_next_one_in(any_records):
+    records = any_records
     begun = asyncio.Event()
 
     async def write():
@@ -75,8 +88,10 @@ async def test_a_writer_that_is_cut_off_leaves_nothing_and_lets_the_next_one_in(
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
-    async with asyncio.timeout(5), records.write() as connection:
-        await add_key(connection)
+    async with asyncio.timeout(5):
+        assert await keys(records) == 0
+        async with records.write() as connection:
+            await add_key(connection)
     assert await keys(records) == 1
 
 

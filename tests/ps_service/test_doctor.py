@@ -136,11 +136,13 @@ def test_a_user_who_may_not_write_to_the_tables_is_told_so(new_database):
     run_on(url, f'DROP OWNED BY "{role}"', f'DROP ROLE "{role}"')
 
 
-def test_a_database_that_is_not_there_is_told_from_one_that_is_stopped_or_wants_another_password(postgres):
+def test_a_database_that_is_not_there_is_told_from_one_that_is_stopped_or_wants_another_password(
+    postgres, require_part
+):
     nowhere = check_database(on_postgres(postgres.url("nowhere")))
     assert (nowhere.level, "it has no such database" in nowhere.said) == (Level.ERROR, True)
 
-    with a_postgres(*FAST) as another:
+    with a_postgres(require_part, *FAST) as another:
         url = another.url().replace("postgres@", f"postgres:{PASSWORD}@")
         assert check_database(on_postgres(url)).level == Level.OK
         access = another.directory / "pg_hba.conf"

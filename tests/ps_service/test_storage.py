@@ -110,37 +110,6 @@ async def test_a_database_is_reopened_as_it_was(tmp_path):
         await records.close()
 
 
-async def test_an_error_rolls_everything_back(records):
-    with pytest.raises(ZeroDivisionError):
-        async with records.write() as connection:
-            await add_key(connection)
-            raise ZeroDivisionError
-    assert await keys(records) == 0
-    async with records.write() as connection:
-        await add_key(connection)
-    assert await keys(records) == 1
-
-
-async def test_a_cancelled_transaction_leaves_nothing_and_holds_nobody_up(records):
-    begun = asyncio.Event()
-
-    async def broken_off():
-        async with records.write() as connection:
-            await add_key(connection)
-            begun.set()
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(broken_off())
-    await begun.wait()
-    task.cancel()
-    await asyncio.wait([task])
-    async with asyncio.timeout(5):
-        assert await keys(records) == 0
-        async with records.write() as connection:
-            await add_key(connection)
-    assert await keys(records) == 1
-
-
 async def test_a_transaction_may_be_cancelled_at_any_moment(tmp_path):
     """Broken off after 0, 1, 2 … turns of the loop: always all of it or nothing, and the next one works."""
     records = await SqliteRecords.open(tmp_path / "records.sqlite")

@@ -12,12 +12,10 @@ import torch
 from fed_sophia.new_run import RunRequest, begin
 from protocol.codec import Bundle
 from protocol.messages import Assignment, RunStatus
+from tests.system.cohort import a_cohort
 from tests.system.conftest import ServerProcess
 from worker.agent import serve
 from worker.local_state import Kept
-from worker.options import WorkerOptions
-from worker.tasks import load_task
-from worker.tasks.partition import parse_partition
 from worker.training import Trained, Trainer
 
 WORKERS = 4
@@ -65,9 +63,6 @@ class GatedTrainer:
 async def final_digests(server: ServerProcess, tmp_path: Path, algorithm: str, kills: int) -> dict[str, str]:
     """Run a small federation; kill the server so many times while a round is half full; give the end."""
     torch.set_num_threads(1)
-    task = load_task("digits", None)
-    examples = task.training_data()
-    partition = parse_partition("shards:2")
     gate = Gate(asyncio.get_running_loop(), held={1, 3})
     token = await server.join_token(uses=WORKERS)
     async with server.operator() as operator, asyncio.TaskGroup() as workers:
@@ -82,16 +77,9 @@ async def final_digests(server: ServerProcess, tmp_path: Path, algorithm: str, k
         )
         run_id = (await begin(operator, request)).run_id
         # started in another order than that of their names: the result must not depend on it
+        cohort = list(a_cohort(server.url, token, tmp_path, WORKERS, ROUNDS))
         for index in (2, 0, 3, 1):
-            mine = examples.batch(partition.indices(examples.targets.numpy(), index, WORKERS, 0))
-            options = WorkerOptions(
-                server_url=server.url,
-                join_token=token,
-                name=f"w{index}",
-                state_dir=tmp_path / f"w{index}",
-                task="digits",
-                max_assignments=ROUNDS,
-            )
+            options, task, mine = cohort[index]
             trainer = GatedTrainer(Trainer(task, mine, torch.device("cpu")), gate)
             workers.create_task(serve(options, "digits", trainer, lambda _event: None))
         for _ in range(kills):

@@ -19,6 +19,9 @@ from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.storage.blobs import BlobStore, Staged
 
+HELD_S = 120.0
+"""At most."""
+
 
 class HeldBlobs:
     """A blob store in which nothing is begun while it is held: the next version, for one."""
@@ -31,7 +34,8 @@ class HeldBlobs:
         return getattr(self._blobs, name)
 
     def stage(self) -> Staged:
-        while (self._directory / "hold").exists():
+        until_s = time.monotonic() + HELD_S
+        while (self._directory / "hold").exists() and time.monotonic() < until_s:
             (self._directory / "held").touch()
             time.sleep(0.01)
         return self._blobs.stage()

@@ -18,12 +18,10 @@ from fed_sophia.operator_client import OperatorClient
 from protocol.messages import Outcome, Receipt, RoundSummary, RunStatus, RunSummary
 from tests.postgres import a_postgres
 from tests.system.cluster.conftest import Cluster, HeldServer, StartsCluster
+from tests.system.cohort import a_cohort
 from tests.system.conftest import ServerProcess
 from worker.agent import serve
 from worker.events import AgentEvent, Sent
-from worker.options import WorkerOptions
-from worker.tasks import load_task
-from worker.tasks.partition import parse_partition
 from worker.training import Trained, Trainer
 
 WORKERS = 8
@@ -53,9 +51,6 @@ async def federation(
 ) -> tuple[RunSummary, list[Receipt]]:
     """Hold a run with real training; give its end, and the receipts that the workers were given."""
     torch.set_num_threads(1)
-    task = load_task("digits", None)
-    examples = task.training_data()
-    partition = parse_partition("shards:2")
     receipts: list[Receipt] = []
 
     def report(event: AgentEvent) -> None:
@@ -73,16 +68,7 @@ async def federation(
     )
     run_id = (await begin(operator, request)).run_id
     async with asyncio.TaskGroup() as group:
-        for index in range(WORKERS):
-            mine = examples.batch(partition.indices(examples.targets.numpy(), index, WORKERS, 0))
-            options = WorkerOptions(
-                server_url=url,
-                join_token=token,
-                name=f"w{index}",
-                state_dir=folder / f"w{index}",
-                task="digits",
-                max_assignments=ROUNDS,
-            )
+        for options, task, mine in a_cohort(url, token, folder, WORKERS, ROUNDS):
             trainer = Unhurried(task, mine, torch.device("cpu"))
             trainer.takes_s = takes_s
             group.create_task(serve(options, "digits", trainer, report))
@@ -256,9 +242,12 @@ async def test_a_server_that_stands_still_beyond_its_lease_writes_nothing_down_w
 
 
 async def test_a_database_that_is_started_elsewhere_in_the_middle_of_a_round_goes_on(
-    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path
+    expected: dict[str, str],
+    start_cluster: StartsCluster,
+    tmp_path: Path,
+    require_part: Callable[[bool, str], None],
 ) -> None:
-    with a_postgres() as postgres:
+    with a_postgres(require_part) as postgres:
         cluster = await start_cluster(2, database_url=postgres.create("moving"))
 
         async def move(run_id: str, _over: asyncio.Event) -> None:

@@ -15,14 +15,12 @@ import torch
 
 from fed_sophia.new_run import RunRequest, begin
 from protocol.messages import Outcome, Receipt, RoundStatus, RunStatus, RunSummary
+from tests.system.cohort import a_cohort
 from tests.system.conftest import ServerProcess
 from tests.system.network.mistreating_proxy import MistreatingProxy
 from worker.agent import serve
 from worker.events import AgentEvent, Sent
-from worker.options import WorkerOptions
 from worker.patience import Pauses
-from worker.tasks import load_task
-from worker.tasks.partition import parse_partition
 from worker.training import Trainer
 
 WORKERS = 4
@@ -57,9 +55,6 @@ async def federate(
 ) -> Ended:
     """Hold a run with four workers whose server is at `url`, each on a disk of its own in `directory`."""
     torch.set_num_threads(1)
-    task = load_task("digits", None)
-    examples = task.training_data()
-    partition = parse_partition("shards:2")
     events: list[AgentEvent] = []
     token = await server.join_token(uses=WORKERS)
     request = RunRequest(
@@ -73,16 +68,7 @@ async def federate(
     )
     async with server.operator() as operator, asyncio.TaskGroup() as workers:
         run_id = (await begin(operator, request)).run_id
-        for index in range(WORKERS):
-            mine = examples.batch(partition.indices(examples.targets.numpy(), index, WORKERS, 0))
-            options = WorkerOptions(
-                server_url=url,
-                join_token=token,
-                name=f"w{index}",
-                state_dir=directory / f"w{index}",
-                task="digits",
-                max_assignments=rounds,
-            )
+        for options, task, mine in a_cohort(url, token, directory, WORKERS, rounds):
             trainer = Trainer(task, mine, torch.device("cpu"))
             pauses = short_pauses(options.name)
             workers.create_task(serve(options, "digits", trainer, events.append, pauses))
