@@ -64,9 +64,9 @@ class Figures:
     round_seconds_each: Sequence[float]
     """From the opening of a round to that of the next."""
     lo_bytes_per_round: float
-    """Of whoever used the loopback device; with what it took the workers to join."""
+    """Of whoever used the loopback device."""
     server_cpu_s_per_round: float
-    """Without the first rounds, in which everybody loads what is needed."""
+    """Like all of these without what comes before: one round in which everybody loads what is needed."""
     workers_cpu_s_per_round: float
     server_idle_bytes: int
     """Memory of the server's own before the run was made; mapped files are not counted."""
@@ -74,7 +74,7 @@ class Figures:
     start_seconds: float
     """From the start of the first worker to the opening of the first round."""
     loop_lags_seen: int
-    """Looks at how late the server's event loop was, without those of the first round."""
+    """Looks at how late the server's event loop was."""
     loop_lag_over_20ms: int
     """Of these, by how many it was late. Processes that outnumber the cores make it late too."""
     aggregate_max_error: float
@@ -98,35 +98,34 @@ async def _measure(plan: Plan, folder: Path, server: int, client: OperatorClient
     token = (await client.create_token(JoinTokenRequest(uses=plan.workers))).join_token
     began_s = time.time()
     async with peak_of(server) as peak, worker_processes(client.server_url, token, plan, folder) as workers:
-        spec = await _spec(plan, client)
-        bytes_before = received_bytes()
-        run = await client.create_run(spec)
-        await _until(client, run.run_id, workers, first=True)
+        # in a run of its own: rounds of a small model are over before anybody has looked;
+        # of another model: workers need not pull what they have
+        first = await _ended(client, await _spec(plan, client, 1, value=1.0), workers, JOINED_WITHIN_S)
+        spec = await _spec(plan, client, plan.rounds)
         pids = [server, *(worker.pid for worker in workers)]
-        lags_before = lags_in(await client.metrics())
-        before, warm_ms = [usage_of(pid).cpu_s for pid in pids], time.time() * 1000
-        run = await _until(client, run.run_id, workers, first=False)
+        lags_before, bytes_before = lags_in(await client.metrics()), received_bytes()
+        before = [usage_of(pid).cpu_s for pid in pids]
+        run = await _ended(client, spec, workers)
         took = [usage_of(pid).cpu_s - earlier for pid, earlier in zip(pids, before, strict=True)]
         moved_bytes = received_bytes() - bytes_before
         lags = lags_in(await client.metrics()) - lags_before
     rounds = await client.rounds(run.run_id)
-    counted = _rounds_since(warm_ms, rounds)
     return Figures(
-        round_seconds_each=[(end - start) / 1000 for start, end in _spans_ms(rounds)],
+        round_seconds_each=_seconds_each(rounds),
         lo_bytes_per_round=moved_bytes / plan.rounds,
-        server_cpu_s_per_round=took[0] / counted,
-        workers_cpu_s_per_round=sum(took[1:]) / counted,
+        server_cpu_s_per_round=took[0] / plan.rounds,
+        workers_cpu_s_per_round=sum(took[1:]) / plan.rounds,
         server_idle_bytes=idle_bytes,
         server_peak_bytes=peak.own_bytes,
-        start_seconds=rounds[0].opened_ms / 1000 - began_s,
+        start_seconds=(await client.rounds(first.run_id))[0].opened_ms / 1000 - began_s,
         loop_lags_seen=lags.seen,
         loop_lag_over_20ms=lags.over_20ms,
         aggregate_max_error=await _error_of(plan, client, run),
     )
 
 
-async def _spec(plan: Plan, client: OperatorClient) -> RunSpec:
-    params = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in plan.model}
+async def _spec(plan: Plan, client: OperatorClient, rounds: int, value: float = 0.0) -> RunSpec:
+    params = {tensor.name: np.full(tensor.shape, value, np.float32) for tensor in plan.model}
     return RunSpec(
         name="exchange",
         task=TASK,
@@ -134,7 +133,7 @@ async def _spec(plan: Plan, client: OperatorClient) -> RunSpec:
         encodings=dict(plan.encodings or {}),
         model=plan.model,
         params_digest=await client.put_tensors(encode_bundle("params", params)),
-        rounds=plan.rounds,
+        rounds=rounds,
         local_steps=LOCAL_STEPS,
         cohort_size=plan.workers,
         min_workers=plan.workers,
@@ -143,34 +142,32 @@ async def _spec(plan: Plan, client: OperatorClient) -> RunSpec:
     )
 
 
-async def _until(
-    client: OperatorClient, run_id: str, workers: Sequence[asyncio.subprocess.Process], *, first: bool
+async def _ended(
+    client: OperatorClient,
+    spec: RunSpec,
+    workers: Sequence[asyncio.subprocess.Process],
+    join_within_s: float = 0.0,
 ) -> RunSummary:
-    """Wait for the end of the run, or of its first round."""
-    within_s = JOINED_WITHIN_S + ROUND_WITHIN_S if first else ROUND_WITHIN_S
-    version = 0
-    until_s = time.monotonic() + within_s
+    """Make a run, and wait for its end."""
+    run = await client.create_run(spec)
+    until_s = time.monotonic() + join_within_s + ROUND_WITHIN_S
     while time.monotonic() < until_s:
-        run = await client.run(run_id)
-        if run.status.ended or (first and run.version > 0):
-            return run
-        if run.version > version:
-            version, until_s = run.version, time.monotonic() + within_s
+        now = await client.run(run.run_id)
+        if now.status.ended:
+            return now
+        if now.version > run.version:
+            run, until_s = now, time.monotonic() + ROUND_WITHIN_S
         if ended := [worker.returncode for worker in workers if worker.returncode is not None]:
             raise Internal(f"{len(ended)} workers have ended, with {ended}")
         await asyncio.sleep(LOOK_S)
-    raise Internal(f"version {version + 1} was not made within {within_s:.0f} s")
+    raise Internal(f"version {run.version + 1} was not made within {ROUND_WITHIN_S:.0f} s")
 
 
-def _spans_ms(rounds: Sequence[RoundSummary]) -> list[tuple[int, int]]:
+def _seconds_each(rounds: Sequence[RoundSummary]) -> list[float]:
     """From the opening of each round to that of the next."""
     starts = [round_.opened_ms for round_ in rounds]
-    return list(zip(starts, [*starts[1:], rounds[-1].ended_ms or 0], strict=True))
-
-
-def _rounds_since(at_ms: float, rounds: Sequence[RoundSummary]) -> float:
-    """How many rounds there were since then; the one that was under way by its share."""
-    return sum(max(0.0, end - max(start, at_ms)) / max(1, end - start) for start, end in _spans_ms(rounds))
+    ends = [*starts[1:], rounds[-1].ended_ms or 0]
+    return [(end - start) / 1000 for start, end in zip(starts, ends, strict=True)]
 
 
 async def _error_of(plan: Plan, client: OperatorClient, run: RunSummary) -> float:
