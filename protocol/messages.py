@@ -50,7 +50,7 @@ from protocol.run_spec import (
     TensorSpec,
     Weighting,
 )
-from protocol.updates import Decline, Outcome, Receipt, UpdateHeader, UploadOffer
+from protocol.updates import Admitted, Decline, Outcome, Receipt, StoreRequest, UpdateHeader, UploadOffer
 
 __all__ = [
     "ANY_ASSIGNMENT",
@@ -58,6 +58,7 @@ __all__ = [
     "AccessToken",
     "AccessTokenRequest",
     "AdaptiveDeadline",
+    "Admitted",
     "Answered",
     "AsynchronousRounds",
     "BestVersions",
@@ -76,6 +77,7 @@ __all__ = [
     "Role",
     "RunSpec",
     "Said",
+    "StoreRequest",
     "TargetMetric",
     "TensorSpec",
     "UpdateHeader",

@@ -189,6 +189,8 @@ class RunSpec(Said):
     """{bundle: combiner}; what is left out is the algorithm's own choice."""
     encodings: PerBundle = Field(default_factory=dict)
     """{bundle: encoding of its upload; of `params` and normalised bundles, of their way down}; or f32."""
+    presigned: bool = False
+    """Whether workers exchange tensors with the object store itself, by pre-signed URLs."""
     max_delta_norm: Annotated[Finite, Field(ge=1e-20, le=1e9)] | None = None
     """A longer `delta` (L2, over all its tensors) is scaled to this length before anything is made of it."""
 

@@ -24,12 +24,22 @@ class UpdateHeader(Said):
     metrics: Metrics = Field(default_factory=dict, max_length=32)
 
 
+class StoreRequest(Answered):
+    """A request that a worker may make of the object store itself, as nobody: its address is signed."""
+
+    url: Annotated[str, Field(max_length=8192)]
+    headers: Annotated[dict[str, str], Field(max_length=16)] = Field(default_factory=dict)
+
+
 class UploadOffer(Answered):
     """The answer to a declaration whose body is still missing."""
 
     upload_url: str
     """Path on this server. `HEAD` tells the offset, `PUT` sends the whole body."""
     offset: int
+    put: StoreRequest | None = None
+    """In a run with pre-signed transfers: puts the whole body into the store. `POST {upload_url}/stored` says
+    that it is there."""
 
 
 class Outcome(StrEnum):
@@ -40,6 +50,14 @@ class Outcome(StrEnum):
     NOT_COUNTED = "not-counted"
 
 
+class Admitted(StrEnum):
+    """When the values of an update were found good, or are."""
+
+    ON_ARRIVAL = "on-arrival"
+    AT_AGGREGATION = "at-aggregation"
+    """It went to the store, past the server: until its round is combined it may still be found not good."""
+
+
 class Receipt(Answered):
     """The server has the update on durable storage: it is not lost and not counted twice."""
 
@@ -47,6 +65,7 @@ class Receipt(Answered):
     digest: Digest
     received_ms: Count
     outcome: Outcome
+    admitted: Admitted = Admitted.ON_ARRIVAL
     version: int | None = None
     """The version it was counted in."""
     reason: str | None = None

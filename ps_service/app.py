@@ -26,6 +26,7 @@ from ps_service.operator_keys import OperatorKeys
 from ps_service.pace import Pace
 from ps_service.places import Places
 from ps_service.presence import Presence
+from ps_service.presigned import Presigned
 from ps_service.rates import Rates
 from ps_service.round_runner import RoundRunner
 from ps_service.routes import ROUTERS
@@ -84,6 +85,7 @@ def create_service(settings: Settings, stores: Stores, clock: Clock, audit: Audi
         rates,
         RunDisk(clock, settings.max_run_disk_bytes, shared=stores.records.shared),
         fellows,
+        Presigned(stores),
     )
 
 

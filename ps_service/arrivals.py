@@ -6,7 +6,7 @@ These functions change rows only, within one write transaction, like those of `t
 
 from collections.abc import Collection
 
-from protocol.messages import RoundStatus, UpdateHeader
+from protocol.messages import Admitted, RoundStatus, UpdateHeader
 from ps_service import round_machine, run_machine
 from ps_service.round_machine import RoundEvent
 from ps_service.storage import (
@@ -40,7 +40,11 @@ async def workers_changed(transition: Transition, run: StoredRun) -> None:
 
 
 async def update_admitted(
-    transition: Transition, situation: Situation, header: UpdateHeader, staleness: int
+    transition: Transition,
+    situation: Situation,
+    header: UpdateHeader,
+    staleness: int,
+    admitted: Admitted = Admitted.ON_ARRIVAL,
 ) -> None:
     """Record an update, and let its round know.
 
@@ -61,9 +65,9 @@ async def update_admitted(
         stored = await the_round(connection, run.run_id, number)
     number = stored.state.number
     if stored.state.status is not RoundStatus.COLLECTING:
-        await update_records.add_update(connection, assignment, number + 1, header, now_ms)
+        await update_records.add_update(connection, assignment, number + 1, header, admitted, now_ms)
         return
-    await update_records.add_update(connection, assignment, number, header, now_ms)
+    await update_records.add_update(connection, assignment, number, header, admitted, now_ms)
     await round_event(transition, run, stored, event, bytes_up=header.size_bytes)
     if run.spec.asynchronous is not None:
         await invite_free(transition, run.run_id)

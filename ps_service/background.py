@@ -27,7 +27,7 @@ async def background(service: Service) -> AsyncIterator[None]:
     troubles = Troubles(log)
 
     async def performing() -> float:
-        return 60.0 if await perform_effects(service.runner, troubles) else RETRY_S
+        return 60.0 if await perform_effects(service.runner, service.note_refusal, troubles) else RETRY_S
 
     watches: dict[str, Callable[[], Awaitable[float]]] = {
         DEADLINES: partial(tick, service.runner, troubles),

@@ -18,7 +18,9 @@ from protocol.messages import RoundStatus
 from ps_service import round_machine
 from ps_service.aggregation import aggregate
 from ps_service.contributions import contributions
+from ps_service.late_checks import refuse_what_is_not_good
 from ps_service.round_runner import RoundRunner
+from ps_service.standing import NoteRefusal
 from ps_service.storage import effect_records, version_records
 from ps_service.storage.effect_records import StoredEffect
 from ps_service.storage.existing import missing_blobs, the_round, the_run
@@ -28,10 +30,14 @@ from ps_service.troubles import Troubles
 log = logging.getLogger("fed_sophia.rounds")
 
 
-async def perform_effects(runner: RoundRunner, troubles: Troubles | None = None) -> bool:
+async def perform_effects(
+    runner: RoundRunner, note_refusal: NoteRefusal, troubles: Troubles | None = None
+) -> bool:
     """Perform everything that is not ticked off, oldest first; False if something is to be tried again.
 
-    Args: troubles: what failed the last time, so that it is not said each time.
+    Args:
+        note_refusal: told of updates that are found not good only now.
+        troubles: what failed the last time, so that it is not said each time.
     """
     troubles = troubles or Troubles(log)
     async with runner.stores.records.read() as connection:
@@ -44,7 +50,7 @@ async def perform_effects(runner: RoundRunner, troubles: Troubles | None = None)
                 all_done = False  # another server does it, or did
                 continue
             async with runner.leases.kept(effect.effect_id):
-                await _perform(runner, effect)
+                await _perform(runner, effect, note_refusal)
             troubles.worked(aggregation)
         except Exception as error:
             # it stays in the records; what other runs wait for must not wait behind it
@@ -53,7 +59,7 @@ async def perform_effects(runner: RoundRunner, troubles: Troubles | None = None)
     return all_done
 
 
-async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
+async def _perform(runner: RoundRunner, effect: StoredEffect, note_refusal: NoteRefusal) -> None:
     """Aggregate, or abandon the round if it cannot be.
 
     Raises:
@@ -61,6 +67,7 @@ async def _perform(runner: RoundRunner, effect: StoredEffect) -> None:
             nothing is lost.
     """
     try:
+        await refuse_what_is_not_good(runner, effect, note_refusal)
         await _aggregate(runner, effect)
     except (StorageNotWritable, StorageUnavailable, NotReady, OSError, SQLAlchemyError):
         raise

@@ -12,12 +12,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from protocol.algorithms import algorithm_named
 from protocol.bound import DeltaBound
 from protocol.codec import FrameReader, MessageHeader, PayloadPart, TensorHeader, require_finite
 from protocol.encodings import encoding_named
 from protocol.errors import DigestMismatch, MalformedTensorMessage, SizeMismatch
+from protocol.messages import RunSpec, UpdateHeader
+from ps_service.admission import check_update_message
 from ps_service.aggregation import StoredMessage
-from ps_service.storage.blobs import Part, Staged
+from ps_service.storage.blobs import BlobStore, Readable, Staged
 from ps_service.value_rules import check_update_values
 
 READ_BYTES = 1024 * 1024
@@ -63,7 +66,7 @@ class Intake:
     def received_bytes(self) -> int:
         return self._received_bytes
 
-    def read_again(self, part: Part) -> None:
+    def read_again(self, part: Readable) -> None:
         """Take in what is written already, by a writer before this one, without writing it again.
 
         Raises:
@@ -124,6 +127,26 @@ class Intake:
         tensor = self._reader.header.tensors[part.tensor_index]
         start, values = self._part.decode(tensor, part)
         self._check_values(tensor, start, values)
+
+
+def intake_of_update(
+    blobs: BlobStore, spec: RunSpec, header: UpdateHeader, params: str, to: Staged
+) -> Intake:
+    """What takes a declared update, and refuses what no honest worker sends.
+
+    Args:
+        params: digest of the parameters that it was made from.
+        to: where it is written.
+    """
+    hyperparameters = algorithm_named(spec.algorithm).parse(spec.hyperparameters)
+    bound = hyperparameters.bound(header.local_steps, spec.local_steps)
+    return Intake(
+        to,
+        header.digest,
+        header.size_bytes,
+        check_header=lambda message: check_update_message(message, spec, header),
+        check_values=UpdateCheck(StoredMessage(blobs, params), bound),
+    )
 
 
 class _TensorPart:

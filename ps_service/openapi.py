@@ -42,6 +42,7 @@ TENSORS_ANSWERED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole tensor message.", "content": BINARY},
     206: {"description": "The part of it that `Range` asked for.", "content": BINARY},
     304: {"description": "The caller has it: `If-None-Match` names it."},
+    307: {"description": "It is to be had at `Location`: the caller's `Prefer: presigned` takes that."},
     416: {"description": "`Range` begins after the end.", "model": Problem},
 }
 EVENTS_ANSWERED = {

@@ -58,6 +58,8 @@ class Round:
     """How many of the updates were 0, 1, 2 … versions stale; empty where none can be."""
     contributors: int = 0
     """Workers from which the updates of a buffered round come."""
+    refused: int = 0
+    """Updates that were admitted, and found not good when they were to be combined."""
 
     @property
     def buffered(self) -> bool:
@@ -75,7 +77,7 @@ class Round:
 
     @property
     def all_answered(self) -> bool:
-        return not self.buffered and self.admitted + self.declined >= self.invited
+        return not self.buffered and self.admitted + self.declined + self.refused >= self.invited
 
     @property
     def beyond_hope(self) -> bool:
@@ -93,6 +95,7 @@ class Round:
             self.status is RoundStatus.ABANDONED
             and not self.has_quorum
             and not self.all_answered
+            and not self.refused
             and self.now_ms >= self.deadline_ms
         )
 
@@ -117,6 +120,18 @@ class UpdatesWaited:
     """Of each."""
     contributors: int
     """Workers from which they come."""
+
+
+@dataclass(frozen=True)
+class UpdatesRefused:
+    """Updates that had been admitted are found not good, now that they are to be combined."""
+
+    now_ms: int
+    count: int
+    staleness: tuple[int, ...]
+    """Of each, in a buffered round."""
+    contributors: int
+    """Workers from which those come that are left, in a buffered round."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +202,7 @@ class Cancelled:
 RoundEvent = (
     UpdateAdmitted
     | UpdatesWaited
+    | UpdatesRefused
     | WorkersInvited
     | WorkerDeclined
     | WorkerLost
@@ -221,6 +237,8 @@ def step(round_: Round, event: RoundEvent) -> Step:
     match event:
         case Cancelled():
             return _abandon(round_, "the run ended")
+        case UpdatesRefused() if round_.status is RoundStatus.AGGREGATING:
+            return _refuse(round_, event)
         case Aggregated() if round_.status is RoundStatus.AGGREGATING:
             return _end(round_, RoundStatus.COMMITTED, None)
         case AggregationFailed(reason=reason) if round_.status is RoundStatus.AGGREGATING:
@@ -254,6 +272,23 @@ def _admit(round_: Round, staleness: int | None) -> Round:
         longer[staleness] += 1
         counts = tuple(longer)
     return replace(round_, admitted=round_.admitted + 1, last_admitted_ms=round_.now_ms, staleness=counts)
+
+
+def _refuse(round_: Round, event: UpdatesRefused) -> Step:
+    counts = list(round_.staleness)
+    for staleness in event.staleness:
+        counts[staleness] -= 1
+    round_ = replace(
+        round_,
+        admitted=round_.admitted - event.count,
+        refused=round_.refused + event.count,
+        staleness=tuple(counts),
+        contributors=event.contributors,
+    )
+    if round_.has_quorum:
+        return round_, ()
+    left = f"{round_.admitted} are left" + (f" of {round_.contributors} workers" if round_.buffered else "")
+    return _abandon(round_, f"{round_.refused} updates were not good, {left}; the quorum is {round_.quorum}")
 
 
 def _decide(round_: Round) -> Step:

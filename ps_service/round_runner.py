@@ -18,7 +18,7 @@ from protocol.errors import (
     UpdateConflict,
     UploadInterrupted,
 )
-from protocol.messages import MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
+from protocol.messages import Admitted, MetricsReport, Receipt, RoundStatus, RoundSummary, RunSpec, RunSummary
 from ps_service import round_machine, run_machine
 from ps_service.admission import require_open
 from ps_service.arrivals import found_again, update_admitted, worker_declined
@@ -103,8 +103,10 @@ class RoundRunner:
             for assignment in await assignment_records.open_assignments_of(transition.connection, worker_id):
                 await worker_declined(transition, assignment, "the worker was revoked")
 
-    async def admit(self, upload: StoredUpload) -> Receipt:
+    async def admit(self, upload: StoredUpload, admitted: Admitted = Admitted.ON_ARRIVAL) -> Receipt:
         """Record an update whose bytes are sealed in the blob store; give its receipt.
+
+        Args: admitted: when its values are found good.
 
         Raises:
             RoundClosed, TooStale, RunEnded, AssignmentDeclined, UpdateConflict: it came too late or second.
@@ -122,13 +124,13 @@ class RoundRunner:
                 situation = await the_situation(connection, upload.assignment_id)
             # it may have lost its credential while the body was on its way
             worker = await the_worker(connection, situation.assignment.worker_id)
-            if worker.refusals and worker.quarantined_ms is None:
-                await credential_records.set_refusals(connection, worker.worker_id, 0, None)
+            if admitted is Admitted.ON_ARRIVAL:
+                await credential_records.end_refusals(connection, [worker])
             staleness = await staleness_now(connection, situation)
             require_open(situation, staleness)
             if await missing_blobs(connection, self.stores, [header.digest]):
                 raise UploadInterrupted("the bytes are gone that were received; send them again")
-            await update_admitted(transition, situation, header, staleness)
+            await update_admitted(transition, situation, header, staleness, admitted)
             receipt = await update_records.load_receipt(connection, upload.assignment_id)
             assert receipt is not None
         self.meters.updates.inc()

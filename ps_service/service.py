@@ -19,6 +19,7 @@ from ps_service.pace import Pace
 from ps_service.pieces import Pieces
 from ps_service.places import Places
 from ps_service.presence import Presence
+from ps_service.presigned import Presigned
 from ps_service.rates import Rates
 from ps_service.round_runner import RoundRunner
 from ps_service.run_disk import RunDisk
@@ -55,6 +56,7 @@ class Service:
     rates: Rates
     disk: RunDisk
     fellows: Fellows
+    presigned: Presigned
     pieces: Pieces = field(default_factory=Pieces)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process was asked to stop: whoever waits is sent home."""

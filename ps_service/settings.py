@@ -6,6 +6,7 @@ the vendors of object stores have named.
 import os
 from ipaddress import ip_network
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -51,6 +52,8 @@ class Settings(BaseSettings):
     data directory."""
     blobs_url: str = ""
     """Where tensors are kept: s3://bucket/prefix, gs://, az://; empty: files of the data directory."""
+    blobs_public_url: str = ""
+    """Where workers reach an S3 store, if elsewhere than the server does: https://s3.example."""
     max_body_bytes: int = Field(default=4 * 1024**3, ge=1)
     """Largest tensor message accepted."""
     max_json_bytes: int = Field(default=4 * 1024**2, ge=1024)
@@ -97,6 +100,14 @@ class Settings(BaseSettings):
     """Whether `/metrics` answers without an operator key."""
     drain_s: float = Field(default=10.0, ge=0)
     """How long requests that are being answered may go on after a stop was asked for."""
+
+    @field_validator("blobs_public_url")
+    @classmethod
+    def _scheme_and_host(cls, value: str) -> str:
+        place = urlsplit(value)
+        if value and (place.scheme not in ("http", "https") or not place.netloc or place.path.strip("/")):
+            raise ValueError("expected http(s)://host[:port]")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

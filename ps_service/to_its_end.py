@@ -3,13 +3,16 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-async def to_its_end(action: Callable[[], None]) -> None:
+async def to_its_end(action: Callable[[], T]) -> T:
     """Do something in a thread that must not be left half done; a cancellation waits for it."""
     acting = asyncio.ensure_future(asyncio.to_thread(action))
     try:
-        await asyncio.shield(acting)
+        return await asyncio.shield(acting)
     except asyncio.CancelledError:
         await asyncio.wait([acting])
         raise

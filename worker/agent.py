@@ -55,9 +55,10 @@ from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
 from worker.poller import Poller
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
+from worker.store_client import StoreClient
 from worker.threads import Companion, accompanied, for_ever, stoppable, to_its_end
 from worker.trainers import Trains, build_trainers, name_before_loading
-from worker.trust import tls_for
+from worker.trust import store_tls_for, tls_for
 from worker.update import Trained, pack
 from worker.uploader import Uploader
 
@@ -86,6 +87,7 @@ class Agent:
         worker_id: str,
         task: str,
         client: ServerClient,
+        store: StoreClient,
         trainer: Trains,
         state_dir: Path,
         report: Report,
@@ -102,8 +104,8 @@ class Agent:
         self._worker_id = worker_id
         self._task = task
         self._client = client
-        self._uploader = Uploader(client)
-        self._downloader = Downloader(client)
+        self._uploader = Uploader(client, store)
+        self._downloader = Downloader(client, store)
         self._poller = Poller(client, worker_id, pauses.clock_s)
         self._trainer = trainer
         self._state_dir = state_dir
@@ -308,7 +310,10 @@ async def serve(
     with sole_user(options.state_dir):
         identity = identity_in(options.state_dir, options.server_url, fsync)
         tls = await accompanied(tls_for(options, report, pauses, transport, fsync), failure())
-        async with ServerClient(options.server_url, transport, tls=tls) as client:
+        async with (
+            ServerClient(options.server_url, transport, tls=tls) as client,
+            StoreClient(options.server_url, store_tls_for(options)) as store,
+        ):
             enrolling = Enrolling(client, options, task_name, report, pauses, fsync)
             worker_id = await accompanied(enrolling.enrol_once(identity), failure())
             agent = Agent(
@@ -316,6 +321,7 @@ async def serve(
                 worker_id,
                 task_name,
                 client,
+                store,
                 trainer,
                 options.state_dir,
                 report,

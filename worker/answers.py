@@ -2,7 +2,9 @@
 """What a server's answer says, read from its headers and its bytes: pure decisions."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -57,6 +59,16 @@ def number_in(value: str, header: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 18):
         raise UnexpectedAnswer(f"{header}: a number was expected, got {value[:32] or 'none'}")
     return int(value)
+
+
+def announced(status: int, headers: Mapping[str, str], first: int, at_most_bytes: int) -> tuple[int, int]:
+    """Of an answer to a request for the bytes from `first` on: (bytes in all, where those that come begin).
+
+    Raises: as `size_of_range`.
+    """
+    if status == HTTPStatus.PARTIAL_CONTENT:
+        return size_of_range(headers.get("Content-Range", ""), first, at_most_bytes), first
+    return size_of_tensors(headers.get("Content-Length", ""), at_most_bytes), 0
 
 
 def size_of_range(content_range: str, first: int, at_most_bytes: int) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker asks of the server: the only file of this package that knows URLs and httpx.
+"""What a worker asks of the server. Only this file and `store_client` know URLs and httpx.
 
 The law of this file: every wait for the network has a time-out; every answer has a size limit; the
 credential goes to one origin (no redirect is followed, no foreign upload address taken); and only
@@ -44,18 +44,18 @@ from protocol.messages import (
 )
 from worker.answers import (
     NothingYet,
+    announced,
     assignment_in,
     nothing_yet,
     number_in,
     parsed,
-    size_of_range,
-    size_of_tensors,
     wait_asked_for,
 )
 from worker.credentials import Credentials, Signer
 from worker.download import Download
 from worker.options import Trust
 from worker.problems import error_of
+from worker.sending import send
 from worker.tls import reason_of_silence, tls_of, tls_problem
 
 CONNECT_TIMEOUT_S = 10.0
@@ -71,8 +71,6 @@ MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_DOWNLOAD_BYTES = 8 * 1024**3
 AS_NOBODY = {"Authorization": ""}
 """Of a request that proves who asks by what it holds."""
-
-_ASKED_OF_A_SOCKET = ("family", "getpeername", "getsockname")
 
 Transport = httpx.AsyncBaseTransport
 
@@ -168,13 +166,19 @@ class ServerClient:
             return nothing_yet(response.headers.get("Next-Wait", ""))
 
     async def fetch_tensors(
-        self, run_id: str, download: Download, at_most_bytes: int | None = None
-    ) -> memoryview:
+        self,
+        run_id: str,
+        download: Download,
+        at_most_bytes: int | None = None,
+        *,
+        elsewhere: bool = False,
+    ) -> memoryview | str:
         """Give the whole tensor message, read-only; fetch what `download` does not hold of it yet.
 
         Args:
             download: holds what came before the connection broke.
             at_most_bytes: where the caller expects less than this client takes.
+            elsewhere: whether an address in an object store will do; it is given in place of the message.
 
         Raises:
             DigestMismatch: the bytes that came are not those.
@@ -186,15 +190,14 @@ class ServerClient:
         first = download.received_bytes
         if first:
             headers |= {"Range": f"bytes={first}-", "If-Range": f'"{download.digest}"'}
-        async with self._answer("GET", path, (200, 206), headers=headers) as response:
-            if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-                size_bytes = size_of_range(response.headers.get("Content-Range", ""), first, limit)
-            else:
-                first, size_bytes = 0, size_of_tensors(response.headers.get("Content-Length", ""), limit)
-            download.begin(size_bytes, first)
-            async for chunk in response.aiter_raw():
-                if not download.take(chunk):
-                    raise UnexpectedAnswer(f"more bytes came than the {size_bytes} that were announced")
+        if elsewhere:
+            headers["Prefer"] = "presigned"
+        expected = (200, 206, 307) if elsewhere else (200, 206)
+        async with self._answer("GET", path, expected, headers=headers) as response:
+            if response.status_code == HTTPStatus.TEMPORARY_REDIRECT:
+                return str(response.headers.get("Location", ""))
+            size_bytes, first = announced(response.status_code, response.headers, first, limit)
+            await download.take_all(size_bytes, first, response.aiter_raw())
         if download.received_bytes < size_bytes:
             raise ServerUnreachable(f"the answer ended after {download.received_bytes} of {size_bytes} bytes")
         return download.finished()
@@ -216,8 +219,6 @@ class ServerClient:
             chunks: the part, about 1 MiB each.
             whole: the body ends with it.
         """
-        if not upload_url.startswith("/") or upload_url.startswith("//"):
-            raise UnexpectedAnswer("upload_url: expected a path on this server")
         headers = {
             "Content-Type": PART_MEDIA_TYPE,
             "Content-Length": str(size_bytes),
@@ -226,10 +227,21 @@ class ServerClient:
         }
         # what is on its way in buffers must arrive before an answer can come
         silence_s = SILENCE_TIMEOUT_S + min(size_bytes, MOST_IN_BUFFERS) / SLOWEST_BYTES_PER_S
-        async with self._answer("PATCH", upload_url, (200, 204), chunks, headers, silence_s) as response:
+        async with self._answer(
+            "PATCH", _own_path(upload_url), (200, 204), chunks, headers, silence_s
+        ) as response:
             if response.status_code == HTTPStatus.NO_CONTENT:
                 return number_in(response.headers.get("Upload-Offset", ""), "Upload-Offset")
             return parsed(Receipt, await _small_body(response))
+
+    async def stored(self, upload_url: str) -> Receipt:
+        """Say that the body of a declared update is in the object store.
+
+        Raises:
+            UploadInterrupted: the server does not find it there.
+        """
+        _, body = await self._ask("POST", f"{_own_path(upload_url)}/stored", (200,))
+        return parsed(Receipt, body)
 
     async def decline(self, assignment_id: str, decline: Decline) -> None:
         await self._ask("POST", f"/v1/assignments/{_part(assignment_id)}/decline", (204,), decline)
@@ -281,7 +293,7 @@ class ServerClient:
             request = self._http.build_request(
                 method, path, content=body, headers=all_headers, timeout=_timeout(silence_s)
             )
-            response = await self._send(request)
+            response = await send(self._http, request)
             try:
                 if response.status_code not in expected:
                     await self._refuse(response, token)
@@ -295,20 +307,6 @@ class ServerClient:
             ) from None
         except httpx.InvalidURL as error:
             raise UnexpectedAnswer(f"the server named an address that is none: {error}") from None
-
-    async def _send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and give its answer, unread.
-
-        Raises:
-            httpx.TransportError: there is none.
-        """
-        try:
-            return await self._http.send(request, stream=True)
-        except AttributeError as error:
-            # closed as it was made, a connection has no socket under uvloop; httpx asks it for its peer
-            if error.obj is not None or error.name not in _ASKED_OF_A_SOCKET:
-                raise
-            raise httpx.ConnectError("the connection was closed as it was made") from error
 
     async def _refuse(self, response: httpx.Response, token: str | None) -> NoReturn:
         """Raise the error that an answer stands for which is not among those expected."""
@@ -333,6 +331,12 @@ def _checked_origin(base_url: str) -> str:
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query:
         raise InvalidUsage(f"server address: expected http(s)://host[:port][/prefix], got {url.scheme!r} URL")
     return base_url.rstrip("/")
+
+
+def _own_path(upload_url: str) -> str:
+    if not upload_url.startswith("/") or upload_url.startswith("//"):
+        raise UnexpectedAnswer("upload_url: expected a path on this server")
+    return upload_url
 
 
 def _part(identifier: str) -> str:

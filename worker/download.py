@@ -2,10 +2,11 @@
 """What has come of a tensor message that may be cut off and gone on with."""
 
 import hashlib
+from collections.abc import AsyncIterator
 
 import numpy as np
 
-from protocol.errors import DigestMismatch, MessageTooLarge
+from protocol.errors import DigestMismatch, MessageTooLarge, UnexpectedAnswer
 
 
 class Download:
@@ -41,6 +42,22 @@ class Download:
         self._sha256.update(chunk)
         self.received_bytes = end
         return True
+
+    async def take_all(self, size_bytes: int, first: int, chunks: AsyncIterator[bytes]) -> None:
+        """Take what comes, from `first` on, of so many bytes in all; it may end before they are there.
+
+        Raises:
+            UnexpectedAnswer: more comes.
+            MessageTooLarge: there is not so much memory.
+        """
+        self.begin(size_bytes, first)
+        async for chunk in chunks:
+            if not self.take(chunk):
+                raise UnexpectedAnswer(f"more bytes came than the {size_bytes} that were announced")
+
+    def forget(self) -> None:
+        """Nothing of what has come is worth going on with."""
+        self.received_bytes, self._sha256 = 0, hashlib.sha256()
 
     def finished(self) -> memoryview:
         """The whole message, read-only.

@@ -4,6 +4,7 @@
 from protocol.errors import ServerUnreachable
 from worker.client import ServerClient
 from worker.download import Download
+from worker.store_client import StoreClient
 
 LEAST_PROGRESS_BYTES = 64 * 1024
 """Whoever comes further by less than this waits before it tries again."""
@@ -12,8 +13,10 @@ LEAST_PROGRESS_BYTES = 64 * 1024
 class Downloader:
     """The way of global state to one worker. One message a time; the last one that was cut off is kept."""
 
-    def __init__(self, client: ServerClient) -> None:
+    def __init__(self, client: ServerClient, store: StoreClient | None = None) -> None:
+        """Args: store: takes messages from the server's object store, where the server says so."""
         self._client = client
+        self._store = store
         self._cut_off: Download | None = None
 
     async def fetch(self, run_id: str, digest: str, at_most_bytes: int | None = None) -> memoryview:
@@ -26,10 +29,19 @@ class Downloader:
         download, self._cut_off = self._cut_off, None
         if download is None or download.digest != digest:
             download = Download(digest)
+        store = self._store
         while True:
             before = download.received_bytes
             try:
-                return await self._client.fetch_tensors(run_id, download, at_most_bytes)
+                found = await self._client.fetch_tensors(
+                    run_id, download, at_most_bytes, elsewhere=store is not None
+                )
+                if isinstance(found, memoryview):
+                    return found
+                if store is not None and (message := await store.get(found, download, at_most_bytes)):
+                    return message
+                if download.received_bytes < before + LEAST_PROGRESS_BYTES:
+                    store = None  # the server has it, too
             except ServerUnreachable:
                 if download.received_bytes < before + LEAST_PROGRESS_BYTES:
                     self._cut_off = download

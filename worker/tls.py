@@ -27,7 +27,7 @@ def tls_of(trust: Trust) -> ssl.SSLContext:
     Raises:
         InvalidUsage: a file cannot be used.
     """
-    return believing(None if trust.ca is None else _text_of(trust.ca), trust)
+    return believing(None if trust.ca is None else text_of(trust.ca), trust)
 
 
 def believing(ca_pem: str | None, trust: Trust) -> ssl.SSLContext:
@@ -37,6 +37,23 @@ def believing(ca_pem: str | None, trust: Trust) -> ssl.SSLContext:
         InvalidUsage: it is no certificate, or the client's certificate cannot be used.
     """
     return _context(ca_pem, trust.client_cert, trust.client_key)
+
+
+@functools.lru_cache(maxsize=16)
+def believing_also(ca_pem: str | None) -> ssl.SSLContext:
+    """Connections with others than the server that believe this CA beside those of the system.
+
+    Raises:
+        InvalidUsage: it is no certificate.
+    """
+    context = ssl.create_default_context()
+    if ca_pem is not None:
+        try:
+            context.load_verify_locations(cadata=ca_pem)
+        except (ssl.SSLError, ValueError):
+            raise InvalidUsage("the CA to trust: expected certificates as PEM") from None
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def believing_anyone(trust: Trust) -> ssl.SSLContext:
@@ -78,7 +95,7 @@ def _show(context: ssl.SSLContext, client_cert: Path | None, client_key: Path | 
         raise InvalidUsage(f"--client-cert {client_cert}, --client-key: {error.strerror}") from None
 
 
-def _text_of(file: Path) -> str:
+def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:

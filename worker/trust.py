@@ -24,7 +24,7 @@ from worker.durable import Fsync, replace_file, writing
 from worker.events import Report
 from worker.options import WorkerOptions
 from worker.patience import Pauses, persistently
-from worker.tls import believing, believing_anyone, tls_of
+from worker.tls import believing, believing_also, believing_anyone, text_of, tls_of
 
 _FILE_NAME = "server-ca.pem"
 
@@ -57,6 +57,17 @@ async def tls_for(
         with writing(options.state_dir):
             replace_file(options.state_dir / _FILE_NAME, [pinned.public_bytes(Encoding.PEM)], fsync)
     return believing(None if pinned is None else pinned.public_bytes(Encoding.PEM).decode(), options.trust)
+
+
+def store_tls_for(options: WorkerOptions) -> ssl.SSLContext:
+    """How connections to the server's object store are made, once `tls_for` has settled whom to believe.
+
+    Raises: as `tls_for`.
+    """
+    if options.trust.ca is not None:
+        return believing_also(text_of(options.trust.ca))
+    pinned = _pinned(options.state_dir) if speaks_tls(options.server_url) else None
+    return believing_also(None if pinned is None else pinned.public_bytes(Encoding.PEM).decode())
 
 
 async def _advertised(options: WorkerOptions, expected: str, transport: Transport | None) -> x509.Certificate:

@@ -16,9 +16,10 @@ from protocol.errors import (
     UploadInterrupted,
     UploadOffsetMismatch,
 )
-from protocol.messages import Receipt, UpdateHeader
+from protocol.messages import Receipt, UpdateHeader, UploadOffer
 from worker.client import ServerClient
 from worker.downloader import LEAST_PROGRESS_BYTES
+from worker.store_client import StoreClient
 
 MOST_PART_BYTES = 256 * 1024 * 1024
 LEAST_PART_BYTES = 256 * 1024
@@ -28,8 +29,10 @@ CHUNK_BYTES = 1024 * 1024
 class Uploader:
     """The way of one worker's updates to its server."""
 
-    def __init__(self, client: ServerClient) -> None:
+    def __init__(self, client: ServerClient, store: StoreClient | None = None) -> None:
+        """Args: store: puts messages into the server's object store, where the server says so."""
         self._client = client
+        self._store = store
         self._part_bytes = MOST_PART_BYTES
         self._part_first = 0
 
@@ -53,6 +56,8 @@ class Uploader:
                 if answer.offset < reached + LEAST_PROGRESS_BYTES:
                     raise cut_off
             reached = answer.offset
+            if cut_off is None and (stored := await self._put(answer, header.size_bytes, message)):
+                return stored
             try:
                 receipt = await self._send(answer.upload_url, reached, header.size_bytes, message)
             except UploadOffsetMismatch as error:
@@ -70,6 +75,17 @@ class Uploader:
                     self._part_bytes = min(self._part_bytes * 2, MOST_PART_BYTES)
                 return receipt
             unharmed = False
+
+    async def _put(self, offer: UploadOffer, size_bytes: int, message: Path) -> Receipt | None:
+        """Put the body into the object store; None: it is to be sent to the server."""
+        if self._store is None or offer.put is None:
+            return None
+        if not await self._store.put(offer.put, size_bytes, _chunks(message, 0, size_bytes)):
+            return None
+        try:
+            return await self._client.stored(offer.upload_url)
+        except UploadInterrupted:
+            return None
 
     def _make_parts_smaller(self) -> bool:
         smaller = max(self._part_bytes // 4, LEAST_PART_BYTES)

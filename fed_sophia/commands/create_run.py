@@ -126,6 +126,12 @@ def create(
         float | None,
         typer.Option(help="Scale every delta that is longer, over all its tensors, to this L2 norm."),
     ] = None,
+    presigned: Annotated[
+        bool,
+        typer.Option(
+            "--presigned", help="Let workers exchange tensors with the server's object store itself."
+        ),
+    ] = False,
     name: Annotated[str, typer.Option(help="A name for people; it need not be unique.")] = "run",
     follow_run: Annotated[bool, typer.Option("--follow", help="Show the rounds until the run ends.")] = False,
     data_dir: DataDir = None,
@@ -156,6 +162,7 @@ def create(
             "max_duration_s": None if max_duration is None else duration_s(max_duration, "--max-duration"),
             "retention": retention(keep or ()),
             "max_delta_norm": max_delta_norm,
+            "presigned": presigned,
         },
         algorithm=algorithm,
         local_steps=local_steps,

@@ -5,12 +5,25 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from ps_service.routes import archives, assignments, ca, events, health, keys, runs, tensors, uploads, workers
+from ps_service.routes import (
+    archives,
+    assignments,
+    ca,
+    events,
+    health,
+    keys,
+    runs,
+    stored,
+    tensors,
+    uploads,
+    workers,
+)
 from ps_service.service import Service
 
 ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
     assignments.router,  # those that workers ask most stand first: routes are tried in this order
     uploads.router,
+    stored.router,
     tensors.router,
     workers.router,
     runs.router,

@@ -97,7 +97,8 @@ def router(service: Service) -> APIRouter:
         if before not in (None, upload_id):  # at once: one worker's declarations would fill the disk
             await service.uploads.discard(before)
         offset = 0 if before is None else await service.uploads.offset(upload_id)
-        return UploadOffer(upload_url=f"/v1/uploads/{upload_id}", offset=offset)
+        put = await service.presigned.upload(situation.run, upload, offset)
+        return UploadOffer(upload_url=f"/v1/uploads/{upload_id}", offset=offset, put=put)
 
     @routes.get("/assignments/{assignment_id}/update")
     async def get_receipt(request: Request, assignment_id: str) -> Receipt:

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import Field
 
-from protocol.errors import Forbidden, NotFound, UnknownTensors
+from protocol.errors import Forbidden, InvalidMessage, NotFound, UnknownTensors
 from protocol.messages import (
     MetricsReport,
     Role,
@@ -52,6 +52,8 @@ def router(service: Service) -> APIRouter:
     async def create(request: Request, spec: RunSpec) -> RunSummary:
         """Begin a run whose initial `params` were stored before."""
         check_combiners(spec)
+        if spec.presigned and service.stores.blobs.addresses is None:
+            raise InvalidMessage("presigned: this server keeps tensors in files, which only it can reach")
         check_model_size(spec.model, settings.max_model_tensors, settings.max_model_bytes)
         if await asyncio.to_thread(service.stores.blobs.size, spec.params_digest) is None:
             raise UnknownTensors(f"params_digest: nothing is stored under {spec.params_digest}")

@@ -26,6 +26,7 @@ from ps_service.admission import check_model_size, require_state_message
 from ps_service.auth import Caller
 from ps_service.intake import Intake, accept_finite
 from ps_service.openapi import BEARER, TENSORS_ANSWERED, TENSORS_SENT
+from ps_service.presigned import prefers_presigned
 from ps_service.routes.bodies import Body, content_length, require_tensor_message
 from ps_service.service import Service
 from ps_service.settings import Settings
@@ -105,6 +106,11 @@ def router(service: Service) -> APIRouter:
         headers["Content-Length"] = str(last + 1 - first)
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers, media_type=MEDIA_TYPE)
+        if prefers_presigned(request.headers.get("prefer", "")):
+            address = await service.presigned.download(run_id, digest)
+            if address is not None:
+                service.runner.count_sent(run_id, last + 1 - first, to_trainer=_trains(caller))
+                return Response(status_code=307, headers={"Location": address, "Cache-Control": "no-store"})
         body = _send(service, caller, run_id, digest, first, last)
         return StreamingResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
 
@@ -164,11 +170,15 @@ def wanted_range(request: Request, digest: str, size_bytes: int) -> tuple[int, i
     return everything if first > last else (first, last)
 
 
+def _trains(caller: Caller) -> bool:
+    return isinstance(caller, StoredWorker) and caller.role is Role.TRAINER
+
+
 async def _send(
     service: Service, caller: Caller, run_id: str, digest: str, first: int, last: int
 ) -> AsyncIterator[memoryview]:
     """The bytes first … last; a piece is read while the one before it is sent."""
-    to_trainer = isinstance(caller, StoredWorker) and caller.role is Role.TRAINER
+    to_trainer = _trains(caller)
 
     def read(position: int, size_bytes: int) -> memoryview:
         piece = np.empty(size_bytes, np.uint8).data

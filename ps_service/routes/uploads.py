@@ -12,14 +12,12 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.algorithms import algorithm_named
 from protocol.errors import NotFound, StorageCorrupt, UploadInterrupted, UploadOffsetMismatch
 from protocol.messages import Receipt
-from ps_service.admission import check_update_message, require_open
-from ps_service.aggregation import StoredMessage
+from ps_service.admission import require_open
 from ps_service.assigning import started_from
 from ps_service.auth import Caller
-from ps_service.intake import Intake, UpdateCheck
+from ps_service.intake import Intake, intake_of_update
 from ps_service.openapi import BEARER, PART_SENT, TENSORS_SENT
 from ps_service.round_runner import same_update
 from ps_service.routes.bodies import DRAIN_BYTES, Body, require_announced, upload_offset
@@ -29,7 +27,6 @@ from ps_service.storage import update_records, version_records
 from ps_service.storage.blobs import Part
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import require_not_in_quarantine, the_worker
-from ps_service.storage.run_records import StoredRun
 from ps_service.storage.situations import staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
 from ps_service.to_its_end import to_its_end
@@ -109,12 +106,14 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
                 first = upload_offset(request) if is_part else None
                 require_announced(request, upload.header.size_bytes, first)
                 require_open(situation, staleness)
-                begin = partial(_begin, service, run, upload, started_from(tensors))
+                begin = partial(
+                    intake_of_update, service.stores.blobs, run.spec, upload.header, started_from(tensors)
+                )
                 with service.uploading.one(worker.worker_id):
                     async with (
                         _unless_revoked(service, worker.worker_id),
                         noting_refusals(service.note_refusal, worker, upload.assignment_id),
-                        _unless_closed(service, upload.assignment_id),
+                        unless_closed(service, upload.assignment_id),
                     ):
                         received_bytes = await _receive(service.uploads, body, upload, begin, first)
                 if received_bytes < upload.header.size_bytes:
@@ -151,20 +150,6 @@ async def _receive(
     return intake.received_bytes
 
 
-def _begin(service: Service, run: StoredRun, upload: StoredUpload, params: str, part: Part) -> Intake:
-    """What takes an update's body into a part, and refuses what no honest worker sends."""
-    header, spec = upload.header, run.spec
-    hyperparameters = algorithm_named(spec.algorithm).parse(spec.hyperparameters)
-    bound = hyperparameters.bound(header.local_steps, spec.local_steps)
-    return Intake(
-        part,
-        header.digest,
-        header.size_bytes,
-        check_header=lambda message: check_update_message(message, spec, header),
-        check_values=UpdateCheck(StoredMessage(service.stores.blobs, params), bound),
-    )
-
-
 @asynccontextmanager
 async def _unless_revoked(service: Service, worker_id: str) -> AsyncIterator[None]:
     """Who is cut off because they may send no more is told so."""
@@ -177,7 +162,7 @@ async def _unless_revoked(service: Service, worker_id: str) -> AsyncIterator[Non
 
 
 @asynccontextmanager
-async def _unless_closed(service: Service, assignment_id: str) -> AsyncIterator[None]:
+async def unless_closed(service: Service, assignment_id: str) -> AsyncIterator[None]:
     """A round that closes while a body travels may have its tensors collected: the sender is told why."""
     try:
         yield

@@ -25,7 +25,10 @@ and are called in a thread, and a blob is deleted only when no row names it.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ps_service.storage.addresses import Addresses
 
 
 class Staged(Protocol):
@@ -38,12 +41,19 @@ class Staged(Protocol):
     def discard(self) -> None: ...
 
 
-class Part(Staged, Protocol):
-    """Bytes on their way into the store that may pause on it; `write` goes on at the end."""
+class Readable(Protocol):
+    """Bytes that are there, whoever has written them."""
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        """Read what was written, by this writer and those before it; give how many, 0 at the end."""
+        """Read from `offset` on; give how many bytes, 0 at the end."""
         ...
+
+
+class Part(Staged, Readable, Protocol):
+    """Bytes on their way into the store that may pause on it; `write` goes on at the end.
+
+    What is read is what was written, by this writer and those before it.
+    """
 
     def close(self) -> None:
         """Keep what was written, durably; nothing more is written here."""
@@ -98,4 +108,9 @@ class BlobStore(Protocol):
 
     def check(self) -> None:
         """Raises: StorageNotWritable: the store cannot be written to."""
+        ...
+
+    @property
+    def addresses(self) -> "Addresses | None":
+        """By which others exchange messages with the store itself; None: only the server reaches it."""
         ...

@@ -2,7 +2,7 @@
 """Queries: workers, and who of them shows an access token."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
@@ -193,6 +193,13 @@ async def set_key(connection: AsyncConnection, worker_id: str, public_key: str, 
         .where(workers.c.worker_id == worker_id)
         .values(public_key=public_key, key_thumbprint=key_thumbprint)
     )
+
+
+async def end_refusals(connection: AsyncConnection, workers: Iterable[StoredWorker]) -> None:
+    """An update of each of these was found good: it ends the row of those that were not."""
+    for worker in workers:
+        if worker.refusals and worker.quarantined_ms is None:
+            await set_refusals(connection, worker.worker_id, 0, None)
 
 
 async def set_refusals(

@@ -29,6 +29,8 @@ _PREFIXES = tuple(f"{byte:02x}" for byte in range(256))
 class FileBlobs:
     """The blob contract on one directory of a local file system."""
 
+    addresses = None
+
     def __init__(self, directory: Path, fsync: Fsync = os.fsync) -> None:
         """Args: fsync: makes a file's bytes, or a directory's names, survive a power cut."""
         self.fsync = fsync

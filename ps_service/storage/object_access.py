@@ -46,7 +46,7 @@ class ObjectAccess:
         Raises:
             StorageNotWritable: the store did not take it.
         """
-        with self._naming(StorageNotWritable):
+        with self.naming(StorageNotWritable):
             obstore.put(self.store, key, data, chunk_size=CHUNK_BYTES, max_concurrency=CHUNKS_AT_ONCE)
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class ObjectAccess:
         Raises:
             StorageNotWritable: the store did not do it.
         """
-        with self._naming(StorageNotWritable):
+        with self.naming(StorageNotWritable):
             try:
                 obstore.delete(self.store, keys)
             except FileNotFoundError:  # some stores say so, and may have left the others
@@ -63,13 +63,22 @@ class ObjectAccess:
                     with suppress(FileNotFoundError):
                         obstore.delete(self.store, key)
 
+    def copy(self, key: str, to: str) -> None:
+        """Make another object of the same bytes, without reading them here.
+
+        Raises:
+            StorageNotWritable: the store did not do it, or the first is not there.
+        """
+        with self.naming(StorageNotWritable):
+            obstore.copy(self.store, key, to)
+
     def size(self, key: str) -> int | None:
         """Length in bytes, None if there is no such object.
 
         Raises:
             StorageUnavailable: the store does not tell.
         """
-        with self._naming(StorageUnavailable):
+        with self.naming(StorageUnavailable):
             try:
                 return obstore.head(self.store, key)["size"]
             except FileNotFoundError:
@@ -81,7 +90,7 @@ class ObjectAccess:
         Raises:
             StorageUnavailable: the store does not give them, or the object ends before `start`.
         """
-        with self._naming(StorageUnavailable):
+        with self.naming(StorageUnavailable):
             try:
                 return memoryview(obstore.get(self.store, key, options={"range": (start, stop)}).bytes())
             except FileNotFoundError:
@@ -93,13 +102,13 @@ class ObjectAccess:
         Raises:
             StorageUnavailable: the store does not tell.
         """
-        with self._naming(StorageUnavailable):
+        with self.naming(StorageUnavailable):
             for batch in obstore.list(self.store, prefix):
                 for found in batch:
                     yield found["path"], found["size"]
 
     @contextmanager
-    def _naming(self, kind: type[FedSophiaError]) -> Iterator[None]:
+    def naming(self, kind: type[FedSophiaError]) -> Iterator[None]:
         """Name what goes wrong, in words of our own: those of the store may hold a signed address."""
         try:
             yield
@@ -109,6 +118,11 @@ class ObjectAccess:
             raise kind(f"{self.name} does not exist") from error
         except (BaseError, OSError) as error:
             raise kind(f"{self.name} does not answer, or fails") from error
+
+
+def blob_key(digest: str) -> str:
+    """Where a message is readable."""
+    return f"blobs/{digest[:2]}/{digest}"
 
 
 def open_objects(

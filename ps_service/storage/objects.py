@@ -20,7 +20,8 @@ from pathlib import Path
 from threading import Lock
 
 from protocol.errors import StorageCorrupt, StorageNotWritable, StorageUnavailable
-from ps_service.storage.object_access import ObjectAccess
+from ps_service.storage.addresses import Addresses
+from ps_service.storage.object_access import ObjectAccess, blob_key
 from ps_service.storage.read_ahead import ReadAhead
 from ps_service.storage.spool import Spool, SpoolFile
 
@@ -38,9 +39,12 @@ KNOWN_SIZES = 4096
 class ObjectBlobs:
     """The blob contract on one object store; nobody else has the spool directory."""
 
-    def __init__(self, objects: ObjectAccess, spool_directory: Path) -> None:
+    def __init__(
+        self, objects: ObjectAccess, spool_directory: Path, addresses: Addresses | None = None
+    ) -> None:
         """Raises: StorageNotWritable: the spool directory cannot be used."""
         self.objects = objects
+        self.addresses = addresses
         self._spool = Spool(spool_directory)
         self._read_ahead = ReadAhead(self._fetch)
         self._sizes: OrderedDict[str, int] = OrderedDict()
@@ -108,7 +112,7 @@ class ObjectBlobs:
                 del self._writers[part.name]
 
     def size(self, digest: str) -> int | None:
-        size_bytes = self.objects.size(_key(digest))
+        size_bytes = self.objects.size(blob_key(digest))
         if size_bytes is not None:
             self._know_size(digest, size_bytes)
         return size_bytes
@@ -133,12 +137,12 @@ class ObjectBlobs:
         """What else lies in the store is none of ours."""
         for key, _ in self.objects.list("blobs"):
             digest = key.rpartition("/")[2]
-            if _DIGEST.fullmatch(digest) and key == _key(digest):
+            if _DIGEST.fullmatch(digest) and key == blob_key(digest):
                 yield digest
 
     def delete(self, digest: str) -> None:
         self._forget(digest)
-        self.objects.delete([_key(digest)])
+        self.objects.delete([blob_key(digest)])
         self._forget(digest)  # what was read meanwhile
 
     def check(self) -> None:
@@ -152,7 +156,7 @@ class ObjectBlobs:
             probe.remove()
 
     def _fetch(self, digest: str, start: int, stop: int) -> memoryview:
-        data = self.objects.read(_key(digest), start, stop)
+        data = self.objects.read(blob_key(digest), start, stop)
         if data is None:
             self._forget(digest)
             raise StorageCorrupt(f"tensor message {digest} is missing")
@@ -212,7 +216,7 @@ class StagedObject:
         self._file.write(data)
 
     def seal(self, digest: str) -> None:
-        self._store.objects.put(_key(digest), self._file.path)
+        self._store.objects.put(blob_key(digest), self._file.path)
         self._file.remove()
 
     def discard(self) -> None:
@@ -270,10 +274,6 @@ def _as_not_writable() -> Iterator[None]:
         yield
     except StorageUnavailable as error:
         raise StorageNotWritable(error.detail) from error
-
-
-def _key(digest: str) -> str:
-    return f"blobs/{digest[:2]}/{digest}"
 
 
 def _prefix(name: str) -> str:

@@ -27,11 +27,17 @@ def open_blobs(settings: Settings, directory: Path) -> BlobStore:
         raise InvalidUsage(f"FED_SOPHIA_BLOBS_URL: expected {expected}, got one of kind {place.scheme!r}")
     try:
         # a server on files has no need of it
+        from ps_service.storage.addresses import Addresses
         from ps_service.storage.object_access import open_objects
         from ps_service.storage.objects import ObjectBlobs
     except ImportError:
         raise InvalidUsage(
-            "FED_SOPHIA_BLOBS_URL is set, and obstore is not installed: pip install 'fed-sophia[cluster]'"
+            "FED_SOPHIA_BLOBS_URL is set, and its extra is not installed: pip install 'fed-sophia[cluster]'"
         ) from None
     objects = open_objects(settings.blobs_url, object_client_options(place.scheme))
-    return ObjectBlobs(objects, directory / "spool")
+    signer = None
+    if place.scheme == "s3":
+        from ps_service.storage.s3_signing import S3Signer, credentials_of_environment
+
+        signer = S3Signer(settings.blobs_public_url, credentials_of_environment())
+    return ObjectBlobs(objects, directory / "spool", Addresses(objects, place.scheme, signer))

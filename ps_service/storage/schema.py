@@ -215,6 +215,7 @@ updates = Table(
     Column("version", _INTEGER),
     Column("reason", Text),
     Column("collected_ms", BigInteger),
+    Column("admitted", _string(16), nullable=False, server_default="on-arrival"),
     Index(None, "run_id", "round", "slot"),
     Index(None, "run_id", "outcome"),
     Index(None, "run_id", "version"),

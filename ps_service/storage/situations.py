@@ -27,6 +27,7 @@ _OF_ASSIGNMENT = Ready(
         uploads.c.upload_id,
         updates.c.digest,
         updates.c.received_ms,
+        updates.c.admitted,
         updates.c.outcome,
         updates.c.version.label("counted_in"),
         updates.c.reason,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.messages import Outcome, Receipt, UpdateHeader
+from protocol.messages import Admitted, Outcome, Receipt, UpdateHeader
 from ps_service.storage.assignment_records import StoredAssignment, assignment_in
 from ps_service.storage.in_parts import in_parts
 from ps_service.storage.one_visit import QUICK
@@ -52,6 +52,8 @@ class StoredUpdate:
     """From which it was made."""
     digest: str
     header: UpdateHeader
+    worker_id: str
+    admitted: Admitted
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,12 @@ async def bytes_of_run(connection: AsyncConnection, run_id: str, without: str) -
 
 
 async def add_update(
-    connection: AsyncConnection, assignment: StoredAssignment, number: int, header: UpdateHeader, now_ms: int
+    connection: AsyncConnection,
+    assignment: StoredAssignment,
+    number: int,
+    header: UpdateHeader,
+    admitted: Admitted,
+    now_ms: int,
 ) -> None:
     """Record an update that was received for round `number`: this row is what a receipt stands for."""
     await connection.execute(
@@ -138,6 +145,7 @@ async def add_update(
             "digest": header.digest,
             "header": header.model_dump_json(),
             "received_ms": now_ms,
+            "admitted": admitted.value,
             "outcome": Outcome.PENDING.value,
         },
     )
@@ -156,15 +164,19 @@ def receipt_of(row: Row[tuple[object, ...]], version: int | None) -> Receipt:
         digest=row.digest,
         received_ms=row.received_ms,
         outcome=Outcome(row.outcome),
+        admitted=Admitted(row.admitted),
         version=version,
         reason=row.reason,
     )
 
 
 async def updates_of_round(connection: AsyncConnection, run_id: str, number: int) -> list[StoredUpdate]:
-    """The round's updates in the order of slots and turns: that in which they are summed."""
+    """The round's updates in the order of slots and turns: that in which they are summed.
+
+    Those that were found not good after they had been admitted are not among them.
+    """
     of_round = (updates.c.run_id == run_id) & (updates.c.round == number)
-    return await _updates(connection, of_round)
+    return await _updates(connection, of_round & (updates.c.outcome != Outcome.NOT_COUNTED.value))
 
 
 async def has_update_of(connection: AsyncConnection, run_id: str, number: int, slot: int) -> bool:
@@ -185,7 +197,7 @@ async def updates_in_versions(
 
 async def _updates(connection: AsyncConnection, wanted: ColumnElement[bool]) -> list[StoredUpdate]:
     query = (
-        select(updates, assignments.c.version.label("made_from"))
+        select(updates, assignments.c.version.label("made_from"), assignments.c.worker_id)
         .join(assignments, assignments.c.assignment_id == updates.c.assignment_id)
         .where(wanted)
         .order_by(assignments.c.slot, assignments.c.turn)
@@ -197,9 +209,19 @@ async def _updates(connection: AsyncConnection, wanted: ColumnElement[bool]) -> 
             row.made_from,
             row.digest,
             UpdateHeader.model_validate_json(row.header),
+            row.worker_id,
+            Admitted(row.admitted),
         )
         for row in await connection.execute(query)
     ]
+
+
+async def refuse_update(connection: AsyncConnection, assignment_id: str, reason: str) -> None:
+    """An update that was admitted is found not good."""
+    refused = updates.c.assignment_id == assignment_id
+    await connection.execute(
+        update(updates).where(refused).values(outcome=Outcome.NOT_COUNTED.value, reason=reason)
+    )
 
 
 async def headers_of_rounds(

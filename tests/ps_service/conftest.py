@@ -303,7 +303,7 @@ class ParameterServer:
 
     async def aggregate_now(self) -> None:
         """Perform what committed transitions asked for, and tidy up behind it."""
-        assert await perform_effects(self.runner)
+        assert await perform_effects(self.runner, self.service.note_refusal)
         await self.service.housekeeping.look()
 
     async def someone_listens(self, topic: str) -> None:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker exchanges with an object store itself, by addresses that its server has signed.
+
+The law of this file: it has no credential, follows no redirect, sends no header but those that sign a body;
+what comes is believed for its digest alone; nothing of an answer is told to the server. What fails here goes
+through the server.
+"""
+
+import ssl
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from protocol.addresses import speaks_tls
+from protocol.errors import DigestMismatch, UnexpectedAnswer
+from protocol.messages import StoreRequest
+from worker.answers import announced
+from worker.client import CONNECT_TIMEOUT_S, KEEPALIVE_S, MAX_DOWNLOAD_BYTES, SILENCE_TIMEOUT_S, Transport
+from worker.download import Download
+from worker.options import Trust
+from worker.sending import send
+from worker.tls import tls_of
+
+_NOT_DONE = (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError)
+_SIGNING = {"content-length", "x-amz-checksum-sha256", "x-ms-blob-type"}
+
+
+class StoreClient:
+    """One worker's way past the server; an async context manager."""
+
+    def __init__(
+        self,
+        server_url: str,
+        tls: ssl.SSLContext | None = None,
+        transport: Transport | None = None,
+        max_download_bytes: int = MAX_DOWNLOAD_BYTES,
+    ) -> None:
+        """Args:
+        server_url: of the server whose addresses are taken; where it speaks TLS, they must.
+        tls: None believes the CAs of the system.
+        """
+        self._only_tls = speaks_tls(server_url)
+        self._max_download_bytes = max_download_bytes
+        self._http = httpx.AsyncClient(
+            headers={"Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=2, keepalive_expiry=KEEPALIVE_S),
+            verify=tls or tls_of(Trust()),
+            transport=transport,
+            follow_redirects=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.__aexit__(kind, error, traceback)
+
+    async def put(self, request: StoreRequest, size_bytes: int, chunks: AsyncIterator[bytes]) -> bool:
+        """Put a whole message there; False: the store has not taken it."""
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        if not self._is_taken(request.url) or headers.keys() - _SIGNING:
+            return False
+        headers["content-length"] = str(size_bytes)
+        try:
+            putting = self._http.build_request("PUT", request.url, content=chunks, headers=headers)
+            answer = await send(self._http, putting)
+            await answer.aclose()
+        except _NOT_DONE:
+            return False
+        return answer.is_success
+
+    async def get(
+        self, address: str, download: Download, at_most_bytes: int | None = None
+    ) -> memoryview | None:
+        """Give the whole message, read-only; None: the store has not given it, or not yet all of it.
+
+        Raises:
+            MessageTooLarge: it is more than this worker takes.
+        """
+        if not self._is_taken(address):
+            return None
+        limit = min(self._max_download_bytes, at_most_bytes or self._max_download_bytes)
+        first = download.received_bytes
+        headers = {"Range": f"bytes={first}-"} if first else {}
+        try:
+            answer = await send(self._http, self._http.build_request("GET", address, headers=headers))
+            try:
+                if answer.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
+                    return None
+                size_bytes, first = announced(answer.status_code, answer.headers, first, limit)
+                await download.take_all(size_bytes, first, answer.aiter_raw())
+            finally:
+                await answer.aclose()
+            return download.finished() if download.received_bytes == size_bytes else None
+        except (*_NOT_DONE, UnexpectedAnswer):
+            return None
+        except DigestMismatch:
+            download.forget()
+            return None
+
+    def _is_taken(self, address: str) -> bool:
+        return speaks_tls(address) or not self._only_tls
