@@ -95,9 +95,9 @@ def test_protocol_opens_and_prints_nothing() -> None:
     assert calls == []
 
 
-def test_only_the_client_of_the_worker_knows_httpx() -> None:
+def test_only_the_clients_of_the_worker_know_httpx() -> None:
     users = {shown(path) for path in files("worker") if "httpx" in packages_imported(path)}
-    assert users <= {"worker/client.py"}
+    assert users <= {"worker/client.py", "worker/sending.py", "worker/store_client.py"}
 
 
 def reads_the_environment(path: Path) -> bool:

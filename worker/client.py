@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker asks of the server. Only this file and `store_client` know URLs and httpx.
+"""What a worker asks of the server. Only this file, `store_client` and `sending` know URLs and httpx.
 
 The law of this file: every wait for the network has a time-out; every answer has a size limit; the
 credential goes to one origin (no redirect is followed, no foreign upload address taken); and only

@@ -85,6 +85,7 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "Assignment": ASSIGNMENT,
     "EvaluationAssignment": {"run_id": "r1", "version": 1, "task": "digits", "tensors": {"params": DIGEST}},
     "UpdateHeader": UPDATE,
+    "StoreRequest": {"url": "https://s3.example/key?X-Amz-Signature=0", "headers": {"Content-Length": "1"}},
     "UploadOffer": {"upload_url": "/v1/uploads/u1", "offset": 0},
     "Receipt": {"assignment_id": "a1", "digest": DIGEST, "received_ms": 1, "outcome": "pending"},
     "Decline": {"reason": "on battery"},

@@ -39,6 +39,7 @@ MAY = {
     "HEAD /v1/uploads/{upload_id}": "401 403 404 204 404 403 403",
     "PUT /v1/uploads/{upload_id}": "401 403 404 200 404 403 403",
     "PATCH /v1/uploads/{upload_id}": "401 403 404 200 404 403 403",
+    "POST /v1/uploads/{upload_id}/stored": "401 403 404 408 404 403 403",
     "PUT /v1/tensors/{digest}": f"{OPERATORS} 200",
     "HEAD /v1/tensors/{digest}": f"{OPERATORS} 204",
     "GET /v1/runs/{run_id}/tensors/{digest}": "401 403 404 200 404 403 200",

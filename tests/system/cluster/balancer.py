@@ -15,6 +15,8 @@ class Balancer:
     def __init__(self, ports: Sequence[int], seed: int = 0) -> None:
         self.ports = list(ports)
         self.url = ""
+        self.carried_bytes = 0
+        """Both ways."""
         self._random = random.Random(seed)
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -55,8 +57,8 @@ class Balancer:
     ) -> None:
         """Until either side ends: a server that dies takes its connections with it."""
         ways = [
-            asyncio.create_task(_copy(reader, to_server)),
-            asyncio.create_task(_copy(from_server, writer)),
+            asyncio.create_task(self._copy(reader, to_server)),
+            asyncio.create_task(self._copy(from_server, writer)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -66,9 +68,9 @@ class Balancer:
             await asyncio.gather(*ways, return_exceptions=True)
             to_server.close()
 
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(CHUNK_BYTES):
-            writer.write(data)
-            await writer.drain()
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(CHUNK_BYTES):
+                self.carried_bytes += len(data)
+                writer.write(data)
+                await writer.drain()
