@@ -3,6 +3,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,9 +16,9 @@ from ps_service.aggregation import StoredMessage
 from ps_service.bell import DEADLINES, HOUSEKEEPING, VERSIONS, task_topic
 from ps_service.round_runner import RoundRunner
 from ps_service.run_machine import REMEMBERED_ROUNDS, Run
-from ps_service.storage import Stores, archive_records, run_records
+from ps_service.storage import archive_records, run_records
 from ps_service.storage.blobs import BlobStore
-from ps_service.storage.existing import missing_blobs
+from ps_service.storage.existing import Seen, missing_blobs, seen_blobs
 from ps_service.storage.run_records import StoredRun
 from ps_service.summaries import run_summary
 from ps_service.transitions import announce_run
@@ -34,17 +35,20 @@ async def import_run(runner: RoundRunner, archive: RunArchive) -> RunSummary:
     check_combiners(archive.spec)
     stores = runner.stores
     kept = tuple(sorted({*archive.included, archive.version}))
+    digests = archive.digests_of(kept)
+    seen = await seen_blobs(stores, digests)
     async with stores.records.read() as connection:
-        await _require_stored(connection, stores, archive, kept)
+        await _require_stored(connection, seen, digests)
     try:
         await asyncio.to_thread(_check_headers, stores.blobs, archive, kept)
     except StorageCorrupt:  # collected meanwhile: the sender may send it again
+        seen = await seen_blobs(stores, digests)
         async with stores.records.read() as connection:
-            await _require_stored(connection, stores, archive, kept)
+            await _require_stored(connection, seen, digests)
         raise
     async with runner.transition() as transition:
         # again: what no row names may have been collected since
-        await _require_stored(transition.connection, stores, archive, kept)
+        await _require_stored(transition.connection, seen, digests)
         run = StoredRun(f"run-{secrets.token_hex(6)}", archive.spec, state_after(archive), archive.created_ms)
         await run_records.add_run(transition.connection, run)
         await archive_records.add_history(transition.connection, run.run_id, archive, kept, transition.now_ms)
@@ -70,11 +74,9 @@ def state_after(archive: RunArchive) -> Run:
     )
 
 
-async def _require_stored(
-    connection: AsyncConnection, stores: Stores, archive: RunArchive, kept: tuple[int, ...]
-) -> None:
-    digests = archive.digests_of(kept)
-    for digest in await missing_blobs(connection, stores, digests):
+async def _require_stored(connection: AsyncConnection, seen: Seen, digests: Mapping[str, int]) -> None:
+    """Args: digests: {digest: a version that has it}."""
+    for digest in await missing_blobs(connection, seen, digests):
         raise UnknownTensors(f"version {digests[digest]}: nothing is stored under {digest}")
 
 

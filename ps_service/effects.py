@@ -23,7 +23,7 @@ from ps_service.round_runner import RoundRunner
 from ps_service.standing import NoteRefusal
 from ps_service.storage import effect_records, version_records
 from ps_service.storage.effect_records import StoredEffect
-from ps_service.storage.existing import missing_blobs, the_round, the_run
+from ps_service.storage.existing import missing_blobs, seen_blobs, the_round, the_run
 from ps_service.transitions import round_event
 from ps_service.troubles import Troubles
 
@@ -108,6 +108,7 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
 
 async def _aggregated(runner: RoundRunner, effect: StoredEffect, tensors: dict[str, str]) -> None:
     """The effect's round has been combined into these bundles: record the version, tick the effect off."""
+    seen = await seen_blobs(runner.stores, set(tensors.values()))
     async with runner.transition() as transition:
         connection, now_ms = transition.connection, transition.now_ms
         if not await runner.leases.end(connection, effect.effect_id):
@@ -115,7 +116,7 @@ async def _aggregated(runner: RoundRunner, effect: StoredEffect, tensors: dict[s
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
         if stored.state.status is RoundStatus.AGGREGATING:
-            if missing := await missing_blobs(connection, runner.stores, set(tensors.values())):
+            if missing := await missing_blobs(connection, seen, set(tensors.values())):
                 raise FileNotFoundError(f"{missing[0]} is gone before it was recorded")
             version = stored.state.base_version + 1
             await version_records.add_version(connection, run.run_id, version, effect.round, tensors, now_ms)

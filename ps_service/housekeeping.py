@@ -2,11 +2,10 @@
 """Collects what a run's retention does not keep, and bytes that nothing refers to.
 
 Why this cannot delete what a transaction refers to: records forget first, in a transaction of their own.
-Then files are deleted inside a write transaction that has found nothing that refers to them; and every
-transaction that begins to refer to a blob makes sure of it itself (`missing_blobs`). The write lock puts
-the two in an order: the file is there and referred to, or it is gone and whoever wanted it is told. Where
-servers share the lock and the store may be slow, the transaction condemns them instead, and the files are
-deleted after it: what is condemned counts as gone until it is.
+Then a write transaction that has found nothing that refers to them condemns bytes, and they are deleted
+after it; every transaction that begins to refer to a blob makes sure that it was not condemned since it was
+seen (`missing_blobs`). The write lock puts the two in an order: the blob is there and referred to, or it
+goes and whoever wanted it is told. Nobody waits in a transaction for a store that is slow.
 """
 
 import asyncio
@@ -71,9 +70,9 @@ class Housekeeping:
                 self._runner.untidy.update(await run_records.all_run_ids(connection))
             self._begun = True
         troubles = await self._tidy_all()
+        await self._delete_what_was_condemned()
         if self._sweep_at_ms is None or now_ms >= self._sweep_at_ms:
             self._begun = not self._runner.stores.records.shared  # others may have died, and left runs untidy
-            await self._delete_what_was_condemned()
             await self.sweep()
             await self._forget_tokens()
             self._sweep_at_ms = now_ms + round(SWEEP_EVERY_S * 1000)
@@ -153,17 +152,10 @@ class Housekeeping:
         """Delete those that nothing refers to; give how many."""
         deleted = 0
         for batch in batches(digests):
-            if self._runner.stores.records.shared:
-                deleted += await self._condemn_and_delete(batch)
-                continue
-            async with self._runner.stores.records.write() as connection:
-                unneeded = set(batch) - await reference_records.referred_to(connection, batch)
-                await to_its_end(partial(self._delete_files, unneeded))
-            deleted += len(unneeded)
+            deleted += await self._condemn_and_delete(batch)
         return deleted
 
     async def _condemn_and_delete(self, digests: Collection[str]) -> int:
-        """Where a store may be slow, and others wait for the lock: it is not held while files are deleted."""
         records = self._runner.stores.records
         async with records.write() as connection:
             unneeded = set(digests) - await reference_records.referred_to(connection, digests)
@@ -176,10 +168,10 @@ class Housekeeping:
     async def _delete_what_was_condemned(self) -> None:
         """Whoever meant to delete these has died, or its store failed: nobody has referred to them since."""
         records = self._runner.stores.records
-        if not records.shared:
-            return
         async with records.read() as connection:
-            before_ms = await records.now_ms(connection) - round(CONDEMNED_FOR_S * 1000)
+            before_ms = await records.now_ms(connection)
+            if records.shared:  # somebody else may be about to
+                before_ms -= round(CONDEMNED_FOR_S * 1000)
             left = await condemned_records.condemned_before(connection, before_ms)
         for batch in batches(left):
             await self._condemn_and_delete(batch)

@@ -39,6 +39,7 @@ from ps_service.storage import (
 )
 from ps_service.storage.existing import (
     missing_blobs,
+    seen_blobs,
     the_assignment,
     the_round,
     the_run,
@@ -77,8 +78,9 @@ class RoundRunner:
         Raises:
             UnknownTensors: they are not.
         """
+        seen = await seen_blobs(self.stores, [spec.params_digest])
         async with self.transition() as transition:
-            if await missing_blobs(transition.connection, self.stores, [spec.params_digest]):
+            if await missing_blobs(transition.connection, seen, [spec.params_digest]):
                 raise UnknownTensors(f"params_digest: nothing is stored under {spec.params_digest}")
             run = StoredRun(f"run-{secrets.token_hex(6)}", spec, Run(), transition.now_ms)
             await run_records.add_run(transition.connection, run)
@@ -113,6 +115,7 @@ class RoundRunner:
             UploadInterrupted: the worker declared another update while this one travelled.
             WorkerRevoked: the worker may send no more.
         """
+        seen = await seen_blobs(self.stores, [upload.header.digest])
         async with self.transition() as transition:
             connection, header = transition.connection, upload.header
             situation = await the_situation(connection, upload.assignment_id)
@@ -128,7 +131,7 @@ class RoundRunner:
                 await credential_records.end_refusals(connection, [worker])
             staleness = await staleness_now(connection, situation)
             require_open(situation, staleness)
-            if await missing_blobs(connection, self.stores, [header.digest]):
+            if await missing_blobs(connection, seen, [header.digest]):
                 raise UploadInterrupted("the bytes are gone that were received; send them again")
             await update_admitted(transition, situation, header, staleness, admitted)
             receipt = await update_records.load_receipt(connection, upload.assignment_id)

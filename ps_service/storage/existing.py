@@ -3,17 +3,15 @@
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.errors import NotFound, NotReady, WorkerExpired, WorkerQuarantined, WorkerRevoked
+from protocol.errors import NotFound, WorkerExpired, WorkerQuarantined, WorkerRevoked
 from ps_service.storage import Stores, assignment_records, condemned_records, credential_records, run_records
 from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.run_records import StoredRound, StoredRun
-
-STORE_ANSWERS_WITHIN_S = 5.0
-"""Where a transition waits for it; the database cuts off who holds its lock and falls silent for ten."""
 
 
 async def the_run(connection: AsyncConnection, run_id: str) -> StoredRun:
@@ -66,20 +64,24 @@ def require_not_in_quarantine(worker: StoredWorker) -> StoredWorker:
     return worker
 
 
-async def missing_blobs(connection: AsyncConnection, stores: Stores, digests: Collection[str]) -> list[str]:
-    """Those that the store does not have. To be asked inside the transaction that refers to them.
+@dataclass(frozen=True)
+class Seen:
+    """What a look into the blob store found, and when it was."""
 
-    Raises: NotReady: the store does not answer soon; others wait for this transaction.
-    """
-    doomed: set[str] = set()
-    if stores.records.shared:
-        doomed = await condemned_records.condemned_among(connection, digests)
-    try:
-        async with asyncio.timeout(STORE_ANSWERS_WITHIN_S):
-            sizes = await asyncio.gather(
-                *(asyncio.to_thread(stores.blobs.size, digest) for digest in digests)
-            )
-    except TimeoutError:
-        raise NotReady("the store of tensors does not answer") from None
+    digests: frozenset[str]
+    last_deletion: int
+
+
+async def seen_blobs(stores: Stores, digests: Collection[str]) -> Seen:
+    """Look for these, before the transaction that is to refer to them: nobody waits for the store in it."""
+    async with stores.records.read() as connection:
+        last_deletion = await condemned_records.last_deletion(connection)
+    sizes = await asyncio.gather(*(asyncio.to_thread(stores.blobs.size, digest) for digest in digests))
     found = zip(digests, sizes, strict=True)
-    return [digest for digest, size in found if size is None or digest in doomed]
+    return Seen(frozenset(digest for digest, size in found if size is not None), last_deletion)
+
+
+async def missing_blobs(connection: AsyncConnection, seen: Seen, digests: Collection[str]) -> list[str]:
+    """Those that were not seen, or went since. To be asked inside the transaction that refers to them."""
+    doomed = await condemned_records.doomed_among(connection, digests, seen.last_deletion)
+    return [digest for digest in digests if digest not in seen.digests or digest in doomed]

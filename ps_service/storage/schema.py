@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.types import TypeEngine
 
@@ -251,6 +252,8 @@ condemned = Table(
     metadata,
     Column("digest", _string(64), primary_key=True),
     Column("since_ms", BigInteger, nullable=False),
+    Column("gone", Boolean, nullable=False, server_default=false()),
+    Column("deletion", BigInteger, nullable=False, server_default="0", index=True),
 )
 
 metrics = Table(

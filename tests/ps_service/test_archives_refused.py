@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Archives that a server does not take, of which nothing is kept; and the longest that it does."""
 
+import asyncio
 import gzip
 import json
 import time
@@ -15,6 +16,7 @@ from protocol.messages import parse
 from protocol.run_archive import RunArchive
 from ps_service.archives import import_run as store_run
 from ps_service.round_runner import RoundRunner
+from ps_service.storage import condemned_records
 from ps_service.storage.files import FileBlobs
 from tests.ps_service.archived import a_history, document_of, operator_of
 from tests.ps_service.conftest import a_message, values_like
@@ -87,16 +89,25 @@ async def test_tensors_that_go_while_the_run_is_written_are_missed(start_server,
     run_id, _ = await a_history(server)
     document = await document_of(server, run_id)
 
+    loop = asyncio.get_running_loop()
+
+    async def go(digest):
+        async with server.stores.records.write() as connection:
+            await condemned_records.condemn(connection, [digest], 0)
+            await condemned_records.have_gone(connection, [digest])
+
     class Losing(FileBlobs):
         def read_into(self, digest, offset, buffer):
             super().read_into(digest, offset, buffer)
+            asyncio.run_coroutine_threadsafe(go(digest), loop).result(30)
             self.delete(digest)
 
     runner = a_runner_on(Losing(tmp_path), server)
     before, _ = await server.inventory()
     with pytest.raises(UnknownTensors, match="version 3: nothing is stored"):
         await store_run(runner, parse(RunArchive, document))
-    assert (await server.inventory())[0] == before
+    after, _ = await server.inventory()
+    assert after | {"condemned": before["condemned"]} == before
 
 
 async def test_only_an_operator_imports_and_a_stranger_s_body_is_not_unpacked(server):

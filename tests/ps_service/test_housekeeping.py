@@ -11,6 +11,7 @@ from protocol.errors import NotFound
 from protocol.messages import MetricsReport
 from ps_service.effects import perform_effects
 from ps_service.housekeeping import SWEEP_EVERY_S
+from ps_service.storage import condemned_records
 from ps_service.storage.files import FileBlobs
 
 
@@ -143,11 +144,13 @@ async def test_an_update_whose_bytes_go_before_its_receipt_is_asked_for_again(st
     update = server.an_update(assignment)
     url = (await worker.declare(assignment, update.header)).json()["upload_url"]
     digest = digest_of([update.body])
-    async with server.stores.records.write():  # the body is sealed; what follows waits for this lock
+    async with server.stores.records.write() as connection:  # the body is sealed; what follows waits for this
         sending = asyncio.create_task(worker.put(url, update.body))
-        while digest not in stored(server):
+        while not server.stores.records._writing._waiters:
             await asyncio.sleep(0.001)
+        await condemned_records.condemn(connection, [digest], 0)
         server.stores.blobs.delete(digest)
+        await condemned_records.have_gone(connection, [digest])
     answer = await sending
     assert (answer.status_code, answer.json()["code"]) == (408, "upload-interrupted")
     assert (await worker.send(assignment, update)).digest == digest
