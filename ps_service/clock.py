@@ -13,6 +13,10 @@ class Clock(Protocol):
         """UTC in integer milliseconds."""
         ...
 
+    def follow(self, utc_ms: int) -> None:
+        """Come a little nearer to the time of others who must agree with this one; never go backwards."""
+        ...
+
 
 def _elapsed_ns() -> int:
     """Time that no setting of the clock changes; on Linux it counts a suspended machine's sleep too."""
@@ -35,7 +39,20 @@ class SystemClock:
     ) -> None:
         """Args: utc_ns: asked once; servers that share a database ask that, and agree."""
         self._monotonic_ns = monotonic_ns
-        self._anchor_ns = max(utc_ns(), not_before_ms * 1_000_000) - monotonic_ns()
+        self._told_ms = 0
+        self._followed_ns = monotonic_ns()
+        self._anchor_ns = max(utc_ns(), not_before_ms * 1_000_000) - self._followed_ns
 
     def now_ms(self) -> int:
-        return (self._anchor_ns + self._monotonic_ns()) // 1_000_000
+        self._told_ms = max(self._told_ms, (self._anchor_ns + self._monotonic_ns()) // 1_000_000)
+        return self._told_ms
+
+    def follow(self, utc_ms: int) -> None:
+        """By half a percent of the time that has passed since the last call: crystals differ by less.
+
+        Whoever's clock is set moves no deadline at once.
+        """
+        now_ns = self._monotonic_ns()
+        most_ns = (now_ns - self._followed_ns) // 200
+        self._followed_ns = now_ns
+        self._anchor_ns += max(-most_ns, min(utc_ms * 1_000_000 - (self._anchor_ns + now_ns), most_ns))

@@ -26,7 +26,10 @@ class Fellows:
         self.count = 1
 
     async def look(self) -> float:
-        """Give the seconds until the next look. What this server has sent is written down meanwhile, too."""
+        """Give the seconds until the next look.
+
+        What this server has sent is written down meanwhile, and its clock follows the database's.
+        """
         records = self._runner.stores.records
         if not records.shared:
             return ALONE_S
@@ -37,6 +40,7 @@ class Fellows:
         if count != self.count:
             log.info("%d servers share the records", count)
         self.count = count
+        self._runner.clock.follow(now_ms)
         await self._runner.write_down_sent()
         return LOOK_EVERY_S
 

@@ -52,6 +52,9 @@ class ManualClock:
     def now_ms(self) -> int:
         return self._now_ms
 
+    def follow(self, utc_ms: int) -> None:
+        """It does not."""
+
     def advance(self, milliseconds: int) -> None:
         self._now_ms += milliseconds
 

@@ -19,6 +19,25 @@ def test_setting_the_machine_s_clock_moves_no_deadline(step_s):
     assert clock.now_ms() == 1_000_002_000
 
 
+def test_a_clock_follows_another_by_half_a_percent_and_never_goes_backwards():
+    passed_s = [0.0]
+    clock = SystemClock(lambda: 10**15, lambda: int(passed_s[0] * 10**9))
+
+    def after(seconds, follows_ms):
+        passed_s[0] += seconds
+        before_ms = clock.now_ms()
+        clock.follow(follows_ms)
+        assert clock.now_ms() >= before_ms
+        passed_s[0] += 1
+        return clock.now_ms() - 1_000_000_000
+
+    assert after(10, 1_000_010_020) == 11_020, "what crystals differ by is made up for"
+    assert after(9, 1_000_020_000) == 21_000
+    assert after(9, 1_003_630_000) == 31_050, "who set a clock moves nobody's by much"
+    assert after(9, 0) == 41_000
+    assert after(9, 0) == 50_950
+
+
 def test_a_clock_that_is_behind_goes_on_from_what_was_written_down():
     assert SystemClock(lambda: 10**9, lambda: 5, not_before_ms=2_000).now_ms() == 2_000
     assert SystemClock(lambda: 10**9, lambda: 5, not_before_ms=999).now_ms() == 1_000
