@@ -165,6 +165,8 @@ class RoundSummary(Answered):
     declined: int
     lost: int = 0
     """Workers that had not answered and were not heard of, now or when the round ended."""
+    refused: int = 0
+    """Updates that were admitted, and found not good when they were to be combined."""
     opened_ms: Count
     deadline_ms: Count
     last_admitted_ms: Count | None = None

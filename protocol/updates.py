@@ -27,7 +27,7 @@ class UpdateHeader(Said):
 class StoreRequest(Answered):
     """A request that a worker may make of the object store itself, as nobody: its address is signed."""
 
-    url: Annotated[str, Field(max_length=8192)]
+    url: Annotated[str, Field(max_length=16_384)]
     headers: Annotated[dict[str, str], Field(max_length=16)] = Field(default_factory=dict)
 
 

@@ -106,7 +106,7 @@ class StoredMessage:
     def __init__(self, blobs: BlobStore, digest: str) -> None:
         self._blobs = blobs
         self._digest = digest
-        self.layout = _stored_layout(blobs, digest)
+        self.layout = _known_layout(blobs, digest)
         self._index = {(t.bundle, t.name): i for i, t in enumerate(self.layout.header.tensors)}
 
     def read(self, bundle: str, name: str, start: int, out: Chunk) -> None:
@@ -136,9 +136,12 @@ class StoredMessage:
         return self.layout.header.tensors[self._index[bundle, name]].constants
 
 
-@functools.lru_cache(maxsize=256)
-def _stored_layout(blobs: BlobStore, digest: str) -> Layout:
-    """Many read the same message: every upload is checked against the parameters it was made from."""
+def stored_layout(blobs: BlobStore, digest: str) -> Layout:
+    """Where the tensors of a stored message are.
+
+    Raises:
+        MalformedTensorMessage, TruncatedTensorMessage, UnknownEncoding: it is no tensor message.
+    """
     size_bytes = blobs.size(digest) or 0
     most_bytes = min(size_bytes, DEFAULT_LIMITS.header_bytes)
     prefix = np.empty(min(most_bytes, HEADER_BYTES), np.uint8)
@@ -150,6 +153,10 @@ def _stored_layout(blobs: BlobStore, digest: str) -> Layout:
             if prefix.size == most_bytes:
                 raise
         prefix = np.empty(most_bytes, np.uint8)
+
+
+_known_layout = functools.lru_cache(maxsize=256)(stored_layout)
+"""Many read the same message: every upload is checked against the parameters it was made from."""
 
 
 class _Starts:

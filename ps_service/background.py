@@ -27,7 +27,10 @@ async def background(service: Service) -> AsyncIterator[None]:
     troubles = Troubles(log)
 
     async def performing() -> float:
-        return 60.0 if await perform_effects(service.runner, service.note_refusal, troubles) else RETRY_S
+        done = await perform_effects(
+            service.runner, troubles, service.settings.quarantine_after, service.note_quarantine
+        )
+        return 60.0 if done else RETRY_S
 
     watches: dict[str, Callable[[], Awaitable[float]]] = {
         DEADLINES: partial(tick, service.runner, troubles),

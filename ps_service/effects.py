@@ -10,6 +10,7 @@ its round.
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -18,10 +19,9 @@ from protocol.messages import RoundStatus
 from ps_service import round_machine
 from ps_service.aggregation import aggregate
 from ps_service.contributions import contributions
-from ps_service.late_checks import refuse_what_is_not_good
+from ps_service.late_checks import Quarantined, refuse_what_is_not_good
 from ps_service.round_runner import RoundRunner
-from ps_service.standing import NoteRefusal
-from ps_service.storage import effect_records, version_records
+from ps_service.storage import credential_records, effect_records, version_records
 from ps_service.storage.effect_records import StoredEffect
 from ps_service.storage.existing import missing_blobs, seen_blobs, the_round, the_run
 from ps_service.transitions import round_event
@@ -30,14 +30,21 @@ from ps_service.troubles import Troubles
 log = logging.getLogger("fed_sophia.rounds")
 
 
+def _nobody(_worker_id: str, _error: FedSophiaError) -> None:
+    """Is told."""
+
+
 async def perform_effects(
-    runner: RoundRunner, note_refusal: NoteRefusal, troubles: Troubles | None = None
+    runner: RoundRunner,
+    troubles: Troubles | None = None,
+    quarantine_after: int = 0,
+    told: Quarantined = _nobody,
 ) -> bool:
     """Perform everything that is not ticked off, oldest first; False if something is to be tried again.
 
     Args:
-        note_refusal: told of updates that are found not good only now.
         troubles: what failed the last time, so that it is not said each time.
+        quarantine_after, told: as `refuse_what_is_not_good` has them.
     """
     troubles = troubles or Troubles(log)
     async with runner.stores.records.read() as connection:
@@ -50,7 +57,7 @@ async def perform_effects(
                 all_done = False  # another server does it, or did
                 continue
             async with runner.leases.kept(effect.effect_id):
-                await _perform(runner, effect, note_refusal)
+                await _perform(runner, effect, quarantine_after, told)
             troubles.worked(aggregation)
         except Exception as error:
             # it stays in the records; what other runs wait for must not wait behind it
@@ -59,7 +66,9 @@ async def perform_effects(
     return all_done
 
 
-async def _perform(runner: RoundRunner, effect: StoredEffect, note_refusal: NoteRefusal) -> None:
+async def _perform(
+    runner: RoundRunner, effect: StoredEffect, quarantine_after: int, told: Quarantined
+) -> None:
     """Aggregate, or abandon the round if it cannot be.
 
     Raises:
@@ -67,8 +76,8 @@ async def _perform(runner: RoundRunner, effect: StoredEffect, note_refusal: Note
             nothing is lost.
     """
     try:
-        await refuse_what_is_not_good(runner, effect, note_refusal)
-        await _aggregate(runner, effect)
+        good = await refuse_what_is_not_good(runner, effect, quarantine_after, told)
+        await _aggregate(runner, effect, good)
     except (StorageNotWritable, StorageUnavailable, NotReady, OSError, SQLAlchemyError):
         raise
     except FedSophiaError as error:
@@ -79,7 +88,7 @@ async def _perform(runner: RoundRunner, effect: StoredEffect, note_refusal: Note
         await _aggregation_failed(runner, effect, "internal error; the server's log has the reason")
 
 
-async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
+async def _aggregate(runner: RoundRunner, effect: StoredEffect, good: Collection[str]) -> None:
     async with runner.stores.records.read() as connection:
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
@@ -103,11 +112,16 @@ async def _aggregate(runner: RoundRunner, effect: StoredEffect) -> None:
         workers=stored.state.workers,
     )
     runner.meters.aggregation_seconds.observe(time.perf_counter() - started)
-    await _aggregated(runner, effect, combined)
+    await _aggregated(runner, effect, combined, good)
 
 
-async def _aggregated(runner: RoundRunner, effect: StoredEffect, tensors: dict[str, str]) -> None:
-    """The effect's round has been combined into these bundles: record the version, tick the effect off."""
+async def _aggregated(
+    runner: RoundRunner, effect: StoredEffect, tensors: dict[str, str], good: Collection[str]
+) -> None:
+    """The effect's round has been combined into these bundles: record the version, tick the effect off.
+
+    Args: good: workers whose updates were found good only now.
+    """
     seen = await seen_blobs(runner.stores, set(tensors.values()))
     async with runner.transition() as transition:
         connection, now_ms = transition.connection, transition.now_ms
@@ -121,6 +135,8 @@ async def _aggregated(runner: RoundRunner, effect: StoredEffect, tensors: dict[s
             version = stored.state.base_version + 1
             await version_records.add_version(connection, run.run_id, version, effect.round, tensors, now_ms)
             await round_event(transition, run, stored, round_machine.Aggregated(now_ms))
+            senders = await credential_records.workers_by_id(connection, good)
+            await credential_records.end_refusals(connection, senders.values())
         await effect_records.finish_effect(connection, effect.effect_id, now_ms)
 
 

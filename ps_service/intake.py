@@ -72,9 +72,19 @@ class Intake:
         Raises:
             What `feed` raises.
         """
+        while self.read_some(part):
+            pass
+
+    def read_some(self, part: Readable, size_bytes: int = 16 * READ_BYTES) -> bool:
+        """As `read_again`, but so many bytes at most; False once there are no more."""
         buffer = np.empty(READ_BYTES, np.uint8).data  # mostly there is nothing: no page of it is touched then
-        while count := part.read_into(self._received_bytes, buffer):
+        until_bytes = self._received_bytes + size_bytes
+        while self._received_bytes < until_bytes:
+            count = part.read_into(self._received_bytes, buffer)
+            if not count:
+                return False
             self._look_at(buffer[:count])
+        return True
 
     def feed(self, pieces: Sequence[bytes]) -> None:
         """Take the next bytes, in pieces of any size.

@@ -7,17 +7,18 @@ others if they are a quorum. To be repeated after a crash: the same bytes are fo
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 
-from protocol.errors import Fault, FedSophiaError
+from protocol.errors import Fault, FedSophiaError, StorageCorrupt
 from protocol.messages import Admitted, RoundStatus, RunSpec
 from ps_service import round_machine
 from ps_service.assigning import started_from
 from ps_service.in_order import in_order, useful_threads
-from ps_service.intake import intake_of_update
+from ps_service.intake import READ_BYTES, intake_of_update
+from ps_service.quarantine import count_refusal
 from ps_service.round_runner import RoundRunner
-from ps_service.standing import NoteRefusal
-from ps_service.storage import credential_records, update_records, version_records
+from ps_service.storage import assignment_records, update_records, version_records
 from ps_service.storage.blobs import BlobStore
 from ps_service.storage.effect_records import StoredEffect
 from ps_service.storage.existing import the_round, the_run
@@ -26,10 +27,19 @@ from ps_service.transitions import round_event
 
 NotGood = tuple[StoredUpdate, FedSophiaError]
 """An update, and what is wrong with it."""
+Quarantined = Callable[[str, FedSophiaError], None]
+"""(worker, why its last update was not taken)."""
 
 
-async def refuse_what_is_not_good(runner: RoundRunner, effect: StoredEffect, note: NoteRefusal) -> None:
+async def refuse_what_is_not_good(
+    runner: RoundRunner, effect: StoredEffect, quarantine_after: int, told: Quarantined
+) -> set[str]:
     """Leave out of the effect's round what should not have been admitted; without a quorum it is abandoned.
+
+    Args: told: of each worker that is put into quarantine for it.
+
+    Returns:
+        The workers whose updates were found good only now.
 
     Raises:
         StorageCorrupt, StorageUnavailable: an update cannot be read.
@@ -38,27 +48,20 @@ async def refuse_what_is_not_good(runner: RoundRunner, effect: StoredEffect, not
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
         if stored.state.status is not RoundStatus.AGGREGATING:
-            return
+            return set()
         updates = await update_records.updates_of_round(connection, run.run_id, effect.round)
         unseen = [update for update in updates if update.admitted is Admitted.AT_AGGREGATION]
         params = {
             version: started_from(await version_records.tensors_of(connection, run.run_id, version))
             for version in {update.version for update in unseen}
         }
-        senders = {update.worker_id for update in unseen}
-        workers = await credential_records.workers_by_id(connection, senders)
     if not unseen:
-        return
+        return set()
     refused = await asyncio.to_thread(not_good, runner.stores.blobs, run.spec, unseen, params)
     if refused:
-        await _refuse(runner, effect, refused)
-    good = {update.worker_id for update in unseen} - {update.worker_id for update, _ in refused}
-    if any(workers[worker_id].refusals for worker_id in good):
-        async with runner.transition() as transition:
-            found = await credential_records.workers_by_id(transition.connection, good)
-            await credential_records.end_refusals(transition.connection, found.values())
-    for update, error in refused:  # a crash before this costs the operator a note, and no more
-        await note(update.worker_id, update.assignment_id, error)
+        for worker_id, error in await _refuse(runner, effect, refused, quarantine_after):
+            told(worker_id, error)
+    return {update.worker_id for update in unseen} - {update.worker_id for update, _ in refused}
 
 
 def not_good(
@@ -83,30 +86,62 @@ def not_good(
 
 
 def _fault_of(blobs: BlobStore, spec: RunSpec, update: StoredUpdate, params: str) -> FedSophiaError | None:
+    """What is wrong with an update; one read that went wrong is none of it.
+
+    Raises: StorageCorrupt: the store has compared the bytes with their digest, and now gives others.
+    """
     message = _Sealed(blobs, update.digest, update.header.size_bytes)
-    intake = intake_of_update(blobs, spec, update.header, params, message)
-    try:
-        intake.read_again(message)
-        intake.finish()
-    except FedSophiaError as error:
-        if error.fault is not Fault.CALLER:
-            raise
-        return error
-    return None
+    fault = None
+    for _ in range(2):
+        intake = intake_of_update(blobs, spec, update.header, params, message)
+        try:
+            intake.read_again(message)
+            intake.finish()
+        except FedSophiaError as error:
+            if error.fault is not Fault.CALLER:
+                raise
+            fault = error
+        else:
+            return None
+    if not _is_itself(message):
+        raise StorageCorrupt(f"tensor message {update.digest} is read with another digest")
+    return fault
 
 
-async def _refuse(runner: RoundRunner, effect: StoredEffect, refused: Sequence[NotGood]) -> None:
+def _is_itself(message: "_Sealed") -> bool:
+    """Whether the bytes still have their digest."""
+    sha256, offset = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(READ_BYTES))
+    while count := message.read_into(offset, buffer):
+        sha256.update(buffer[:count])
+        offset += count
+    return sha256.hexdigest() == message.digest
+
+
+async def _refuse(
+    runner: RoundRunner, effect: StoredEffect, refused: Sequence[NotGood], quarantine_after: int
+) -> list[tuple[str, FedSophiaError]]:
+    """Write it down; give the workers that are in quarantine for it, and why."""
     async with runner.transition() as transition:
         connection = transition.connection
+        if not await runner.leases.held(connection, effect.effect_id):
+            return []
         run = await the_run(connection, effect.run_id)
         stored = await the_round(connection, effect.run_id, effect.round)
         before = await update_records.updates_of_round(connection, run.run_id, effect.round)
-        awaited = {update.assignment_id for update in before}  # another server may have found them meanwhile
-        gone = {u.assignment_id: error for u, error in refused if u.assignment_id in awaited}
+        awaited = {update.assignment_id for update in before}
+        gone = {u.assignment_id: (u, error) for u, error in refused if u.assignment_id in awaited}
         if stored.state.status is not RoundStatus.AGGREGATING or not gone:
-            return
-        for assignment_id, error in gone.items():
-            await update_records.refuse_update(connection, assignment_id, f"{error.code}: {error.detail}")
+            return []
+        quarantined = []
+        for update, error in gone.values():
+            await update_records.refuse_update(
+                connection, update.assignment_id, f"{error.code}: {error.detail}"
+            )
+            await assignment_records.note_refusal(connection, update.assignment_id, error.code)
+            # whatever is wrong with it: the store has compared the bytes, so they came to no harm on the way
+            if await count_refusal(transition, update.worker_id, error, quarantine_after):
+                quarantined.append((update.worker_id, error))
         base_version, buffered = stored.state.base_version, stored.state.buffered
         left = {update.slot for update in before if update.assignment_id not in gone}
         event = round_machine.UpdatesRefused(
@@ -115,7 +150,8 @@ async def _refuse(runner: RoundRunner, effect: StoredEffect, refused: Sequence[N
             tuple(base_version - u.version for u in before if buffered and u.assignment_id in gone),
             len(left) if buffered else 0,
         )
-        await round_event(transition, run, stored, event)
+        await round_event(transition, run, await the_round(connection, run.run_id, effect.round), event)
+    return quarantined
 
 
 class _Sealed:
@@ -123,13 +159,13 @@ class _Sealed:
 
     def __init__(self, blobs: BlobStore, digest: str, size_bytes: int) -> None:
         self._blobs = blobs
-        self._digest = digest
+        self.digest = digest
         self._size_bytes = size_bytes
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         view = memoryview(buffer)[: self._size_bytes - offset]
         if view:
-            self._blobs.read_into(self._digest, offset, view)
+            self._blobs.read_into(self.digest, offset, view)
         return len(view)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

@@ -58,6 +58,13 @@ class Leases:
         finally:
             renewing.cancel()
 
+    async def held(self, connection: AsyncConnection, effect_id: int) -> bool:
+        """Whether it is this server's still, and will be for as long as this transaction takes."""
+        if not self._records.shared:
+            return True
+        until_ms = await self._records.now_ms(connection) + self._lease_ms
+        return await lease_records.renew_lease(connection, effect_id, self.holder, until_ms)
+
     async def end(self, connection: AsyncConnection, effect_id: int) -> bool:
         """Give the lease up with this transaction, which writes down what was done; False if it was lost."""
         if not self._records.shared:

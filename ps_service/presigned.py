@@ -20,6 +20,10 @@ from ps_service.troubles import Troubles
 log = logging.getLogger("fed_sophia.storage")
 
 MOST_RUNS = 1_000
+MOST_ASSIGNMENTS = 100_000
+MOST_DECLARED = 2
+"""Different updates for one assignment that are let into the store: what comes of those that were replaced
+lies there until a sweep, and no limit of a run's disk knows of it."""
 _SIGNING = "signing addresses of the object store"
 
 
@@ -30,6 +34,7 @@ class Presigned:
         self._stores = stores
         self._addresses = stores.blobs.addresses
         self._troubles = Troubles(log)
+        self._declared: OrderedDict[str, set[str]] = OrderedDict()  # {assignment: digests}
         self._runs: OrderedDict[str, bool] = OrderedDict()  # whether they let workers, which does not change
 
     async def upload(self, run: StoredRun, upload: StoredUpload, offset: int) -> StoreRequest | None:
@@ -40,6 +45,12 @@ class Presigned:
         addresses, header = self._addresses, upload.header
         if addresses is None or not run.spec.presigned or offset or header.size_bytes > addresses.most_bytes:
             return None
+        declared = self._declared.setdefault(upload.assignment_id, set())
+        if len(declared | {header.digest}) > MOST_DECLARED:
+            return None
+        declared.add(header.digest)
+        if len(self._declared) > MOST_ASSIGNMENTS:
+            self._declared.popitem(last=False)
         try:
             signed = await asyncio.to_thread(
                 addresses.upload, upload.upload_id, header.digest, header.size_bytes

@@ -65,7 +65,11 @@ class Service:
         """An update was not taken for what is in it."""
         most = self.settings.quarantine_after
         if await quarantine.note_refusal(self.runner, worker_id, assignment_id, error, most):
-            self.audit.note("server", "quarantine", {"worker_id": worker_id, "code": error.code})
+            self.note_quarantine(worker_id, error)
+
+    def note_quarantine(self, worker_id: str, error: FedSophiaError) -> None:
+        """A worker is in quarantine. Args: error: why its last update was not taken."""
+        self.audit.note("server", "quarantine", {"worker_id": worker_id, "code": error.code})
 
     def stop_waiting(self) -> None:
         """Send waiting requests home, so that they do not hold up a stop."""

@@ -105,7 +105,8 @@ class Settings(BaseSettings):
     @classmethod
     def _scheme_and_host(cls, value: str) -> str:
         place = urlsplit(value)
-        if value and (place.scheme not in ("http", "https") or not place.netloc or place.path.strip("/")):
+        beside = (place.path.strip("/"), place.query, place.fragment, place.username, place.password)
+        if value and (place.scheme not in ("http", "https") or not place.hostname or any(beside)):
             raise ValueError("expected http(s)://host[:port]")
         return value
 

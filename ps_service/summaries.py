@@ -79,6 +79,7 @@ async def round_summaries(
                 admitted=state.admitted,
                 declined=state.declined,
                 lost=state.lost,
+                refused=state.refused,
                 opened_ms=state.opened_ms,
                 deadline_ms=state.deadline_ms,
                 last_admitted_ms=state.last_admitted_ms,

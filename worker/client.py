@@ -64,6 +64,8 @@ SILENCE_TIMEOUT_S = 60.0
 MOST_IN_BUFFERS = 8 * 1024 * 1024
 SLOWEST_BYTES_PER_S = 32 * 1024
 """A link slower than this may be given up and gone on with."""
+SLOWEST_STORE = 4 * 1024 * 1024
+"""Bytes a second that the server reads of its object store."""
 LONG_POLL_MARGIN_S = 15.0
 KEEPALIVE_S = 4.0
 """Idle connections are dropped before the usual server (5 s) drops them under a request."""
@@ -234,14 +236,17 @@ class ServerClient:
                 return number_in(response.headers.get("Upload-Offset", ""), "Upload-Offset")
             return parsed(Receipt, await _small_body(response))
 
-    async def stored(self, upload_url: str) -> Receipt:
+    async def stored(self, upload_url: str, size_bytes: int) -> Receipt:
         """Say that the body of a declared update is in the object store.
+
+        Args: size_bytes: how long it is: the server may have to read it.
 
         Raises:
             UploadInterrupted: the server does not find it there.
         """
-        _, body = await self._ask("POST", f"{_own_path(upload_url)}/stored", (200,))
-        return parsed(Receipt, body)
+        path, silence_s = f"{_own_path(upload_url)}/stored", SILENCE_TIMEOUT_S + size_bytes / SLOWEST_STORE
+        async with self._answer("POST", path, (200,), silence_s=silence_s) as response:
+            return parsed(Receipt, await _small_body(response))
 
     async def decline(self, assignment_id: str, decline: Decline) -> None:
         await self._ask("POST", f"/v1/assignments/{_part(assignment_id)}/decline", (204,), decline)

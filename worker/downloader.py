@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches a tensor message, and goes on where it was cut off as long as each attempt brings it further."""
 
-from protocol.errors import ServerUnreachable
+from protocol.errors import DigestMismatch, ServerUnreachable
 from worker.client import ServerClient
 from worker.download import Download
 from worker.store_client import StoreClient
@@ -29,7 +29,7 @@ class Downloader:
         download, self._cut_off = self._cut_off, None
         if download is None or download.digest != digest:
             download = Download(digest)
-        store = self._store
+        store, believes = self._store, True
         while True:
             before = download.received_bytes
             try:
@@ -42,6 +42,12 @@ class Downloader:
                     return message
                 if download.received_bytes < before + LEAST_PROGRESS_BYTES:
                     store = None  # the server has it, too
+            except DigestMismatch:
+                if self._store is None or not believes:
+                    raise
+                # what came of the store may be what is wrong: once more, all of it from the server
+                store, believes = None, False
+                download.forget()
             except ServerUnreachable:
                 if download.received_bytes < before + LEAST_PROGRESS_BYTES:
                     self._cut_off = download

@@ -7,9 +7,10 @@ through the server.
 """
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -24,7 +25,7 @@ from worker.sending import send
 from worker.tls import tls_of
 
 _NOT_DONE = (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError)
-_SIGNING = {"content-length", "x-amz-checksum-sha256", "x-ms-blob-type"}
+_SIGNING = {"content-length", "if-none-match", "x-amz-checksum-sha256", "x-ms-blob-type"}
 
 
 class StoreClient:
@@ -67,7 +68,7 @@ class StoreClient:
     async def put(self, request: StoreRequest, size_bytes: int, chunks: AsyncIterator[bytes]) -> bool:
         """Put a whole message there; False: the store has not taken it."""
         headers = {name.lower(): value for name, value in request.headers.items()}
-        if not self._is_taken(request.url) or headers.keys() - _SIGNING:
+        if not self._is_taken(request.url) or headers.keys() - _SIGNING or not _is_ascii(headers):
             return False
         headers["content-length"] = str(size_bytes)
         try:
@@ -76,7 +77,8 @@ class StoreClient:
             await answer.aclose()
         except _NOT_DONE:
             return False
-        return answer.is_success
+        self._http.cookies.clear()
+        return answer.is_success or answer.status_code == httpx.codes.PRECONDITION_FAILED  # it is there
 
     async def get(
         self, address: str, download: Download, at_most_bytes: int | None = None
@@ -100,6 +102,7 @@ class StoreClient:
                 await download.take_all(size_bytes, first, answer.aiter_raw())
             finally:
                 await answer.aclose()
+                self._http.cookies.clear()
             return download.finished() if download.received_bytes == size_bytes else None
         except (*_NOT_DONE, UnexpectedAnswer):
             return None
@@ -108,4 +111,12 @@ class StoreClient:
             return None
 
     def _is_taken(self, address: str) -> bool:
-        return speaks_tls(address) or not self._only_tls
+        try:
+            _ = urlsplit(address).port
+        except ValueError:
+            return False
+        return address.isascii() and (speaks_tls(address) or not self._only_tls)
+
+
+def _is_ascii(headers: Mapping[str, str]) -> bool:
+    return all(value.isascii() and value.isprintable() for value in headers.values())

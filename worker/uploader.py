@@ -10,8 +10,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from protocol.errors import (
+    DigestMismatch,
+    MalformedTensorMessage,
     MessageTooLarge,
     ServerUnreachable,
+    SizeMismatch,
+    StorageNotWritable,
+    StorageUnavailable,
+    TruncatedTensorMessage,
     UnexpectedAnswer,
     UploadInterrupted,
     UploadOffsetMismatch,
@@ -24,6 +30,16 @@ from worker.store_client import StoreClient
 MOST_PART_BYTES = 256 * 1024 * 1024
 LEAST_PART_BYTES = 256 * 1024
 CHUNK_BYTES = 1024 * 1024
+_NOT_THERE = (
+    UploadInterrupted,
+    StorageNotWritable,
+    StorageUnavailable,
+    DigestMismatch,
+    SizeMismatch,
+    TruncatedTensorMessage,
+    MalformedTensorMessage,
+)
+"""What the server says of a body in the store that it cannot use: it takes the same body itself."""
 
 
 class Uploader:
@@ -35,6 +51,8 @@ class Uploader:
         self._store = store
         self._part_bytes = MOST_PART_BYTES
         self._part_first = 0
+        self._put_url: str | None = None
+        """Of the last body that was put into the store, while the server has not said what it found."""
 
     async def push(self, assignment_id: str, header: UpdateHeader, message: Path) -> Receipt:
         """Declare an update and send what the server does not hold of it; give the receipt.
@@ -42,7 +60,7 @@ class Uploader:
         Raises:
             ServerUnreachable, UploadInterrupted: an attempt brought it no further.
         """
-        reached, unharmed = -1, True
+        reached, unharmed, past = -1, True, True
         cut_off: ServerUnreachable | UploadInterrupted | None = None
         while True:
             answer = await self._client.declare(assignment_id, header)
@@ -56,8 +74,9 @@ class Uploader:
                 if answer.offset < reached + LEAST_PROGRESS_BYTES:
                     raise cut_off
             reached = answer.offset
-            if cut_off is None and (stored := await self._put(answer, header.size_bytes, message)):
+            if past and (stored := await self._past(answer, header.size_bytes, message)):
                 return stored
+            past = False
             try:
                 receipt = await self._send(answer.upload_url, reached, header.size_bytes, message)
             except UploadOffsetMismatch as error:
@@ -76,16 +95,20 @@ class Uploader:
                 return receipt
             unharmed = False
 
-    async def _put(self, offer: UploadOffer, size_bytes: int, message: Path) -> Receipt | None:
+    async def _past(self, offer: UploadOffer, size_bytes: int, message: Path) -> Receipt | None:
         """Put the body into the object store; None: it is to be sent to the server."""
         if self._store is None or offer.put is None:
             return None
-        if not await self._store.put(offer.put, size_bytes, _chunks(message, 0, size_bytes)):
-            return None
+        if self._put_url != offer.upload_url:
+            if not await self._store.put(offer.put, size_bytes, _chunks(message, 0, size_bytes)):
+                return None
+            self._put_url = offer.upload_url
         try:
-            return await self._client.stored(offer.upload_url)
-        except UploadInterrupted:
-            return None
+            receipt = await self._client.stored(offer.upload_url, size_bytes)
+        except _NOT_THERE:
+            receipt = None
+        self._put_url = None  # if no answer came at all, the next push asks first
+        return receipt
 
     def _make_parts_smaller(self) -> bool:
         smaller = max(self._part_bytes // 4, LEAST_PART_BYTES)

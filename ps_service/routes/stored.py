@@ -6,14 +6,15 @@ here, and their values before the round is combined. From any other store they a
 like a body that comes here.
 """
 
-from functools import partial
+import asyncio
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 
-from protocol.errors import UploadInterrupted
-from protocol.messages import Admitted, Receipt, RunSpec
+from protocol.errors import Fault, FedSophiaError, UploadInterrupted
+from protocol.messages import Admitted, Receipt, RunSpec, UpdateHeader
 from ps_service.admission import check_update_message, require_open
-from ps_service.aggregation import StoredMessage
+from ps_service.aggregation import stored_layout
 from ps_service.assigning import started_from
 from ps_service.intake import intake_of_update
 from ps_service.openapi import BEARER
@@ -27,6 +28,9 @@ from ps_service.storage.existing import require_not_in_quarantine
 from ps_service.storage.situations import staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
 from ps_service.to_its_end import to_its_end
+
+if TYPE_CHECKING:
+    from ps_service.storage.addresses import Addresses
 
 
 def router(service: Service) -> APIRouter:
@@ -50,36 +54,55 @@ def router(service: Service) -> APIRouter:
                 if situation.receipt is not None:
                     return same_update(situation.receipt, upload.header.digest)
                 require_open(situation, staleness)
-                look = partial(_look, blobs, run.spec, upload, started_from(tensors))
+                if not run.spec.presigned or blobs.addresses is None:
+                    raise UploadInterrupted("this run's updates are sent to the server")
+                params = started_from(tensors)
                 async with (
                     noting_refusals(service.note_refusal, worker, upload.assignment_id),
                     unless_closed(service, upload.assignment_id),
                 ):
-                    admitted = await to_its_end(look)
+                    if await asyncio.to_thread(_is_in_place, blobs, run.spec, upload.header):
+                        admitted = Admitted.AT_AGGREGATION
+                    else:
+                        await _take_in(blobs, blobs.addresses, run.spec, upload, params)
+                        admitted = Admitted.ON_ARRIVAL
                 return await service.runner.admit(upload, admitted)
 
     return routes
 
 
-def _look(blobs: BlobStore, spec: RunSpec, upload: StoredUpload, params: str) -> Admitted:
-    """See that the message is there, and is of the kind declared; tell when its values are looked at. Blocks.
+def _is_in_place(blobs: BlobStore, spec: RunSpec, header: UpdateHeader) -> bool:
+    """Whether the message is there under its digest; if so, it is of the kind declared. Blocks.
+
+    Raises:
+        MalformedTensorMessage, ShapeMismatch, BundleMismatch, OutsideBound: it is not.
+    """
+    if blobs.size(header.digest) != header.size_bytes:
+        return False
+    # not remembered: nobody has looked into it, and it may be made to fill the memory
+    check_update_message(stored_layout(blobs, header.digest).header, spec, header)
+    return True
+
+
+async def _take_in(
+    blobs: BlobStore, addresses: "Addresses", spec: RunSpec, upload: StoredUpload, params: str
+) -> None:
+    """Read once what the store has not compared with its digest; it is a message then.
 
     Raises:
         UploadInterrupted: it is not there.
         The errors of an `Intake`.
     """
     header = upload.header
-    if blobs.size(header.digest) == header.size_bytes:
-        check_update_message(StoredMessage(blobs, header.digest).layout.header, spec, header)
-        return Admitted.AT_AGGREGATION
-    arrived = None if blobs.addresses is None else blobs.addresses.arrived(upload.upload_id)
+    arrived = await asyncio.to_thread(addresses.arrived, upload.upload_id, header.size_bytes)
     if arrived is None:
         raise UploadInterrupted("the body is not in the object store; send it here, or put it there again")
     try:
-        intake = intake_of_update(blobs, spec, header, params, arrived)
-        intake.read_again(arrived)
-        intake.finish_and_seal()
-    except BaseException:
-        arrived.discard()
+        intake = await asyncio.to_thread(intake_of_update, blobs, spec, header, params, arrived)
+        while await asyncio.to_thread(intake.read_some, arrived):
+            pass  # in pieces: others want the threads, too
+        await to_its_end(intake.finish_and_seal)
+    except BaseException as error:
+        of_update = isinstance(error, FedSophiaError) and error.fault is Fault.CALLER
+        await to_its_end(arrived.discard if of_update else arrived.let_go)
         raise
-    return Admitted.ON_ARRIVAL

@@ -11,20 +11,21 @@ else, so it is shown to nobody but the worker.
 
 import logging
 import secrets
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import obstore
 from obstore.store import HTTPStore, LocalStore, MemoryStore
 
-from protocol.errors import StorageCorrupt, StorageNotWritable, StorageUnavailable
+from protocol.errors import SizeMismatch, StorageNotWritable, StorageUnavailable, UploadInterrupted
 from protocol.updates import StoreRequest
+from ps_service.storage import s3_signing
 from ps_service.storage.object_access import ObjectAccess, blob_key
-
-if TYPE_CHECKING:
-    from ps_service.storage.s3_signing import S3Signer
+from ps_service.storage.s3_signing import S3Signer
 
 log = logging.getLogger("fed_sophia.storage")
 
@@ -32,7 +33,8 @@ GOOD_FOR_S = 900
 """A request that has begun by then goes on to its end."""
 READ_BYTES = 8 * 1024 * 1024
 """Of what has arrived, in one request."""
-_PROBE = "check-sha256"
+ASK_AGAIN_S = 10.0
+"""Where it could not be told what the store does: nobody waits for it meanwhile."""
 _OF_AZURE = {"x-ms-blob-type": "BlockBlob"}
 
 
@@ -43,11 +45,12 @@ class Addresses:
     objects: ObjectAccess
     kind: str
     """s3, gs or az."""
-    signer: "S3Signer | None" = field(repr=False)
+    signer: S3Signer | None = field(repr=False)
     """None: obstore signs, without headers."""
     most_bytes: int = 5 * 1000**3
     """Of one request: S3 takes 5 GiB."""
     _verifies: bool | None = None
+    _not_told_s: float | None = None
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def verifies(self) -> bool:
@@ -58,7 +61,13 @@ class Addresses:
         """
         with self._lock:
             if self._verifies is None:
-                self._verifies = self._found_out()
+                if self._not_told_s is not None and time.monotonic() < self._not_told_s + ASK_AGAIN_S:
+                    raise StorageUnavailable(f"{self.objects.name} takes no pre-signed requests now")
+                try:
+                    self._verifies = self._found_out()
+                except StorageUnavailable:
+                    self._not_told_s = time.monotonic()
+                    raise
             return self._verifies
 
     def upload(self, name: str, digest: str, size_bytes: int) -> StoreRequest:
@@ -69,13 +78,14 @@ class Addresses:
         Raises:
             StorageUnavailable: no address can be signed now.
         """
-        if self.signer is None or not self.verifies():
+        if self.signer is None:
             headers = _OF_AZURE if self.kind == "az" else {}
             return StoreRequest(url=self._plain("PUT", _arrived(name)), headers=headers)
-        from ps_service.storage.s3_signing import only_these_bytes
-
-        headers = only_these_bytes(digest, size_bytes)
-        url = self.signer.sign("PUT", self._plain("PUT", blob_key(digest)), headers, GOOD_FOR_S)
+        if self.verifies():
+            headers, key = s3_signing.only_these_bytes(digest, size_bytes), blob_key(digest)
+        else:
+            headers, key = s3_signing.only_so_many(size_bytes), _arrived(name)
+        url = self.signer.sign("PUT", self._plain("PUT", key), headers, GOOD_FOR_S)
         return StoreRequest(url=url, headers=headers)
 
     def download(self, digest: str) -> str:
@@ -83,17 +93,23 @@ class Addresses:
         plain = self._plain("GET", blob_key(digest))
         return plain if self.signer is None else self.signer.sign("GET", plain, {}, GOOD_FOR_S)
 
-    def arrived(self, name: str) -> "Arrived | None":
+    def arrived(self, name: str, size_bytes: int) -> "Arrived | None":
         """What was put there by a request that was signed for this upload; None: nothing.
 
         Raises:
+            SizeMismatch: it has another length, and is thrown away.
             StorageNotWritable, StorageUnavailable: the store does not answer.
         """
-        if self.objects.size(_arrived(name)) is None:
+        place = _arrived(name)
+        found_bytes = self.objects.size(place)
+        if found_bytes is None:
             return None
+        if found_bytes != size_bytes:
+            self.objects.delete([place])
+            raise SizeMismatch(f"{size_bytes} bytes declared, {found_bytes} put into the store")
         copy = f"parts/{name}/copied-{secrets.token_hex(8)}"
-        self.objects.copy(_arrived(name), copy)
-        return Arrived(self.objects, copy, f"parts/{name}")
+        self.objects.copy(place, copy)
+        return Arrived(self.objects, place, copy, size_bytes)
 
     def _plain(self, method: "obstore.HTTP_METHOD", key: str) -> str:
         assert not isinstance(self.objects.store, HTTPStore | LocalStore | MemoryStore)  # nor has it been
@@ -101,19 +117,18 @@ class Addresses:
             return obstore.sign(self.objects.store, method, key, timedelta(seconds=GOOD_FOR_S))
 
     def _found_out(self) -> bool:
-        from ps_service.storage.s3_signing import refuses_other_bytes
-
         signer = self.signer
-        if signer is None:
-            return False
-        plain = self._plain("PUT", _PROBE)
-        found = refuses_other_bytes(
-            lambda headers: signer.sign("PUT", plain, headers, GOOD_FOR_S, public=False)
-        )
+        assert signer is not None
+        probes = [f"check-sha256-{secrets.token_hex(8)}" for _ in range(2)]
+
+        def sign(probe: str, headers: Mapping[str, str]) -> str:
+            return signer.sign("PUT", self._plain("PUT", probe), headers, GOOD_FOR_S, public=False)
+
+        found = s3_signing.refuses_other_bytes([partial(sign, probe) for probe in probes])
         try:
-            self.objects.delete([_PROBE])
+            self.objects.delete(probes)
         except StorageNotWritable as error:
-            log.warning("%s: %s was not deleted", error.detail, _PROBE)
+            log.warning("%s: %s were not deleted", error.detail, " and ".join(probes))
         if not found:
             log.warning(
                 "%s does not compare what workers put there with its SHA-256: the server reads it once",
@@ -123,18 +138,18 @@ class Addresses:
 
 
 class Arrived:
-    """A whole object, in a place where only the server writes: it is read, and then it is a message."""
+    """A copy of what a worker has put there, in a place where only the server writes."""
 
-    def __init__(self, objects: ObjectAccess, key: str, prefix: str) -> None:
+    def __init__(self, objects: ObjectAccess, origin: str, copy: str, size_bytes: int) -> None:
         self._objects = objects
-        self._key = key
-        self._prefix = prefix
-        self._size_bytes = objects.size(key) or 0
+        self._origin = origin
+        self._copy = copy
+        self._size_bytes = size_bytes
         self._start = 0
         self._ahead = memoryview(b"")
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
-        """Raises: StorageUnavailable: the store does not give it."""
+        """Raises: UploadInterrupted: it is gone; StorageUnavailable: the store does not give it."""
         if not self._start <= offset < self._start + len(self._ahead):
             stop = min(offset + READ_BYTES, self._size_bytes)
             if stop <= offset:
@@ -148,18 +163,22 @@ class Arrived:
         raise StorageNotWritable("what a worker has put into the store is whole")
 
     def seal(self, digest: str) -> None:
-        self._objects.copy(self._key, blob_key(digest))
+        self._objects.copy(self._copy, blob_key(digest))
+        if self._objects.size(blob_key(digest)) != self._size_bytes:  # there are stores that copy later
+            raise StorageUnavailable(f"{self._objects.name} has not yet copied what a worker put there")
         self.discard()
 
+    def let_go(self) -> None:
+        """What was put there is looked at another time."""
+        self._objects.delete([self._copy])
+
     def discard(self) -> None:
-        with self._objects.naming(StorageUnavailable):
-            keys = [key for key, _ in self._objects.list(self._prefix)]
-        self._objects.delete(keys)
+        self._objects.delete([self._copy, self._origin])
 
     def _read(self, start: int, stop: int) -> memoryview:
-        data = self._objects.read(self._key, start, stop)
+        data = self._objects.read(self._copy, start, stop)
         if data is None or len(data) != stop - start:
-            raise StorageCorrupt("the bytes that a worker put into the store are gone")
+            raise UploadInterrupted("what was put into the store is gone; send it again")
         return data
 
 

@@ -7,15 +7,17 @@ Signature Version 4, query parameters; `x-amz-checksum-sha256` of S3's PutObject
 
 import base64
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from botocore.auth import S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 
 from protocol.errors import StorageUnavailable
@@ -23,6 +25,7 @@ from protocol.errors import StorageUnavailable
 ANSWERS_WITHIN_S = 5.0
 REFUSED = 400
 """What S3 answers to bytes that do not have the checksum."""
+_TAKEN = range(200, 300)
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,18 @@ class S3Signer:
             StorageUnavailable: there are no credentials now.
         """
         place = urlsplit(plain)
-        region = parse_qs(place.query)["X-Amz-Credential"][0].split("/")[2]
+        region = parse_qs(place.query)["X-Amz-Credential"][0].split("/")[-3]  # behind a key and a day
         public_place = urlsplit(self.public_url if public and self.public_url else plain)
         url = urlunsplit((public_place.scheme, public_place.netloc, place.path, "", ""))
-        credentials = self.credentials()
-        if credentials is None:
-            raise StorageUnavailable("there are no credentials to sign addresses of the object store with")
         request = AWSRequest(method=method, url=url, headers=dict(headers))
-        S3SigV4QueryAuth(credentials.get_frozen_credentials(), "s3", region, good_for_s).add_auth(request)
+        try:
+            credentials = self.credentials()
+            if credentials is None:
+                raise StorageUnavailable("there are no credentials to sign addresses of the store with")
+            S3SigV4QueryAuth(credentials.get_frozen_credentials(), "s3", region, good_for_s).add_auth(request)
+        except BotoCoreError as error:
+            why = f"addresses of the store cannot be signed ({type(error).__name__})"
+            raise StorageUnavailable(why) from error
         return str(request.url)
 
 
@@ -62,31 +69,40 @@ def credentials_of_environment() -> Callable[[], Credentials | None]:
 
 
 def only_these_bytes(digest: str, size_bytes: int) -> dict[str, str]:
-    """Headers by which the store takes a message with this SHA-256, in hex, and this length alone."""
-    return {"x-amz-checksum-sha256": checksum(bytes.fromhex(digest)), "Content-Length": str(size_bytes)}
+    """Headers by which the store takes a message with this SHA-256, in hex, once, and nothing else."""
+    return only_so_many(size_bytes) | {
+        "x-amz-checksum-sha256": checksum(bytes.fromhex(digest)),
+        "If-None-Match": "*",  # what is there stays as it is, with all that is said of it
+    }
+
+
+def only_so_many(size_bytes: int) -> dict[str, str]:
+    return {"Content-Length": str(size_bytes)}
 
 
 def checksum(sha256: bytes) -> str:
     return base64.b64encode(sha256).decode()
 
 
-def refuses_other_bytes(sign: Callable[[Mapping[str, str]], str]) -> bool:
+def refuses_other_bytes(sign: Sequence[Callable[[Mapping[str, str]], str]]) -> bool:
     """Whether a store compares what it is sent with the checksum that was signed: found out by trying.
 
-    Args: sign: gives the address of a PUT of one object, with these headers.
+    Args: sign: each gives the address of a PUT with these headers, of two objects that are not there.
 
     Raises:
         StorageUnavailable: it cannot be told: the store does not answer, or takes no such address at all.
     """
-    sent = b"checked"
-    right, wrong = (checksum(hashlib.sha256(data).digest()) for data in (sent, b"other"))
-    if (status := _put(sign, right, sent)) >= REFUSED:
-        raise StorageUnavailable(f"the object store answers a pre-signed request with status {status}")
-    return _put(sign, wrong, sent) == REFUSED
+    sent, other = b"checked", hashlib.sha256(b"other").hexdigest()
+    right = _put(sign[0], only_these_bytes(hashlib.sha256(sent).hexdigest(), len(sent)), sent)
+    if right not in _TAKEN:
+        raise StorageUnavailable(f"the object store answers a pre-signed request with status {right}")
+    wrong = _put(sign[1], only_these_bytes(other, len(sent)), sent)
+    if wrong not in _TAKEN and wrong != REFUSED:
+        raise StorageUnavailable(f"the object store answers bytes of another SHA-256 with status {wrong}")
+    return wrong == REFUSED
 
 
-def _put(sign: Callable[[Mapping[str, str]], str], sha256: str, data: bytes) -> int:
-    headers = {"x-amz-checksum-sha256": sha256, "Content-Length": str(len(data))}
+def _put(sign: Callable[[Mapping[str, str]], str], headers: dict[str, str], data: bytes) -> int:
     request = urllib.request.Request(sign(headers), data, headers, method="PUT")
     try:
         with urllib.request.urlopen(request, timeout=ANSWERS_WITHIN_S) as answer:
@@ -94,6 +110,6 @@ def _put(sign: Callable[[Mapping[str, str]], str], sha256: str, data: bytes) -> 
     except urllib.error.HTTPError as answer:
         with answer:
             return answer.code
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         why = f"a pre-signed request is not answered ({type(error).__name__})"
         raise StorageUnavailable(why) from None

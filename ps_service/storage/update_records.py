@@ -227,9 +227,18 @@ async def refuse_update(connection: AsyncConnection, assignment_id: str, reason:
 async def headers_of_rounds(
     connection: AsyncConnection, run_id: str, first: int, last: int
 ) -> dict[int, list[UpdateHeader]]:
-    """{round: headers of its updates, in slot order} of rounds `first` … `last`."""
-    query = select(updates.c.round, updates.c.header).where(
-        updates.c.run_id == run_id, updates.c.round.between(first, last)
+    """{round: headers of its updates, in slot order} of rounds `first` … `last`.
+
+    Those that were found not good after they had been admitted are not among them.
+    """
+    was_not_good = (updates.c.outcome == Outcome.NOT_COUNTED.value) & (
+        updates.c.admitted == Admitted.AT_AGGREGATION.value
+    )
+    query = (
+        select(updates.c.round, updates.c.header)
+        .join(assignments, assignments.c.assignment_id == updates.c.assignment_id)
+        .where(updates.c.run_id == run_id, updates.c.round.between(first, last))
+        .where(~(was_not_good & assignments.c.refused_code.is_not(None)))
     )
     headers: dict[int, list[UpdateHeader]] = {}
     for row in await connection.execute(query.order_by(updates.c.round, updates.c.slot)):

@@ -306,7 +306,8 @@ class ParameterServer:
 
     async def aggregate_now(self) -> None:
         """Perform what committed transitions asked for, and tidy up behind it."""
-        assert await perform_effects(self.runner, self.service.note_refusal)
+        settings, told = self.service.settings, self.service.note_quarantine
+        assert await perform_effects(self.runner, None, settings.quarantine_after, told)
         await self.service.housekeeping.look()
 
     async def someone_listens(self, topic: str) -> None:

@@ -114,7 +114,7 @@ class SmallFederation:
         self._do(self.server.service.presence.look())
 
     def perform(self) -> None:
-        assert self._do(perform_effects(self.server.runner, self.server.service.note_refusal))
+        assert self._do(perform_effects(self.server.runner))
 
     def tidy(self) -> None:
         self._do(self.server.service.housekeeping.look())

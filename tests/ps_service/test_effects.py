@@ -35,7 +35,7 @@ async def an_aggregating_run(server, error):
 
 async def test_a_mistake_of_ours_abandons_the_round_and_does_not_hold_the_run_for_ever(server, caplog):
     run_id = await an_aggregating_run(server, KeyError("swordfish"))
-    assert await perform_effects(server.runner, server.service.note_refusal)
+    assert await perform_effects(server.runner)
     first = (await server.rounds(run_id))[0]
     assert first["status"] == "abandoned"
     assert "internal error; the server's log has the reason" in first["reason"]
@@ -47,12 +47,12 @@ async def test_a_mistake_of_ours_abandons_the_round_and_does_not_hold_the_run_fo
 @pytest.mark.parametrize("error", [OSError("no space left"), StorageUnavailable("it does not answer")])
 async def test_a_store_that_fails_is_tried_again(server, error):
     run_id = await an_aggregating_run(server, error)
-    assert not await perform_effects(server.runner, server.service.note_refusal)
+    assert not await perform_effects(server.runner)
     assert (await server.rounds(run_id))[0]["status"] == "aggregating"
 
 
 async def test_what_a_cancelled_run_had_asked_for_is_ticked_off_unread(server):
     run_id = await an_aggregating_run(server, OSError("it was read"))
     await server.operator.post(f"/v1/runs/{run_id}/cancel")
-    assert await perform_effects(server.runner, server.service.note_refusal)
+    assert await perform_effects(server.runner)
     assert (await server.rounds(run_id))[0]["reason"] == "the run ended"

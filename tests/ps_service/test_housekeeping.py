@@ -162,9 +162,7 @@ async def test_what_a_crash_left_to_be_tidied_is_tidied_by_the_next_start(start_
     run_id, workers = await server.a_round(2, rounds=100, retention={"last": 1})
     for worker, assignment in workers:
         await worker.send(assignment)
-    assert await perform_effects(
-        server.runner, server.service.note_refusal
-    )  # and killed before it could tidy
+    assert await perform_effects(server.runner)  # and killed before it could tidy
     assert await kept(server, run_id) == [0, 1]
     if restarts:
         server = await start_server(performing=False, on_disk=True)
@@ -195,7 +193,7 @@ async def test_a_round_that_ends_while_its_run_is_tidied_is_tidied_too(start_ser
         for worker, _ in workers:
             assignment = await worker.assignment(wait_s=5)
             digests.add((await worker.send(assignment, server.an_update(assignment))).digest)
-        assert await perform_effects(runner, server.service.note_refusal)
+        assert await perform_effects(runner)
         return digests
 
     await hold_a_round()
@@ -222,7 +220,7 @@ async def test_a_run_that_cannot_be_tidied_stands_in_nobody_s_way(start_server):
     _, workers = await server.a_round(2, rounds=100)
     for worker, assignment in workers:
         await worker.send(assignment)
-    assert await perform_effects(server.runner, server.service.note_refusal)
+    assert await perform_effects(server.runner)
     server.runner.untidy.add("run-that-is-not")
     server.clock.advance(round(SWEEP_EVERY_S * 1000))
     for _ in range(2):

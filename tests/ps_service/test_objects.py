@@ -410,7 +410,7 @@ async def final_tensors(start_server, directory, open_blobs):
     answer = await send_part(worker, url, 100, update.body[100:], Upload_Complete="?1")
     assert answer.status_code == 200, answer.text
     await cohort[1][0].send(cohort[1][1])
-    assert await perform_effects(server.runner, server.service.note_refusal)
+    assert await perform_effects(server.runner)
     for worker, _ in cohort:
         await worker.send(await worker.assignment())
     await server.aggregate_now()

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors that pass the server by: workers exchange them with a real S3 server, by signed addresses."""
 
+import asyncio
 import hashlib
 
 import httpx
 import numpy as np
 import pytest
 from botocore.credentials import Credentials
+from botocore.exceptions import CredentialRetrievalError
 
+from protocol.errors import NotFinite, StorageUnavailable
 from protocol.messages import Receipt
+from ps_service import late_checks
+from ps_service.effects import perform_effects
+from ps_service.storage import effect_records, s3_signing, update_records
 from ps_service.storage.addresses import Addresses
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.objects import ObjectBlobs
@@ -66,6 +72,18 @@ async def stored(worker, offer):
     return await worker.http.post(f"{offer['upload_url']}/stored")
 
 
+async def two_servers(objects, tmp_path, start_server, new_database):
+    """Two servers that share a database and a store."""
+    where, servers = new_database(), []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        blobs = ObjectBlobs(objects, tmp_path / name / "spool", Addresses(objects, "s3", signer()))
+        servers.append(
+            await start_server(performing=False, directory=tmp_path / name, where=where, blobs=blobs)
+        )
+    return servers
+
+
 async def sent(worker, assignment, update):
     """Put an update into the store, and tell the server."""
     offer = await offered(worker, assignment, update)
@@ -121,6 +139,8 @@ async def test_the_store_takes_the_declared_bytes_and_no_others(server):
     answer = await stored(worker, offer)
     assert (answer.status_code, answer.json()["code"]) == (408, "upload-interrupted")
     assert (await put(offer, update.body)).status_code == 200
+    again = await put(offer, update.body, **{"Content-Encoding": "gzip"})
+    assert again.status_code == 412, "nor is what is said of it changed"
     first = Receipt.model_validate((await stored(worker, offer)).json())
     assert (first.digest, first.outcome) == (update.header["digest"], "pending")
     assert Receipt.model_validate((await stored(worker, offer)).json()) == first
@@ -280,9 +300,9 @@ async def test_in_an_asynchronous_run_the_workers_that_are_left_make_the_quorum(
     await server.aggregate_now()
     row = (await server.rounds(run_id))[0]
     assert row["reason"] == "1 updates were not good, 1 are left of 1 workers; the quorum is 2"
-    for worker, _ in cohort:
+    for seed, (worker, _) in enumerate(cohort, start=7):
         again = await worker.assignment()
-        assert (await sent(worker, again, server.an_update(again, seed=7))).status_code == 200
+        assert (await sent(worker, again, server.an_update(again, seed=seed))).status_code == 200
     await server.aggregate_now()
     assert (await server.show(run_id)).version == 1
 
@@ -302,3 +322,150 @@ async def test_only_an_update_that_is_found_good_ends_the_row_of_those_that_were
     await other.send(await other.assignment())
     await server.aggregate_now()
     assert await refusals() == 0
+
+
+def broken(update):
+    """A body whose header is as declared, and what follows is no payload."""
+    body = bytearray(update.body)
+    first = body.index(b"\xc4")
+    body[first] = 0xC1
+    return Update(update.declared(digest=hashlib.sha256(body).hexdigest()), bytes(body))
+
+
+async def test_a_message_that_cannot_be_read_is_not_good_either_and_counts_against_its_worker(start_with):
+    server = await start_with(signer(), quarantine_after=1)
+    run_id, [(liar, first), (honest, other)] = await server.a_round(presigned=True, rounds=3)
+    assert (await sent(liar, first, broken(server.an_update(first)))).status_code == 200
+    await sent(honest, other, server.an_update(other))
+    await server.aggregate_now()
+    assert (await receipt(liar, first)).reason.startswith("malformed-tensor-message: ")
+    assert (await server.show(run_id)).version == 1
+    assert (await liar.ask()).status_code == 204
+    assert "quarantine" in (server.directory / "audit.jsonl").read_text()
+
+
+async def test_what_a_liar_says_of_its_loss_is_not_among_the_metrics(server):
+    run_id, [(liar, first), (honest, other)] = await server.a_round(presigned=True)
+    bad = nan_update(server, first)
+    await sent(liar, first, Update(bad.declared(metrics={"train_loss": 1e30}), bad.body))
+    good = server.an_update(other)
+    await sent(honest, other, Update(good.declared(metrics={"train_loss": 0.5}), good.body))
+    await server.aggregate_now()
+    row = (await server.rounds(run_id))[0]
+    assert (row["admitted"], row["refused"], row["metrics"]) == (1, 1, {"train_loss": 0.5})
+
+
+async def test_in_any_other_run_nothing_is_taken_from_the_store(server):
+    _, [(worker, assignment), (other, second)] = await server.a_round(presigned=False)
+    update = server.an_update(assignment)
+    await worker.send(assignment, update)
+    offer = await offered(other, second, server.an_update(second))
+    assert offer["put"] is None
+    assert (await stored(other, offer)).json()["code"] == "upload-interrupted"
+
+
+async def test_few_updates_of_one_assignment_are_let_into_the_store(server):
+    _, [(worker, assignment), _] = await server.a_round(presigned=True)
+    updates = [server.an_update(assignment, seed=seed) for seed in range(4)]
+    offers = [await offered(worker, assignment, update) for update in [*updates, updates[0]]]
+    assert [offer["put"] is not None for offer in offers] == [True, True, False, False, True]
+
+
+async def test_from_a_store_that_compares_nothing_no_other_length_is_taken(trusting, objects):
+    _, [(worker, assignment), _] = await trusting.a_round(presigned=True)
+    update = trusting.an_update(assignment)
+    offer = await offered(worker, assignment, update)
+    objects.put(f"parts/{offer['upload_url'].rpartition('/')[2]}/arrived", update.body + b"x")
+    assert (await stored(worker, offer)).json()["code"] == "size-mismatch"
+    assert trusting.stores.blobs.parts() == []
+
+
+async def test_a_store_that_compares_nothing_is_found_out(start_with, monkeypatch):
+    """By what it answers to bytes of another SHA-256."""
+    statuses = iter([200, 200])
+    monkeypatch.setattr(s3_signing, "_put", lambda *_: next(statuses))
+    server = await start_with(signer())
+    _, [(worker, assignment), _] = await server.a_round(presigned=True)
+    update = server.an_update(assignment)
+    offer = await offered(worker, assignment, update)
+    assert set(offer["put"]["headers"]) == {"Content-Length"}
+    assert (await put(offer, update.body + b"x")).status_code == 403
+    assert (await put(offer, update.body)).status_code == 200
+    assert (await stored(worker, offer)).json()["admitted"] == "on-arrival"
+
+
+@pytest.mark.parametrize("answers", [[301], [200, 503], [403]])
+def test_a_store_of_which_it_cannot_be_told_gets_no_requests_for_now(objects, monkeypatch, answers):
+    statuses = iter(answers)
+    monkeypatch.setattr(s3_signing, "_put", lambda *_: next(statuses))
+    addresses = Addresses(objects, "s3", signer())
+    for _ in range(2):  # it is not asked again at once
+        with pytest.raises(StorageUnavailable):
+            addresses.upload("u-1", "0" * 64, 10)
+
+
+async def test_credentials_that_cannot_be_had_are_no_addresses(start_with):
+    def fails():
+        raise CredentialRetrievalError(provider="x", error_msg="y")
+
+    server = await start_with(S3Signer("", fails))
+    run_id, [(worker, assignment), _] = await server.a_round(presigned=True)
+    assert (await offered(worker, assignment, server.an_update(assignment)))["put"] is None
+    path = f"/v1/runs/{run_id}/tensors/{assignment['tensors']['params']}"
+    assert (await worker.http.get(path, headers={"Prefer": "presigned"})).status_code == 200
+
+
+def test_the_region_is_found_behind_any_access_key():
+    plain = "https://s3.example/b/k?X-Amz-Credential=team%2Fkey%2F20261126%2Feu-1%2Fs3%2Faws4_request"
+    url = signer().sign("GET", plain, {}, 60)
+    assert f"{ACCESS_KEY}%2F" in url
+    assert "%2Feu-1%2Fs3%2F" in url
+
+
+async def test_of_two_servers_one_leaves_out_what_is_not_good_and_the_other_finds_nothing_to_do(
+    objects, tmp_path, start_server, new_database
+):
+    one, other = await two_servers(objects, tmp_path, start_server, new_database)
+    run_id, [(liar, first), (honest, second)] = await one.a_round(presigned=True)
+    await sent(liar, first, nan_update(one, first))
+    honest.move_to(other)
+    await sent(honest, second, other.an_update(second))
+    await asyncio.gather(perform_effects(one.runner, quarantine_after=5), perform_effects(other.runner))
+    row = (await other.rounds(run_id))[0]
+    assert (row["status"], row["admitted"], row["refused"]) == ("committed", 1, 1)
+    assert (await receipt(liar, first)).outcome == "not-counted"
+
+
+async def test_who_has_lost_the_lease_refuses_nothing(objects, tmp_path, start_server, new_database):
+    one, other = await two_servers(objects, tmp_path, start_server, new_database)
+    run_id, cohort = await one.a_round(presigned=True)
+    for seed, (worker, assignment) in enumerate(cohort):
+        await sent(worker, assignment, one.an_update(assignment, seed=seed))
+    async with one.stores.records.read() as connection:
+        [effect] = await effect_records.pending_effects(connection)
+        updates = await update_records.updates_of_round(connection, run_id, 1)
+    assert await other.runner.leases.take(effect.effect_id)
+    refused = [(updates[0], NotFinite("x"))]
+    assert await late_checks._refuse(one.runner, effect, refused, 1) == []
+    assert (await receipt(*cohort[0])).outcome == "pending"
+
+
+async def test_a_read_that_goes_wrong_is_nobody_s_fault(server, objects):
+    """The store gives other bytes once: they are read again."""
+    run_id, [(worker, assignment), (other, second)] = await server.a_round(presigned=True)
+    update = server.an_update(assignment)
+    await sent(worker, assignment, update)
+    await sent(other, second, server.an_update(second, seed=1))
+    read_into, wrong = server.stores.blobs.read_into, [update.header["digest"]]
+
+    def once_wrong(digest, offset, buffer):
+        read_into(digest, offset, buffer)
+        if digest in wrong and offset == 0 and len(buffer) == len(update.body):
+            wrong.remove(digest)
+            memoryview(buffer)[-1] ^= 1
+
+    server.stores.blobs.read_into = once_wrong
+    await server.aggregate_now()
+    assert wrong == []
+    assert (await receipt(worker, assignment)).outcome == "counted"
+    assert (await server.rounds(run_id))[0]["refused"] == 0

@@ -109,7 +109,7 @@ async def test_a_store_that_fails_for_a_while_costs_no_update(start):
     staging = server.directory / "staging"
     staging.rename(server.directory / "away")
 
-    assert not await perform_effects(server.runner, server.service.note_refusal)
+    assert not await perform_effects(server.runner)
     assert (await server.rounds(run_id))[0]["status"] == "aggregating"
 
     (server.directory / "away").rename(staging)

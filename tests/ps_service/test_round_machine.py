@@ -18,6 +18,7 @@ from ps_service.round_machine import (
     RoundEffect,
     Tick,
     UpdateAdmitted,
+    UpdatesRefused,
     UpdatesWaited,
     WorkerDeclined,
     WorkerLost,
@@ -222,6 +223,39 @@ def test_the_share_is_that_of_the_workers_who_train(workers, share):
     assert a_round().share == 1.0
 
 
+# --- what is found not good when it is to be combined -------------------------------------------
+
+
+def refused(round_, now_ms, count):
+    """So many of the updates that the round has are not good, the stalest, each of a worker of its own."""
+    count = min(count, round_.admitted)
+    stale = [each for each, number in enumerate(round_.staleness) for _ in range(number)]
+    left = max(round_.contributors - count, 0) if round_.buffered else 0
+    return UpdatesRefused(now_ms, count, tuple(stale[len(stale) - count :]) if round_.buffered else (), left)
+
+
+def test_a_round_goes_on_with_the_good_updates_if_they_are_a_quorum():
+    round_ = after(a_round(), *[UpdateAdmitted(1)] * 3)
+    round_, effects = step(round_, refused(round_, 5, 1))
+    assert (round_.status, round_.admitted, round_.refused, effects) == (RoundStatus.AGGREGATING, 2, 1, ())
+    round_, effects = step(round_, refused(round_, 6, 1))
+    assert (round_.status, effects) == (RoundStatus.ABANDONED, (RoundEffect.END,))
+    assert round_.reason == "2 updates were not good, 1 are left; the quorum is 2"
+
+
+def test_a_buffer_counts_the_workers_that_are_left_and_is_not_out_of_time_for_it():
+    round_ = after(a_buffer(), UpdateAdmitted(1, 0), UpdateAdmitted(2, 4), Tick(DEADLINE_MS))
+    round_, _ = step(round_, refused(round_, DEADLINE_MS + 1, 1))
+    assert (round_.status, round_.staleness) == (RoundStatus.ABANDONED, (1, 0, 0, 0, 0))
+    assert round_.reason == "1 updates were not good, 1 are left of 1 workers; the quorum is 2"
+    assert not round_.out_of_time
+
+
+def test_nothing_is_refused_late_of_a_round_that_collects():
+    round_ = after(a_round(), UpdateAdmitted(1))
+    assert step(round_, refused(round_, 2, 1)) == (replace(round_, now_ms=2), ())
+
+
 # --- laws ---------------------------------------------------------------------------------------
 
 times = st.integers(0, 2 * DEADLINE_MS)
@@ -244,15 +278,19 @@ events_of_buffers = st.one_of(
     ),
     st.builds(WorkersInvited, times, st.integers(1, 4)),
 )
+REFUSALS = st.tuples(times, st.integers(1, 4))
 ORDER = [RoundStatus.COLLECTING, RoundStatus.AGGREGATING, RoundStatus.COMMITTED, RoundStatus.ABANDONED]
 
 
-@given(st.one_of(rounds, buffers), st.lists(events_of_buffers, max_size=20))
+@given(st.one_of(rounds, buffers), st.lists(events_of_buffers | REFUSALS, max_size=20))
 def test_laws_that_hold_whatever_happens_in_whatever_order(round_, happening):
     ends = aggregates = 0
     for event in happening:
         before = round_
+        if isinstance(event, tuple):
+            event = refused(round_, *event)
         round_, effects = step(round_, event)
+        assert min(round_.admitted, *round_.staleness, 0) == 0
         ends += effects.count(RoundEffect.END)
         aggregates += effects.count(RoundEffect.AGGREGATE)
         if before.status.ended:

@@ -238,7 +238,7 @@ async def test_one_run_that_cannot_be_aggregated_does_not_hold_up_another(start_
         await connection.exec_driver_sql(
             "UPDATE updates SET header = '{}' WHERE slot = 0 AND run_id != ?", (other.run_id,)
         )
-    assert not await perform_effects(server.runner, server.service.note_refusal)
+    assert not await perform_effects(server.runner)
     assert (await server.show(other.run_id)).version == 1
 
 

@@ -190,14 +190,14 @@ async def test_of_two_that_claim_an_effect_at_once_one_performs_it(start_two):
     one, other = await start_two(performing=False)
     run_id = await closed_round(one)
     done = await asyncio.gather(
-        perform_effects(one.runner, one.service.note_refusal),
-        perform_effects(other.runner, other.service.note_refusal),
+        perform_effects(one.runner),
+        perform_effects(other.runner),
     )
     assert sorted(done) == [False, True]
     assert sorted(aggregations(server) for server in (one, other)) == [0, 1]
     assert (await one.show(run_id)).version == 1
-    assert await perform_effects(one.runner, one.service.note_refusal), "nothing is left"
-    assert await perform_effects(other.runner, other.service.note_refusal)
+    assert await perform_effects(one.runner), "nothing is left"
+    assert await perform_effects(other.runner)
 
 
 async def test_the_lease_of_one_that_died_runs_out_and_the_other_takes_over(start_two):
@@ -205,9 +205,9 @@ async def test_the_lease_of_one_that_died_runs_out_and_the_other_takes_over(star
     run_id = await closed_round(one)
     one.runner.leases = Leases(one.stores.records, lease_s=1.0)
     assert await one.runner.leases.take(1)  # and it dies
-    assert not await perform_effects(other.runner, other.service.note_refusal)
+    assert not await perform_effects(other.runner)
     async with asyncio.timeout(10):
-        while not await perform_effects(other.runner, other.service.note_refusal):
+        while not await perform_effects(other.runner):
             await asyncio.sleep(0.1)
     assert (await one.show(run_id)).version == 1
 
@@ -233,5 +233,5 @@ async def test_what_fails_at_one_is_done_by_the_other(start_two):
     with pytest.raises(OSError, match="no space"):
         async with one.runner.leases.kept(1):
             raise OSError("no space")
-    assert await perform_effects(other.runner, other.service.note_refusal)
+    assert await perform_effects(other.runner)
     assert (await one.show(run_id)).version == 1

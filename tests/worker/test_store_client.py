@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from protocol.errors import MessageTooLarge
+from protocol.errors import MessageTooLarge, ServerUnreachable
 from protocol.messages import Receipt, StoreRequest, UpdateHeader
 from worker.client import ServerClient
 from worker.download import Download
@@ -93,7 +93,13 @@ async def test_nobody_is_asked_at_an_address_or_with_headers_that_no_signed_requ
     assert not await put(store, StoreRequest(url=ADDRESS, headers={"Host": "metadata.internal"}))
     assert await get(store, address="http://store.example/key") is None
     assert await get(store, address="file:///etc/passwd") is None
+    assert not await put(store, StoreRequest(url="https://store.example:99999/key"))
+    assert not await put(store, StoreRequest(url=ADDRESS, headers={"x-amz-checksum-sha256": "é"}))
     assert store.requests == []
+
+
+async def test_what_is_there_already_need_not_be_put() -> None:
+    assert await put(Store(httpx.Response(412)))
 
 
 async def test_beside_a_server_without_tls_the_store_may_do_without_too() -> None:
@@ -177,16 +183,55 @@ async def test_an_update_that_the_store_does_not_take_goes_to_the_server(
     assert server.bodies[1] == MESSAGE
 
 
-async def test_an_update_that_the_server_does_not_find_in_the_store_goes_to_the_server(
-    tmp_path: Path,
+def refused(status: int, code: str) -> httpx.Response:
+    fields = {"type": "x", "title": "x", "status": status, "detail": "x", "code": code, "retryable": False}
+    return httpx.Response(status, json=fields, headers={"Content-Type": "application/problem+json"})
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(408, "upload-interrupted"), (507, "storage-not-writable"), (422, "digest-mismatch")],
+)
+async def test_an_update_that_the_server_cannot_use_from_the_store_goes_to_the_server(
+    tmp_path: Path, status: int, code: str
 ) -> None:
-    problem = {"type": "x", "title": "x", "status": 408, "detail": "x", "code": "upload-interrupted"}
-    not_there = httpx.Response(
-        408, json=problem | {"retryable": True}, headers={"Content-Type": "application/problem+json"}
-    )
-    server = Server(not_there, httpx.Response(200, content=RECEIPT.model_dump_json()))
+    server = Server(refused(status, code), httpx.Response(200, content=RECEIPT.model_dump_json()))
     assert await push(server, Store(httpx.Response(200)), tmp_path) == RECEIPT
     assert server.asked == [DECLARED, TOLD, SENT]
+
+
+async def test_what_was_put_is_asked_for_before_it_is_put_again(tmp_path: Path) -> None:
+    server = Server(httpx.ConnectError("no answer"), httpx.Response(200, content=RECEIPT.model_dump_json()))
+    store, path = Store(httpx.Response(200)), tmp_path / "message"
+    path.write_bytes(MESSAGE)
+    async with (
+        ServerClient("http://fed.example", server) as client,
+        StoreClient("http://fed.example", transport=store) as past,
+    ):
+        uploader = Uploader(client, past)
+        with pytest.raises(ServerUnreachable):
+            await uploader.push("a-1", HEADER, path)
+        assert await uploader.push("a-1", HEADER, path) == RECEIPT
+    assert server.asked == [DECLARED, TOLD, DECLARED, TOLD]
+    assert store.bodies == [MESSAGE]
+
+
+async def test_damage_from_the_store_is_made_good_by_the_server() -> None:
+    headers = {"Content-Length": str(len(MESSAGE))}
+    bad = httpx.Response(200, headers=headers, content=b"x" * 100_000)
+    rest = httpx.Response(
+        206,
+        headers={"Content-Range": f"bytes 100000-{len(MESSAGE) - 1}/{len(MESSAGE)}"},
+        content=MESSAGE[100_000:],
+    )
+    elsewhere = httpx.Response(307, headers={"Location": ADDRESS})
+    server, store = Store(elsewhere, elsewhere, rest, whole()), Store(bad, httpx.Response(503))
+    async with (
+        ServerClient("http://fed.example", server) as client,
+        StoreClient("http://fed.example", transport=store) as past,
+    ):
+        assert await Downloader(client, past).fetch("run-1", DIGEST) == MESSAGE
+    assert "Range" not in server.requests[-1].headers
 
 
 async def test_tensors_come_from_the_store_or_else_from_the_server() -> None:
