@@ -15,6 +15,8 @@ class Download:
     def __init__(self, digest: str) -> None:
         self.digest = digest
         self.received_bytes = 0
+        self.from_store = False
+        """Whether some of it came from an object store."""
         self._message = memoryview(b"")
         self._sha256 = hashlib.sha256()
 
@@ -57,7 +59,7 @@ class Download:
 
     def forget(self) -> None:
         """Nothing of what has come is worth going on with."""
-        self.received_bytes, self._sha256 = 0, hashlib.sha256()
+        self.received_bytes, self._sha256, self.from_store = 0, hashlib.sha256(), False
 
     def finished(self) -> memoryview:
         """The whole message, read-only.

@@ -29,7 +29,7 @@ class Downloader:
         download, self._cut_off = self._cut_off, None
         if download is None or download.digest != digest:
             download = Download(digest)
-        store, believes = self._store, True
+        store = self._store
         while True:
             before = download.received_bytes
             try:
@@ -43,10 +43,9 @@ class Downloader:
                 if download.received_bytes < before + LEAST_PROGRESS_BYTES:
                     store = None  # the server has it, too
             except DigestMismatch:
-                if self._store is None or not believes:
+                if not download.from_store:
                     raise
-                # what came of the store may be what is wrong: once more, all of it from the server
-                store, believes = None, False
+                store = None  # once more, all of it from the server
                 download.forget()
             except ServerUnreachable:
                 if download.received_bytes < before + LEAST_PROGRESS_BYTES:

@@ -99,6 +99,7 @@ class StoreClient:
                 if answer.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
                     return None
                 size_bytes, first = announced(answer.status_code, answer.headers, first, limit)
+                download.from_store = True
                 await download.take_all(size_bytes, first, answer.aiter_raw())
             finally:
                 await answer.aclose()
