@@ -10,6 +10,7 @@ balancer that spreads connections; all of it on loopback. For each number of ser
 
     idle      a crowd waits: processor time of each server and of the database, memory, the lock
     tiny      then rounds whose updates are a few numbers: what is left is requests, rows and the lock
+    members   (once) a run of many members: what is read of all of them whenever a round ends
     uploads   rounds without training, whose updates are `MBxWORKERS`, on stores of their own
 
 The balancer is in this process, the crowd in two more and each worker of a round of uploads in one: they
@@ -23,7 +24,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cluster import figures, idle, uploads
+from benchmarks.cluster import figures, idle, members, uploads
 from benchmarks.cluster.figures import columns, number
 from benchmarks.cluster.stores import StoreProcesses, store_processes
 from benchmarks.exchange.rounds import Plan as UploadPlan
@@ -31,10 +32,10 @@ from fed_sophia.interruptible import Interrupted, run_interruptibly
 from fed_sophia.output import Fields, Output, output_for
 from protocol.errors import FedSophiaError
 
-PARTS = ("idle", "uploads")
+PARTS = ("idle", "members", "uploads")
 PERCENT = 100
 
-ENROLLED = {
+SIGNED = {
     "a second": number("per_s"),
     "server, ms of a core each": number("server_cpu_ms"),
     "database, ms of a core each": number("postgres_cpu_ms"),
@@ -73,6 +74,12 @@ ADMITTED = {
     "at most updates a second, by the lock": number("ceiling_per_s", ".0f"),
     "database grows, bytes an update": number("database_bytes", ".0f"),
 }
+LISTED = {
+    "to read who may be invited, s": number("slots_s", ".2f"),
+    "… µs a member": number("slots_us_each", ".2f"),
+    "to ask who has been silent, s": number("silent_s", ".3f"),
+    "database, bytes a member": number("database_bytes", ".0f"),
+}
 UPLOADED = {
     "a round, s": number("round_seconds", ".2f"),
     "MB of updates a second": number("mb_per_s"),
@@ -104,6 +111,8 @@ async def measure(given: argparse.Namespace, output: Output) -> tuple[str, Field
     ):
         if "idle" in given.parts:
             tables += await _idle(given, stores, Path(name, "idle"), output, found)
+        if "members" in given.parts:
+            tables += await _members(given, stores, output, found)
         if "uploads" in given.parts:
             tables += await _uploads(given, stores, Path(name, "uploads"), output, found)
     return "\n\n".join(tables), found
@@ -124,7 +133,8 @@ async def _idle(
     )
     seen = await idle.measure(plan, stores, folder, output)
     rows = {
-        "enrolled": [figures.enrolled(each) for each in seen.enrolled],
+        "enrolled": [figures.signed(each) for each in seen.enrolled],
+        "renewed": [figures.signed(each) for each in seen.renewed],
         "rested": [figures.rested(each) for each in seen.rested],
         "tiny": [figures.admitted(each) for each in seen.admitted],
     }
@@ -133,10 +143,20 @@ async def _idle(
             output.event(event, "", fields)
     found |= rows
     return [
-        columns(f"{given.workers} workers enrol", ENROLLED, rows["enrolled"]),
+        columns(f"{given.workers} workers enrol", SIGNED, rows["enrolled"]),
+        columns("… and are given access tokens", SIGNED, rows["renewed"]),
         columns(f"{given.workers} workers wait", RESTED, rows["rested"]),
         columns(f"rounds of {plan.cohort} tiny updates", ADMITTED, rows["tiny"]),
     ]
+
+
+async def _members(
+    given: argparse.Namespace, stores: StoreProcesses, output: Output, found: Fields
+) -> list[str]:
+    fields = figures.listed(await members.measure(given.members, stores.new("members")))
+    output.event("members", "", fields)
+    found["members"] = [fields]
+    return [columns(f"{given.members} members", LISTED, [fields])]
 
 
 async def _uploads(
@@ -181,10 +201,11 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=3600,
         help="the servers' FED_SOPHIA_LOST_AFTER_S: a row is written a worker in half of it",
     )
-    parser.add_argument("--cohort", type=int, default=300, help="tiny updates in a round")
+    parser.add_argument("--cohort", type=int, default=200, help="tiny updates in a round")
     parser.add_argument(
         "--rounds", type=int, default=1, help="of tiny updates, after one that is not measured"
     )
+    parser.add_argument("--members", type=int, default=200_000, help="of a run, as rows")
     parser.add_argument(
         "--uploads", nargs="+", type=_upload, default=[(1.0, 16), (25.0, 4)], help="MBxWORKERS of a round"
     )

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import mean, median
 
-from benchmarks.cluster.idle import Admitted, Enrolled, Rested
+from benchmarks.cluster.idle import Admitted, Rested, Signed
+from benchmarks.cluster.members import Listed
 from benchmarks.cluster.observer import Spent
 from benchmarks.cluster.uploads import Uploaded
 from fed_sophia.output import Fields
@@ -40,7 +41,7 @@ def per_unit(spent: Spent, units: int) -> Fields:
     }
 
 
-def enrolled(found: Enrolled) -> Fields:
+def signed(found: Signed) -> Fields:
     return {
         "replicas": found.replicas,
         "workers": found.workers,
@@ -122,6 +123,17 @@ def uploaded(found: Uploaded) -> Fields:
     }
 
 
+def listed(found: Listed) -> Fields:
+    return {
+        "members": found.members,
+        "slots_s": round(found.slots_s, 3),
+        "slots_us_each": round(1e6 * found.slots_s / found.members, 3),
+        "silent_s": round(found.silent_s, 4),
+        "silent_us_each": round(1e6 * found.silent_s / found.members, 3),
+        "database_bytes": round(found.bytes_each),
+    }
+
+
 Cell = Callable[[Mapping[str, object]], str]
 
 
@@ -138,7 +150,8 @@ def number(name: str, form: str = ".1f", times: float = 1.0) -> Cell:
 
 def columns(title: str, rows: Mapping[str, Cell], found: Sequence[Mapping[str, object]]) -> str:
     """A row for each figure, and a column for each number of servers."""
-    lines = [[title, *(f"{fields['replicas']} servers" for fields in found)]]
+    heads = (f"{fields['replicas']} servers" if "replicas" in fields else "" for fields in found)
+    lines = [[title, *heads]]
     lines += [[name, *(cell(fields) for fields in found)] for name, cell in rows.items()]
     widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
     return "\n".join(

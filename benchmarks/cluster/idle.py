@@ -46,8 +46,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Enrolled:
-    """What it took to have the crowd, with the first number of servers."""
+class Signed:
+    """What it took, with the first number of servers, until all had enrolled or had an access token."""
 
     replicas: int
     workers: int
@@ -86,7 +86,8 @@ class Admitted:
 class Found:
     """What is known so far."""
 
-    enrolled: list[Enrolled] = field(default_factory=list)
+    enrolled: list[Signed] = field(default_factory=list)
+    renewed: list[Signed] = field(default_factory=list)
     rested: list[Rested] = field(default_factory=list)
     admitted: list[Admitted] = field(default_factory=list)
 
@@ -131,21 +132,25 @@ class _Crowd:
         alone = (await observer.reading()).since(before)
         fresh = [usage_of(pid).rss_bytes for pid in servers.pids]
         async with reached_through(balancer, servers) as client:
-            processes = self._processes or await self._come(client, observer, len(servers.pids))
-            self._processes = processes
+            if self._processes is None:
+                self._processes = await self._come(client, observer, servers)
+            processes = self._processes
             await _until_all_wait(servers, self._plan.workers)
             self._found.rested.append(await self._rest(processes, servers, observer, alone, fresh))
             self._found.admitted.append(await self._send(processes, client, observer, len(servers.pids)))
 
-    async def _come(self, client: OperatorClient, observer: Observer, count: int) -> CrowdProcesses:
+    async def _come(self, client: OperatorClient, observer: Observer, servers: Replicas) -> CrowdProcesses:
         workers = self._plan.workers
         before = await observer.reading()
         token = (await client.create_token(JoinTokenRequest(uses=workers))).join_token
         crowd = crowd_processes(client.server_url, token, workers, PROCESSES, training_s=0.0)
         processes = await self._stack.enter_async_context(crowd)
         await processes.heard("enrolled", WITHIN_S)
-        spent = (await observer.reading()).since(before)
-        self._found.enrolled.append(Enrolled(count, workers, spent))
+        enrolled = await observer.reading()
+        await _until_all_wait(servers, workers)  # each by an access token that it asks for now
+        waiting = await observer.reading()
+        self._found.enrolled.append(Signed(len(servers.pids), workers, enrolled.since(before)))
+        self._found.renewed.append(Signed(len(servers.pids), workers, waiting.since(enrolled)))
         return processes
 
     async def _rest(

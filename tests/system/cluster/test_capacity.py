@@ -19,6 +19,7 @@ SMALL = {
     "--max-wait-s": "1",
     "--cohort": "8",
     "--rounds": "2",
+    "--members": "500",
     "--uploads": "0.2x2",
     "--upload-rounds": "3",
 }
@@ -42,10 +43,11 @@ def test_a_small_crowd_and_small_rounds_are_measured_at_two_servers(
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
 
-    (enrolled,), (rested,), (tiny,), (uploads,) = (
-        found[part] for part in ("enrolled", "rested", "tiny", "uploads")
+    (enrolled,), (renewed,), (rested,), (tiny,), (members,), (uploads,) = (
+        found[part] for part in ("enrolled", "renewed", "rested", "tiny", "members", "uploads")
     )
     assert enrolled["transitions"] >= 1  # one each
+    assert renewed["lock_ms"] > 0
     assert 23 <= sum(rested["waiting_each"]) <= 24
     assert min(rested["waiting_each"]) > 0
     assert rested["failures"] == 0
@@ -55,6 +57,7 @@ def test_a_small_crowd_and_small_rounds_are_measured_at_two_servers(
     assert tiny["updates"] == 16
     assert tiny["transitions"] >= 2  # declared, admitted
     assert uploads["commits_per_round"] > uploads["transitions_per_round"] >= 2 * 2
+    assert members["slots_s"] > members["silent_s"] > 0
     for each in (tiny, uploads):
         assert 0 < each["lock_share"] < 1
         assert each["server_cpu_ms"] > each["postgres_cpu_ms"] > 0 < each["store_cpu_ms"]
