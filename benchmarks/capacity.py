@@ -143,8 +143,8 @@ async def _idle(
             output.event(event, "", fields)
     found |= rows
     return [
-        columns(f"{given.workers} workers enrol", SIGNED, rows["enrolled"]),
-        columns("… and are given access tokens", SIGNED, rows["renewed"]),
+        columns(f"{given.workers} workers enrol, one transaction each", SIGNED, rows["enrolled"]),
+        columns("… and are given an access token, another", SIGNED, rows["renewed"]),
         columns(f"{given.workers} workers wait", RESTED, rows["rested"]),
         columns(f"rounds of {plan.cohort} tiny updates", ADMITTED, rows["tiny"]),
     ]

@@ -16,6 +16,8 @@ FULL = 0.7
 """Of one core: a server is not planned to be busier."""
 LONGEST_WAIT_S = 600
 """What a large crowd is advised (`FED_SOPHIA_MAX_WAIT_S`)."""
+MANY_ROWS = 1000
+"""Of fewer, the lock was held for other things."""
 MEAN_WAIT_S = LONGEST_WAIT_S * (1 + SHORTEST_WAIT) / 2
 
 
@@ -80,7 +82,7 @@ def rested(found: Rested) -> Fields:
         ],
         "commits_per_s": round(spent.commits / spent.seconds, 1),
         "rows_per_s": round(spent.rows / spent.seconds, 1),
-        "lock_ms_per_row": round(1000 * spent.lock_s / spent.rows, 3) if spent.rows else None,
+        "lock_ms_per_row": round(1000 * spent.lock_s / spent.rows, 3) if spent.rows >= MANY_ROWS else None,
         "transitions_per_s": round(spent.transitions / spent.seconds, 2),
         "lock_share": round(spent.lock_share, 4),
         "lock_share_alone": round(alone.lock_share, 4),
@@ -149,12 +151,17 @@ def number(name: str, form: str = ".1f", times: float = 1.0) -> Cell:
 
 
 def columns(title: str, rows: Mapping[str, Cell], found: Sequence[Mapping[str, object]]) -> str:
-    """A row for each figure, and a column for each number of servers."""
-    heads = (f"{fields['replicas']} servers" if "replicas" in fields else "" for fields in found)
-    lines = [[title, *heads]]
+    """A table in Markdown, as the docs have it: a figure a row, and a number of servers a column."""
+    lines = [[title, *(_servers(fields) for fields in found)]]
     lines += [[name, *(cell(fields) for fields in found)] for name, cell in rows.items()]
     widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
         for line in lines
     )
+
+
+def _servers(fields: Mapping[str, object]) -> str:
+    count = fields.get("replicas")
+    return "" if count is None else "1 server" if count == 1 else f"{count} servers"
