@@ -50,8 +50,10 @@ RESTED = {
     "all servers, % of a core": number("server_cpu_sum", ".1f", PERCENT),
     "a server with nobody, % of a core": number("server_cpu_alone", ".1f", PERCENT),
     "server, ms of a core a return": number("server_cpu_ms_per_return", ".2f"),
+    "… % of a core for 1,000 who wait 600 s": number("server_cpu_per_1000_workers", ".2f", PERCENT),
     "database, % of a core": number("postgres_cpu", ".1f", PERCENT),
     "database, ms of a core a return": number("postgres_cpu_ms_per_return", ".2f"),
+    "… % of a core for 1,000 such": number("postgres_cpu_per_1000_workers", ".2f", PERCENT),
     "memory of each, kB a worker": number("bytes_per_worker_each", ".1f", 0.001),
     "rows written a second": number("rows_per_s"),
     "lock held, ms a row": number("lock_ms_per_row", ".2f"),
@@ -124,6 +126,7 @@ async def _idle(
     plan = idle.Plan(
         given.replicas,
         given.workers,
+        given.processes,
         given.alone_s,
         given.rest_s,
         given.max_wait_s,
@@ -188,6 +191,7 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--replicas", nargs="+", type=int, default=[1, 2, 3], help="how many servers, in turn"
     )
     parser.add_argument("--workers", type=int, default=2000, help="how many wait")
+    parser.add_argument("--processes", type=int, default=2, help="that hold them")
     parser.add_argument(
         "--alone-s", type=float, default=5.0, help="how long servers are looked at before any comes"
     )

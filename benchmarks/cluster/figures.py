@@ -73,9 +73,11 @@ def rested(found: Rested) -> Fields:
         "server_cpu_sum": round(sum(cpu_each), 4),
         "server_cpu_alone": round(alone_cpu, 4),
         "server_cpu_ms_per_return": round(1000 * one_s, 3),
+        "server_cpu_per_1000_workers": round(1000 * one_s / MEAN_WAIT_S, 5),
         "postgres_cpu": round(spent.postgres_cpu_s / spent.seconds, 4),
         "postgres_cpu_alone": round(alone_postgres, 4),
         "postgres_cpu_ms_per_return": round(1000 * postgres_s, 3),
+        "postgres_cpu_per_1000_workers": round(1000 * postgres_s / MEAN_WAIT_S, 5),
         "bytes_per_worker_each": [
             round(grown / max(1, waiting))
             for grown, waiting in zip(found.grown_bytes_each, found.waiting_each, strict=True)

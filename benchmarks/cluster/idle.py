@@ -20,10 +20,9 @@ from protocol.errors import Internal
 from protocol.messages import JoinTokenRequest, RunSummary
 from tests.system.cluster.balancer import Balancer
 
-PROCESSES = 2
 WITHIN_S = 300.0
 LOOK_S = 0.2
-WAITING = "fed_sophia_waiting_requests"
+WAITING, UPDATES = "fed_sophia_waiting_requests", "fed_sophia_updates_total"
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Plan:
 
     replicas: Sequence[int]
     workers: int
+    processes: int
+    """That hold them."""
     alone_s: float
     """For how long servers are looked at to which nobody comes yet."""
     rest_s: float
@@ -78,7 +79,9 @@ class Admitted:
 
     replicas: int
     updates: int
+    """Of whatever was spent."""
     updates_per_s: float
+    """While rounds were open."""
     spent: Spent
 
 
@@ -137,13 +140,13 @@ class _Crowd:
             processes = self._processes
             await _until_all_wait(servers, self._plan.workers)
             self._found.rested.append(await self._rest(processes, servers, observer, alone, fresh))
-            self._found.admitted.append(await self._send(processes, client, observer, len(servers.pids)))
+            self._found.admitted.append(await self._send(processes, client, observer, servers))
 
     async def _come(self, client: OperatorClient, observer: Observer, servers: Replicas) -> CrowdProcesses:
         workers = self._plan.workers
         before = await observer.reading()
         token = (await client.create_token(JoinTokenRequest(uses=workers))).join_token
-        crowd = crowd_processes(client.server_url, token, workers, PROCESSES, training_s=0.0)
+        crowd = crowd_processes(client.server_url, token, workers, self._plan.processes, training_s=0.0)
         processes = await self._stack.enter_async_context(crowd)
         await processes.heard("enrolled", WITHIN_S)
         enrolled = await observer.reading()
@@ -178,19 +181,23 @@ class _Crowd:
         )
 
     async def _send(
-        self, processes: CrowdProcesses, client: OperatorClient, observer: Observer, count: int
+        self, processes: CrowdProcesses, client: OperatorClient, observer: Observer, servers: Replicas
     ) -> Admitted:
-        """From the moment when the first round is over, in which all others still join."""
+        """From the moment when the first round is seen to be over, in which all others still join."""
         await processes.tell("train", "training")
         run = await tiny_run(client, self._plan.cohort, 1 + self._plan.rounds)
         await _until_version(client, run, 1)
-        before = await observer.reading()
+        sent, before = sum(await servers.metric(UPDATES)), await observer.reading()
         await _until_version(client, run, 1 + self._plan.rounds)
         spent = (await observer.reading()).since(before)
         rounds = (await client.rounds(run.run_id))[1:]
-        collecting_ms = sum((each.ended_ms or 0) - each.opened_ms for each in rounds)
-        updates = sum(each.admitted for each in rounds)
-        return Admitted(count, updates, 1000 * updates / collecting_ms, spent)
+        open_s = sum((each.ended_ms or 0) - each.opened_ms for each in rounds) / 1000
+        return Admitted(
+            replicas=len(servers.pids),
+            updates=round(sum(await servers.metric(UPDATES)) - sent),
+            updates_per_s=sum(each.admitted for each in rounds) / open_s,
+            spent=spent,
+        )
 
 
 async def _until_all_wait(servers: Replicas, workers: int) -> None:

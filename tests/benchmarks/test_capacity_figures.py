@@ -76,6 +76,7 @@ def test_a_return_costs_what_waiting_adds_to_servers_to_which_nobody_comes() -> 
     assert fields["server_cpu_ms_per_return"] == pytest.approx(4.0)
     assert fields["carries_returns_per_s"] == pytest.approx(172.5)
     assert fields["carries_workers"] == pytest.approx(172.5 * 525, abs=1)
+    assert fields["server_cpu_per_1000_workers"] == pytest.approx(1000 * 0.004 / 525, rel=1e-2)
     assert fields["bytes_per_worker_each"] == [40_000, 50_000]
 
 
