@@ -22,18 +22,15 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.crowd.children import CrowdProcesses, crowd_processes
-from benchmarks.crowd.device import NUMBERS, TASK
 from benchmarks.crowd.figures import Latencies, latencies, table, usage_of
+from benchmarks.crowd.runs import tiny_run
 from fed_sophia.federation import federation, while_alive
 from fed_sophia.interruptible import Interrupted, run_interruptibly
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.output import Output, output_for
-from protocol.codec import encode_bundle
 from protocol.errors import FedSophiaError, Internal
-from protocol.messages import JoinTokenRequest, RunSpec, RunSummary, TensorSpec
+from protocol.messages import JoinTokenRequest
 
 COHORT = 32
 ENROLLED_WITHIN_S = 600.0
@@ -167,7 +164,7 @@ async def _rounds(
     """(seconds until all had joined, how soon those who were invited knew)."""
     await crowd.tell("train", "training")
     began_s = time.monotonic()
-    run = await _run(client, min(COHORT, plan.workers), plan.rounds)
+    run = await tiny_run(client, min(COHORT, plan.workers), plan.rounds)
     async with asyncio.timeout(DONE_WITHIN_S):
         while run.members < plan.workers:
             await asyncio.sleep(LOOK_S)
@@ -188,7 +185,7 @@ async def _everybody(plan: Plan, client: OperatorClient, crowd: CrowdProcesses, 
     """How soon all knew who were invited to one round."""
     await crowd.tell("hold", "holding")
     before = (await crowd.totals())["assigned"]
-    run = await _run(client, plan.workers, rounds=1)
+    run = await tiny_run(client, plan.workers, rounds=1)
     async with asyncio.timeout(DONE_WITHIN_S):
         while (await crowd.totals())["assigned"] < before + plan.workers:
             await asyncio.sleep(1.0)
@@ -196,23 +193,6 @@ async def _everybody(plan: Plan, client: OperatorClient, crowd: CrowdProcesses, 
     output.event("all-invited", _sentence(found), asdict(found))
     await client.cancel(run.run_id)
     return found
-
-
-async def _run(client: OperatorClient, cohort: int, rounds: int) -> RunSummary:
-    params = encode_bundle("params", {"w": np.zeros(NUMBERS, np.float32)})
-    spec = RunSpec(
-        name="crowd",
-        task=TASK,
-        algorithm="fedavg",
-        model=(TensorSpec(name="w", shape=(NUMBERS,)),),
-        params_digest=await client.put_tensors(params),
-        rounds=rounds,
-        local_steps=1,
-        cohort_size=cohort,
-        quorum=1,
-        deadline_s=600,
-    )
-    return await client.create_run(spec)
 
 
 def _plan() -> tuple[Plan, bool]:

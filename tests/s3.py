@@ -61,6 +61,11 @@ class S3Server:
             "AWS_ALLOW_HTTP": "true",
         }
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def url(self, prefix: str) -> str:
         return f"s3://{BUCKET}/{prefix}"
 

@@ -100,18 +100,18 @@ async def _measure(plan: Plan, folder: Path, server: int, client: OperatorClient
     async with peak_of(server) as peak, worker_processes(client.server_url, token, plan, folder) as workers:
         # in a run of its own: rounds of a small model are over before anybody has looked;
         # of another model: workers need not pull what they have
-        first = await _ended(client, await _spec(plan, client, 1, value=1.0), workers, JOINED_WITHIN_S)
-        spec = await _spec(plan, client, plan.rounds)
+        first = await until_ended(client, await spec_of(plan, client, 1, value=1.0), workers, JOINED_WITHIN_S)
+        spec = await spec_of(plan, client, plan.rounds)
         pids = [server, *(worker.pid for worker in workers)]
         lags_before, bytes_before = lags_in(await client.metrics()), received_bytes()
         before = [usage_of(pid).cpu_s for pid in pids]
-        run = await _ended(client, spec, workers)
+        run = await until_ended(client, spec, workers)
         took = [usage_of(pid).cpu_s - earlier for pid, earlier in zip(pids, before, strict=True)]
         moved_bytes = received_bytes() - bytes_before
         lags = lags_in(await client.metrics()) - lags_before
     rounds = await client.rounds(run.run_id)
     return Figures(
-        round_seconds_each=_seconds_each(rounds),
+        round_seconds_each=seconds_each(rounds),
         lo_bytes_per_round=moved_bytes / plan.rounds,
         server_cpu_s_per_round=took[0] / plan.rounds,
         workers_cpu_s_per_round=sum(took[1:]) / plan.rounds,
@@ -120,11 +120,11 @@ async def _measure(plan: Plan, folder: Path, server: int, client: OperatorClient
         start_seconds=(await client.rounds(first.run_id))[0].opened_ms / 1000 - began_s,
         loop_lags_seen=lags.seen,
         loop_lag_over_20ms=lags.over_20ms,
-        aggregate_max_error=await _error_of(plan, client, run),
+        aggregate_max_error=await error_of(plan, client, run),
     )
 
 
-async def _spec(plan: Plan, client: OperatorClient, rounds: int, value: float = 0.0) -> RunSpec:
+async def spec_of(plan: Plan, client: OperatorClient, rounds: int, value: float = 0.0) -> RunSpec:
     params = {tensor.name: np.full(tensor.shape, value, np.float32) for tensor in plan.model}
     return RunSpec(
         name="exchange",
@@ -142,7 +142,7 @@ async def _spec(plan: Plan, client: OperatorClient, rounds: int, value: float = 
     )
 
 
-async def _ended(
+async def until_ended(
     client: OperatorClient,
     spec: RunSpec,
     workers: Sequence[asyncio.subprocess.Process],
@@ -163,14 +163,14 @@ async def _ended(
     raise Internal(f"version {run.version + 1} was not made within {ROUND_WITHIN_S:.0f} s")
 
 
-def _seconds_each(rounds: Sequence[RoundSummary]) -> list[float]:
+def seconds_each(rounds: Sequence[RoundSummary]) -> list[float]:
     """From the opening of each round to that of the next."""
     starts = [round_.opened_ms for round_ in rounds]
     ends = [*starts[1:], rounds[-1].ended_ms or 0]
     return [(end - start) / 1000 for start, end in zip(starts, ends, strict=True)]
 
 
-async def _error_of(plan: Plan, client: OperatorClient, run: RunSummary) -> float:
+async def error_of(plan: Plan, client: OperatorClient, run: RunSummary) -> float:
     """How far the final parameters are from what they must be, at the worst coordinate.
 
     Raises:
