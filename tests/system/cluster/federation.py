@@ -20,7 +20,7 @@ from worker.events import AgentEvent, Report, Sent
 from worker.training import Trained, Trainer
 
 WORKERS = 32
-ROUNDS = 4
+ROUNDS = 3
 Disturbs = Callable[[str, asyncio.Event], Awaitable[None]]
 """(run, set once it has ended): what happens meanwhile."""
 First = Callable[[Assignment], None]

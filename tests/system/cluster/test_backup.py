@@ -23,9 +23,9 @@ from tests.system.cluster.federation import WORKERS, all_work, begin_run, requir
 from tests.system.conftest import ServerProcess
 from worker.events import AgentEvent, Refused, Sent
 
-BACKED_UP_IN, COPIED_AFTER, STOPPED_IN = 2, 3, 4
+BACKED_UP_IN, COPIED_AFTER, STOPPED_IN = 1, 2, 3
 """Rounds."""
-EXPORTED_IN = 3
+EXPORTED_IN = 2
 WITHIN_S = 60.0
 
 
@@ -140,7 +140,7 @@ async def test_a_run_goes_on_from_a_backup_of_a_round_half_full_and_its_workers_
     await require_rounds(anew, end)
     assert end.tensors == expected
     assert {event.code for event in events if isinstance(event, Refused)} == {"not-found"}
-    assert len(receipts) >= WORKERS
+    assert len(receipts) > WORKERS // 2
     for receipt in receipts:
         stands = await anew.receipt(receipt.assignment_id)
         assert (stands.digest, stands.outcome) == (receipt.digest, Outcome.COUNTED)
@@ -166,7 +166,7 @@ async def test_a_run_that_is_exported_at_work_from_one_of_the_servers_ends_alike
         for url in (cluster.servers[1].url, cluster.url):  # which the run was not made at; whichever
             exporting = ("run", "export", run_id, "--versions", "all", "-o", archive, "--server", url)
             exported = (await fed_sophia(*exporting, *key))[-1]
-            assert (exported["rounds"], exported["versions"]) == (EXPORTED_IN - 1, [0, 1, 2])
+            assert (exported["rounds"], exported["versions"]) == (EXPORTED_IN - 1, list(range(EXPORTED_IN)))
         versions = await operator.versions(run_id)
         gates.open(EXPORTED_IN)
         assert (await cluster.run_ended(run_id)).tensors == expected

@@ -107,7 +107,7 @@ async def test_a_server_that_stands_still_beyond_its_lease_writes_nothing_down_w
 
     async def stand_still(run_id: str, _over: asyncio.Event) -> None:
         nonlocal stood_still
-        await until_round(cluster, run_id, 2)
+        await until_round(cluster, run_id, 1)
         for each in cluster.servers:
             (each.data_dir / "hold").touch()
         while stood_still is None:
@@ -164,7 +164,7 @@ async def test_a_rolling_restart_in_the_middle_of_rounds_loses_nothing_and_holds
     ended_with = []
 
     async def restart_each(run_id: str, over: asyncio.Event) -> None:
-        await until_round(cluster, run_id, 2)
+        await until_round(cluster, run_id, 1)
         for each in cluster.servers:
             assert not over.is_set()
             cluster.balancer.ports.remove(each.port)
@@ -172,7 +172,7 @@ async def test_a_rolling_restart_in_the_middle_of_rounds_loses_nothing_and_holds
             await each.start()
             cluster.balancer.ports.append(each.port)
 
-    ended, receipts = await together(cluster, tmp_path / "together", restart_each, takes_s=1.0)
+    ended, receipts = await together(cluster, tmp_path / "together", restart_each, takes_s=2.5)
     assert ended_with == [0, 0, 0]
     await require_laws(cluster, ended, receipts)
     assert ended.tensors == expected
