@@ -80,6 +80,7 @@ async def federation(
     disturb: Disturbs,
     run_ended: Callable[[str], Awaitable[RunSummary]],
     takes_s: float = 0.0,
+    **policies: object,
 ) -> tuple[RunSummary, list[Receipt]]:
     """Hold a run; give its end, and the receipts that the workers were given."""
     receipts: list[Receipt] = []
@@ -88,7 +89,7 @@ async def federation(
         if isinstance(event, Sent):
             receipts.append(event.receipt)
 
-    run_id = await begin_run(operator)
+    run_id = await begin_run(operator, **policies)
     over = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(all_work(url, token, folder, wait(takes_s), report))
@@ -99,12 +100,14 @@ async def federation(
 
 
 async def together(
-    cluster: Cluster, folder: Path, disturb: Disturbs, takes_s: float = 0.0
+    cluster: Cluster, folder: Path, disturb: Disturbs, takes_s: float = 0.0, **policies: object
 ) -> tuple[RunSummary, list[Receipt]]:
     """Hold a run on servers that share their stores."""
     async with cluster.operator() as operator:
         token = await cluster.join_token(WORKERS)
-        return await federation(cluster.url, operator, token, folder, disturb, cluster.run_ended, takes_s)
+        return await federation(
+            cluster.url, operator, token, folder, disturb, cluster.run_ended, takes_s, **policies
+        )
 
 
 async def require_rounds(cluster: Cluster, ended: RunSummary) -> None:

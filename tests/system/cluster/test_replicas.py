@@ -82,17 +82,22 @@ class CutsTheStore(Disturbance):
         await asyncio.to_thread(self.cluster.s3.start)
 
 
-@pytest.mark.parametrize(("kind", "count"), [(Kills, 3), (CutsTheDatabase, 3), (CutsTheStore, 2)])
+@pytest.mark.parametrize(
+    ("kind", "count", "presigned"),
+    [(Kills, 3, False), (Kills, 3, True), (CutsTheDatabase, 3, False), (CutsTheStore, 2, True)],
+)
 async def test_what_happens_to_servers_and_stores_loses_nothing_and_changes_no_bit(
     expected: dict[str, str],
     start_cluster: StartsCluster,
     tmp_path: Path,
     kind: type[Disturbance],
     count: int,
+    presigned: bool,
 ) -> None:
     cluster = await start_cluster(count)
     disturbance = kind(cluster)
-    ended, receipts = await together(cluster, tmp_path / "together", disturbance.go_on)
+    folder = tmp_path / "together"
+    ended, receipts = await together(cluster, folder, disturbance.go_on, presigned=presigned)
     assert disturbance.happened >= 2
     await cluster.start_anew()
     await require_laws(cluster, ended, receipts)
