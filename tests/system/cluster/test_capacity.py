@@ -48,7 +48,7 @@ def test_a_small_crowd_and_small_rounds_are_measured_at_two_servers(
         found[part] for part in ("enrolled", "renewed", "rested", "tiny", "members", "uploads")
     )
     assert enrolled["transitions"] >= 1  # one each
-    assert renewed["lock_ms"] > 0
+    assert renewed["transitions"] >= 1  # beside the lock
     assert 23 <= sum(rested["waiting_each"]) <= 24
     assert min(rested["waiting_each"]) > 0
     assert rested["failures"] == 0
