@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 
-from tests.deploy.manifests import ROOT, Resources, of_kind, pods, selects, shown
+from tests.deploy.manifests import ROOT, Resources, is_ours, of_kind, pods, selects, shown
 
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
@@ -56,7 +56,7 @@ def images_are_pinned(resources: Resources) -> Iterator[str]:
             _, colon, tag = image.rpartition("/")[2].partition(":")
             if "@sha256:" not in image and (not colon or not re.search(r"\d", tag) or tag == "latest"):
                 yield f"{each.name}: {image} is no version"
-            if image.startswith("fed-sophia-") and tag != VERSION:
+            if is_ours(container) and tag != VERSION:
                 yield f"{each.name}: {image} is not {VERSION}"
 
 

@@ -9,7 +9,17 @@ from pydantic import ValidationError
 
 from fed_sophia.cli import app
 from ps_service.settings import Settings
-from tests.deploy.manifests import Pods, Resource, Resources, environment, of_kind, pods, server_of, shown
+from tests.deploy.manifests import (
+    Pods,
+    Resource,
+    Resources,
+    environment,
+    is_ours,
+    of_kind,
+    pods,
+    server_of,
+    shown,
+)
 
 SETTINGS = {f"FED_SOPHIA_{name.upper()}" for name in Settings.model_fields}
 CONNECTIONS_OF_A_SERVER, CONNECTIONS_OF_POSTGRES = 11, 100
@@ -22,7 +32,7 @@ def _ours(resources: Resources) -> Iterator[tuple[Pods, Resource, list[str]]]:
     for each in pods(resources):
         for container in each.containers:
             words = [*container.get("command", []), *container.get("args", [])]
-            if container["image"].startswith("fed-sophia-"):
+            if is_ours(container):
                 yield each, container, words
 
 

@@ -22,7 +22,7 @@ Resources = list[Resource]
 
 
 def kubectl() -> str | None:
-    """A kubectl whose kustomize knows components: that of 1.21 or later."""
+    """A kubectl of 1.27 or later, whose kustomize is the fifth."""
     found = shutil.which("kubectl")
     if found is None:
         return None
@@ -51,8 +51,10 @@ def rendered_together(
     kustomization: Resource = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": [os.path.relpath(resource, directory)],
-        "components": [os.path.relpath(K8S / "components" / name, directory) for name in components],
+        "resources": [os.path.relpath(resource, directory.resolve())],
+        "components": [
+            os.path.relpath(K8S / "components" / name, directory.resolve()) for name in components
+        ],
     }
     if namespace is not None:
         kustomization["namespace"] = namespace
@@ -98,6 +100,12 @@ def pods(resources: Resources) -> Iterator[Pods]:
     for owner in of_kind(resources, "Deployment", "StatefulSet", "Job", "DaemonSet"):
         template = owner["spec"]["template"]
         yield Pods(owner, template["spec"], template["metadata"]["labels"])
+
+
+def is_ours(container: Resource) -> bool:
+    """Whether fed-sophia runs in it, from whatever registry."""
+    image: str = container["image"]
+    return image.rpartition("/")[2].startswith("fed-sophia-")
 
 
 def server_of(resources: Resources) -> Pods:

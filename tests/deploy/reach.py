@@ -43,9 +43,9 @@ def _peers(rule: Rule) -> list[Rule]:
     return found
 
 
-def _lets(rule: Rule, other: Pods, port: str) -> bool:
-    at_port = any(each["port"] == port for each in rule.get("ports", [{"port": port}]))
-    return at_port and any(
+def _lets(rule: Rule, other: Pods, port: Rule) -> bool:
+    meant = (port["name"], port["containerPort"])
+    return any(each["port"] in meant for each in rule.get("ports", [{"port": port["name"]}])) and any(
         "podSelector" in peer
         and "namespaceSelector" not in peer
         and selects(peer["podSelector"], other.labels)
@@ -56,16 +56,11 @@ def _lets(rule: Rule, other: Pods, port: str) -> bool:
 def reached(resources: Resources) -> set[tuple[str, str, str]]:
     """(from, to, port) of all our pods that may connect to one another."""
     everyone = list(pods(resources))
-    ports = {
-        (to.component, port["name"]): to
-        for to in everyone
-        for container in to.containers
-        for port in container.get("ports", [])
-    }
+    ports = [(to, port) for to in everyone for each in to.containers for port in each.get("ports", [])]
     return {
-        (source.component, component, port)
+        (source.component, to.component, port["name"])
         for source in everyone
-        for (component, port), to in ports.items()
+        for to, port in ports
         if any(_lets(rule, to, port) for rule in _rules(resources, source, "Egress"))
         and any(_lets(rule, source, port) for rule in _rules(resources, to, "Ingress"))
     }

@@ -3,6 +3,7 @@
 
 import copy
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,12 @@ def test_a_field_that_is_misspelt_is_found(version: str, changed: Resources) -> 
         kubernetes_validate.validate(server, version, strict=True)
 
 
+def test_every_manifest_states_its_licence_first() -> None:
+    files = [each for each in K8S.rglob("*") if each.is_file()]
+    spdx = "# SPDX-License-Identifier: Apache-2.0\n"
+    assert [each for each in files if not each.read_text("utf-8").startswith(spdx)] == []
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_all_of_an_overlay_is_in_a_namespace_that_is_restricted(
     overlay: str, overlays: dict[str, Resources]
@@ -152,11 +159,7 @@ def test_the_federation_of_one_s_own_in_the_guide_can_be_rendered(tmp_path: Path
     kustomization = yaml.safe_load(text)
     for kind in ("resources", "components"):
         kustomization[kind] = [
-            str(
-                Path(
-                    *[".."] * (len(tmp_path.parts) - 1), *ROOT.parts[1:], each.removeprefix("../fed-sophia/")
-                )
-            )
+            os.path.relpath(ROOT / each.removeprefix("../fed-sophia/"), tmp_path.resolve())
             for each in kustomization[kind]
         ]
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
