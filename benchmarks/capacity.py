@@ -167,7 +167,7 @@ async def _uploads(
 ) -> list[str]:
     tables, rows = [], []
     for at, (megabytes, workers) in enumerate(given.uploads):
-        plan = UploadPlan(megabytes, workers, given.upload_rounds)
+        plan = UploadPlan(megabytes, workers, given.upload_rounds, presigned=given.presigned)
         of_plan = []
         for count in given.replicas:
             seen = await uploads.measure(count, plan, stores, folder / f"{at}-{count}")
@@ -212,6 +212,9 @@ def _arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--members", type=int, default=200_000, help="of a run, as rows")
     parser.add_argument(
         "--uploads", nargs="+", type=_upload, default=[(1.0, 16), (25.0, 4)], help="MBxWORKERS of a round"
+    )
+    parser.add_argument(
+        "--presigned", action="store_true", help="let their workers exchange tensors with the store itself"
     )
     parser.add_argument("--upload-rounds", type=int, default=4, help="of each of these")
     parser.add_argument("--json", action="store_true", help="JSON lines for machines; the last is a summary")

@@ -22,7 +22,7 @@ from protocol.algorithms import algorithm_named
 from protocol.bound import delta_of
 from protocol.codec import DEFAULT_LIMITS, Layout, read_layout, require_finite
 from protocol.encodings import Constants, encoding_named
-from protocol.errors import TruncatedTensorMessage
+from protocol.errors import StorageCorrupt, TruncatedTensorMessage
 from protocol.messages import RunSpec, UpdateHeader
 from ps_service.combining import Part, parts
 from ps_service.in_order import in_order, useful_threads
@@ -141,8 +141,11 @@ def stored_layout(blobs: BlobStore, digest: str) -> Layout:
 
     Raises:
         MalformedTensorMessage, TruncatedTensorMessage, UnknownEncoding: it is no tensor message.
+        StorageCorrupt: it is missing.
     """
-    size_bytes = blobs.size(digest) or 0
+    size_bytes = blobs.size(digest)
+    if size_bytes is None:
+        raise StorageCorrupt(f"tensor message {digest} is missing")
     most_bytes = min(size_bytes, DEFAULT_LIMITS.header_bytes)
     prefix = np.empty(min(most_bytes, HEADER_BYTES), np.uint8)
     while True:

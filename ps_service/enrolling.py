@@ -208,7 +208,8 @@ class Enrolling:
             server_id = await self._id(connection)
         signed = assertions.read(assertion, public_key, Purpose.TOKEN, worker_id, server_id, now_ms)
         self._rates.of_signer(worker_id)
-        async with self._records.write() as connection:
+        async with self._records.write_aside() as connection:
+            await credential_records.hold_worker(connection, worker_id)
             worker, key_now = await _with_key(connection, worker_id)
             if key_now != public_key:
                 raise AssertionRefused("the worker's key was changed meanwhile")

@@ -13,7 +13,9 @@ from tests.postgres import FAST, Postgres, a_postgres
 from tests.s3 import S3Server, an_s3_server
 
 # what fails there says what was found, as in a test
-pytest.register_assert_rewrite("tests.system.crash.laws", "tests.system.crash.federation")
+pytest.register_assert_rewrite(
+    "tests.system.crash.laws", "tests.system.crash.federation", "tests.system.cluster.federation"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -22,7 +22,7 @@ def binaries() -> Path | None:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # Debian's
     if found := shutil.which("initdb"):
         folders.append(Path(found).resolve().parent)
-    needed = ("initdb", "postgres", "pg_isready", "psql")
+    needed = ("initdb", "postgres", "pg_isready", "psql", "pg_dump", "pg_restore")
     return next((each for each in folders if all((each / name).exists() for name in needed)), None)
 
 
@@ -109,9 +109,21 @@ class Postgres:
         self._psql("-v", "ON_ERROR_STOP=1", "-f", str(file), url=url)
         return url
 
+    def dump(self, url: str, file: Path) -> None:
+        """Back a database up, as it is at this moment."""
+        self._ask("pg_dump", "--format=custom", f"--file={file}", url)
+
+    def restore(self, file: Path, url: str) -> None:
+        """Put what was dumped into an empty database."""
+        options = ("--no-owner", "--exit-on-error", "--single-transaction")
+        self._ask("pg_restore", *options, f"--dbname={url}", str(file))
+
     def _psql(self, *arguments: str, url: str | None = None) -> None:
+        self._ask("psql", "-q", "-X", "-d", url or self.url(), *arguments)
+
+    def _ask(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [str(self._binaries / "psql"), "-q", "-X", "-d", url or self.url(), *arguments],
+            [str(self._binaries / program), *arguments],
             check=True,
             capture_output=True,
             timeout=STARTS_WITHIN_S,

@@ -42,10 +42,11 @@ class Plan:
     rounds: int
     algorithm: str = "fedavg"
     encodings: Mapping[str, str] | None = None
+    presigned: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.megabytes:g} MB × {self.workers}"
+        return f"{self.megabytes:g} MB × {self.workers}" + (" straight to the store" * self.presigned)
 
     @property
     def model(self) -> tuple[TensorSpec, ...]:
@@ -131,6 +132,7 @@ async def spec_of(plan: Plan, client: OperatorClient, rounds: int, value: float 
         task=TASK,
         algorithm=plan.algorithm,
         encodings=dict(plan.encodings or {}),
+        presigned=plan.presigned,
         model=plan.model,
         params_digest=await client.put_tensors(encode_bundle("params", params)),
         rounds=rounds,

@@ -35,7 +35,10 @@ def router(service: Service) -> APIRouter:
         await may_read(request)
         async with service.stores.records.read() as connection:
             await the_run(connection, run_id)
+            latest = await report_records.latest_event(connection, run_id)
         after = int(last_event_id) if last_event_id.isdecimal() and len(last_event_id) <= 18 else 0
+        if after > latest:  # seen before the records were restored from a backup
+            after = 0
         return StreamingResponse(
             _events(service, partial(may_read, request), run_id, after),
             media_type="text/event-stream",

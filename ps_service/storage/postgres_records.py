@@ -101,6 +101,7 @@ class PostgresRecords(Records):
         self._glancing = engine.execution_options(isolation_level="AUTOCOMMIT")
         # one has the lock at a time: queue here, where waiting costs no connection
         self._writing = asyncio.Lock()
+        self._writing_aside = asyncio.Semaphore(CONNECTIONS // 2)
 
     @classmethod
     async def open(cls, url: str) -> "PostgresRecords":
@@ -139,6 +140,11 @@ class PostgresRecords(Records):
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         async with self._writing, self._visit(self.engine, _TAKE_THE_LOCK) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write_aside(self) -> AsyncIterator[AsyncConnection]:
+        async with self._writing_aside, self._visit(self.engine, None) as connection:
             yield connection
 
     @asynccontextmanager

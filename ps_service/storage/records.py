@@ -51,6 +51,15 @@ class Records(ABC):
                 taken place all the same.
         """
 
+    def write_aside(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A write transaction that nobody waits for, where the database can.
+
+        It changes rows that no transition reads, and holds (`hold_worker`) the one that it relies on.
+
+        Raises: as `write`.
+        """
+        return self.write()
+
     @abstractmethod
     async def now_ms(self, connection: AsyncConnection) -> int:
         """UTC by the database's clock, on which servers that share it agree."""

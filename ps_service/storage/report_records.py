@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.messages import MetricsReport
@@ -65,6 +65,12 @@ async def add_event(
     await connection.execute(
         insert(events).values(run_id=run_id, kind=kind, round=number, at_ms=now_ms, data=data)
     )
+
+
+async def latest_event(connection: AsyncConnection, run_id: str) -> int:
+    """The id of a run's newest event; 0: there is none."""
+    newest = select(func.max(events.c.event_id)).where(events.c.run_id == run_id)
+    return (await connection.execute(newest)).scalar() or 0
 
 
 async def events_after(

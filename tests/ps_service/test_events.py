@@ -53,6 +53,15 @@ async def test_events_come_as_they_happen_and_resume_after_the_last_one_seen(ser
         assert await events(client, run_id, 1, **{"Last-Event-ID": "9" * 400}) == first[:1]  # no such id
 
 
+async def test_who_has_seen_what_a_restored_server_knows_nothing_of_is_told_from_the_beginning(server):
+    run_id, _ = await server.a_round(rounds=1)
+    async with asyncio.timeout(30), server.on_a_socket() as client:
+        told = await events(client, run_id, 3)
+        last, beyond = told[-1][0], str(told[-1][0] + 1)
+        assert await events(client, run_id, 3, **{"Last-Event-ID": beyond}) == told
+        assert await events(client, run_id, 1, **{"Last-Event-ID": str(last - 1)}) == told[-1:]
+
+
 async def test_metrics_are_announced(server):
     run_id, cohort = await server.a_round(rounds=1)
     for worker, assignment in cohort:

@@ -13,6 +13,7 @@ from obstore.store import LocalStore, MemoryStore
 
 from protocol.codec import digest_of
 from protocol.errors import StorageCorrupt, StorageNotWritable, StorageUnavailable
+from ps_service.aggregation import StoredMessage
 from ps_service.effects import perform_effects
 from ps_service.settings import Settings
 from ps_service.storage import Stores
@@ -232,6 +233,11 @@ def test_a_message_that_another_server_deletes_amid_the_reading_is_missing(serve
     other.delete(DIGEST)
     with pytest.raises(StorageCorrupt, match="missing"):
         read(one, DIGEST, 5000, 6000)
+
+
+def test_a_message_that_is_not_there_is_missing_rather_than_none(servers):
+    with pytest.raises(StorageCorrupt, match=f"{DIGEST} is missing"):
+        StoredMessage(servers[0], DIGEST)
 
 
 def test_an_object_that_lost_its_end_is_corrupt_also_where_its_length_was_known(servers, objects):

@@ -7,12 +7,13 @@ import threading
 
 import pytest
 
+from protocol.assertions import Purpose, public_key_of, thumbprint
 from ps_service.effects import perform_effects
 from ps_service.fellows import LOOK_EVERY_S
 from ps_service.leases import Leases
-from ps_service.storage import condemned_records
+from ps_service.storage import condemned_records, credential_records, key_records
 from ps_service.storage.objects import ObjectBlobs
-from tests.ps_service.conftest import ManualClock
+from tests.ps_service.conftest import ManualClock, key_of
 from tests.ps_service.test_resumption import offset, send_part
 
 
@@ -119,6 +120,40 @@ async def test_servers_count_one_another_and_share_the_rates(start_two):
     await other.service.fellows.leave()
     await one.service.fellows.look()
     assert one.service.fellows.count == 1
+
+
+async def test_access_tokens_are_given_while_others_have_the_lock(start_two):
+    one, other = await start_two(performing=False)
+    worker = await one.enrol("worker")
+    async with other.stores.records.write(), asyncio.timeout(5):
+        assert await worker.token()
+
+
+async def test_a_token_that_is_had_while_its_key_changes_is_of_no_use(start_two):
+    one, other = await start_two(performing=False)
+    worker = await one.enrol("worker")
+    await worker.be_ready()
+    key = public_key_of(key_of("another"))
+    use = thumbprint(key)
+    rotation = {
+        "public_key": key,
+        "proof": worker.sign(Purpose.ROTATE, private_key=key_of("another")),
+        "consent": worker.sign(Purpose.ROTATE, use=use),
+    }
+    async with one.stores.records.write_aside() as connection:
+        await credential_records.hold_worker(connection, worker.worker_id)
+        changing = asyncio.create_task(
+            worker.moved_to(other).http.post(f"/v1/workers/{worker.worker_id}/key", json=rotation)
+        )
+        done, _ = await asyncio.wait([changing], timeout=0.5)
+        assert not done, "the worker is held"
+        assert await key_records.add_access_token(
+            connection, "0" * 64, worker.worker_id, "a" * 16, 2_000_000, 2_000_000
+        )
+    answer = await changing
+    assert answer.status_code == 204, answer.text
+    async with one.stores.records.read() as connection:
+        assert await credential_records.worker_by_token(connection, "0" * 64, one.clock.now_ms()) is None
 
 
 class SlowToDelete(ObjectBlobs):

@@ -11,7 +11,7 @@ from worker.tasks.partition import parse_partition
 
 
 def a_cohort(
-    url: str, token: str, directory: Path, count: int, max_assignments: int
+    url: str, token: str, directory: Path, count: int, max_assignments: int | None
 ) -> Iterator[tuple[WorkerOptions, Task, Examples]]:
     """w0, w1, …: what each is told, the task, and its part of the data."""
     task = load_task("digits", None)

@@ -4,137 +4,23 @@
 import asyncio
 import random
 import signal
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
-import torch
 
-from fed_sophia.new_run import RunRequest, begin
-from fed_sophia.operator_client import OperatorClient
-from protocol.messages import Outcome, Receipt, RoundSummary, RunStatus, RunSummary
+from protocol.messages import RoundSummary
 from tests.postgres import a_postgres
-from tests.system.cluster.conftest import Cluster, HeldServer, StartsCluster
-from tests.system.cohort import a_cohort
+from tests.system.cluster.cluster import Cluster, HeldServer, StartsCluster
+from tests.system.cluster.federation import require_laws, together, undisturbed
 from tests.system.conftest import ServerProcess
-from worker.agent import serve
-from worker.events import AgentEvent, Sent
-from worker.training import Trained, Trainer
-
-WORKERS = 8
-ROUNDS = 10
-Disturbs = Callable[[str, asyncio.Event], Awaitable[None]]
-"""(run, set once it has ended): what happens meanwhile."""
 
 
-class Unhurried(Trainer):
-    """Takes its time, so that rounds are long enough for what is to happen in them."""
-
-    takes_s = 0.0
-
-    def train(self, *arguments: Any, **named: Any) -> Trained:
-        time.sleep(self.takes_s)
-        return super().train(*arguments, **named)
-
-
-async def federation(
-    url: str,
-    operator: OperatorClient,
-    token: str,
-    folder: Path,
-    disturb: Disturbs,
-    run_ended: Callable[[str], Awaitable[RunSummary]],
-    takes_s: float = 0.0,
-) -> tuple[RunSummary, list[Receipt]]:
-    """Hold a run with real training; give its end, and the receipts that the workers were given."""
-    torch.set_num_threads(1)
-    receipts: list[Receipt] = []
-
-    def report(event: AgentEvent) -> None:
-        if isinstance(event, Sent):
-            receipts.append(event.receipt)
-
-    request = RunRequest(
-        task="digits",
-        name="replicas",
-        rounds=ROUNDS,
-        policies={"cohort_size": WORKERS, "quorum": WORKERS},
-        algorithm="fed-sophia-shared",
-        local_steps=3,
-        seed=3,
-    )
-    run_id = (await begin(operator, request)).run_id
-    async with asyncio.TaskGroup() as group:
-        for options, task, mine in a_cohort(url, token, folder, WORKERS, ROUNDS):
-            trainer = Unhurried(task, mine, torch.device("cpu"))
-            trainer.takes_s = takes_s
-            group.create_task(serve(options, "digits", trainer, report))
-        over = asyncio.Event()
-        group.create_task(disturb(run_id, over))
-        ended = await run_ended(run_id)
-        over.set()
-    return ended, receipts
-
-
-async def undisturbed(_run_id: str, _over: asyncio.Event) -> None:
-    """Nothing happens."""
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The digests with which the same run ends on one server with SQLite and files."""
-    folder = tmp_path_factory.mktemp("alone")
-
-    async def alone() -> dict[str, str]:
-        server = ServerProcess(folder / "server")
-        server.data_dir.mkdir()
-        await server.start()
-        try:
-            async with server.operator() as operator:
-                token = await server.join_token(uses=WORKERS)
-                ended, _ = await federation(
-                    server.url, operator, token, folder, undisturbed, server.run_ended
-                )
-        finally:
-            await server.end(signal.SIGKILL)
-        return dict(ended.tensors)
-
-    return asyncio.run(alone())
-
-
-async def together(
-    cluster: Cluster, folder: Path, disturb: Disturbs, takes_s: float = 0.0
-) -> tuple[RunSummary, list[Receipt]]:
-    async with cluster.operator() as operator:
-        token = await cluster.join_token(WORKERS)
-        return await federation(cluster.url, operator, token, folder, disturb, cluster.run_ended, takes_s)
-
-
-async def require_laws(cluster: Cluster, ended: RunSummary, receipts: list[Receipt]) -> None:
-    """No round lost or repeated, and every receipt stands for one update that was counted."""
-    assert (ended.status, ended.round) == (RunStatus.FINISHED, ROUNDS)
-    async with cluster.operator(cluster.servers[0]) as operator:
-        rounds = await operator.rounds(ended.run_id)
-        assert [(each.round, each.version, each.admitted) for each in rounds] == [
-            (number, number, WORKERS) for number in range(1, ROUNDS + 1)
-        ]
-    digests: dict[str, set[str]] = {}
-    for receipt in receipts:
-        digests.setdefault(receipt.assignment_id, set()).add(receipt.digest)
-    assert len(digests) == WORKERS * ROUNDS
-    for assignment_id, of_assignment in digests.items():
-        stands = await cluster.receipt(assignment_id)
-        assert (of_assignment, stands.outcome) == ({stands.digest}, Outcome.COUNTED)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-async def test_no_number_of_servers_changes_a_bit(
-    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path, count: int
+async def test_three_servers_in_the_place_of_one_change_no_bit(
+    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path
 ) -> None:
-    cluster = await start_cluster(count)
+    cluster = await start_cluster(3)
     ended, receipts = await together(cluster, tmp_path / "together", undisturbed)
     await require_laws(cluster, ended, receipts)
     assert ended.tensors == expected
@@ -196,15 +82,24 @@ class CutsTheStore(Disturbance):
         await asyncio.to_thread(self.cluster.s3.start)
 
 
-@pytest.mark.parametrize("kind", [Kills, CutsTheDatabase, CutsTheStore])
+@pytest.mark.parametrize(
+    ("kind", "count", "presigned"),
+    [(Kills, 3, False), (Kills, 3, True), (CutsTheDatabase, 3, False), (CutsTheStore, 2, True)],
+)
 async def test_what_happens_to_servers_and_stores_loses_nothing_and_changes_no_bit(
-    expected: dict[str, str], start_cluster: StartsCluster, tmp_path: Path, kind: type[Disturbance]
+    expected: dict[str, str],
+    start_cluster: StartsCluster,
+    tmp_path: Path,
+    kind: type[Disturbance],
+    count: int,
+    presigned: bool,
 ) -> None:
-    cluster = await start_cluster(3)
+    cluster = await start_cluster(count)
     disturbance = kind(cluster)
-    ended, receipts = await together(cluster, tmp_path / "together", disturbance.go_on)
+    folder = tmp_path / "together"
+    ended, receipts = await together(cluster, folder, disturbance.go_on, presigned=presigned)
     assert disturbance.happened >= 2
-    await cluster.all_there()
+    await cluster.start_anew()
     await require_laws(cluster, ended, receipts)
     assert ended.tensors == expected
 
@@ -217,7 +112,7 @@ async def test_a_server_that_stands_still_beyond_its_lease_writes_nothing_down_w
 
     async def stand_still(run_id: str, _over: asyncio.Event) -> None:
         nonlocal stood_still
-        await until_round(cluster, run_id, 2)
+        await until_round(cluster, run_id, 1)
         for each in cluster.servers:
             (each.data_dir / "hold").touch()
         while stood_still is None:
@@ -274,7 +169,7 @@ async def test_a_rolling_restart_in_the_middle_of_rounds_loses_nothing_and_holds
     ended_with = []
 
     async def restart_each(run_id: str, over: asyncio.Event) -> None:
-        await until_round(cluster, run_id, 2)
+        await until_round(cluster, run_id, 1)
         for each in cluster.servers:
             assert not over.is_set()
             cluster.balancer.ports.remove(each.port)
@@ -282,7 +177,7 @@ async def test_a_rolling_restart_in_the_middle_of_rounds_loses_nothing_and_holds
             await each.start()
             cluster.balancer.ports.append(each.port)
 
-    ended, receipts = await together(cluster, tmp_path / "together", restart_each, takes_s=1.0)
+    ended, receipts = await together(cluster, tmp_path / "together", restart_each, takes_s=2.5)
     assert ended_with == [0, 0, 0]
     await require_laws(cluster, ended, receipts)
     assert ended.tensors == expected
