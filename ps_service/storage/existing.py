@@ -74,7 +74,7 @@ class Seen:
 
 async def seen_blobs(stores: Stores, digests: Collection[str]) -> Seen:
     """Look for these, before the transaction that is to refer to them: nobody waits for the store in it."""
-    async with stores.records.read() as connection:
+    async with stores.records.glance() as connection:
         last_deletion = await condemned_records.last_deletion(connection)
     sizes = await asyncio.gather(*(asyncio.to_thread(stores.blobs.size, digest) for digest in digests))
     found = zip(digests, sizes, strict=True)

@@ -55,4 +55,4 @@ def test_a_server_without_obstore_serves_files_and_says_what_objects_want(tmp_pa
         [sys.executable, "-c", WITHOUT_OBSTORE, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert "InvalidUsage" in done.stderr
-    assert "obstore is not installed: pip install 'fed-sophia[cluster]'" in done.stderr
+    assert "its extra is not installed: pip install 'fed-sophia[cluster]'" in done.stderr

@@ -43,7 +43,7 @@ async def test_tensors_are_sent_as_bytes(described, path):
 
 async def test_tensors_are_answered_as_bytes_whole_or_in_part(described):
     responses = described["paths"]["/v1/runs/{run_id}/tensors/{digest}"]["get"]["responses"]
-    assert set(responses) == {"200", "206", "304", "416", "default"}
+    assert set(responses) == {"200", "206", "304", "307", "416", "default"}
     assert responses["200"]["content"] == responses["206"]["content"] == BINARY
     assert "content" not in responses["304"]
     assert set(responses["416"]["content"]) == {"application/problem+json"}
