@@ -46,6 +46,7 @@ async def import_run(runner: RoundRunner, archive: RunArchive) -> RunSummary:
         async with stores.records.read() as connection:
             await _require_stored(connection, seen, digests)
         raise
+    seen = await seen_blobs(stores, digests)  # it took its time
     async with runner.transition() as transition:
         # again: what no row names may have been collected since
         await _require_stored(transition.connection, seen, digests)

@@ -18,7 +18,11 @@ class Clock(Protocol):
         ...
 
 
-def _elapsed_ns() -> int:
+MOST_BETWEEN_NS = 10 * 10**9
+"""Whoever has heard of nobody for long does not make up for all of it at once."""
+
+
+def elapsed_ns() -> int:
     """Time that no setting of the clock changes; on Linux it counts a suspended machine's sleep too."""
     boot_time = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic_ns() if boot_time is None else time.clock_gettime_ns(boot_time)
@@ -34,7 +38,7 @@ class SystemClock:
     def __init__(
         self,
         utc_ns: Callable[[], int] = time.time_ns,
-        monotonic_ns: Callable[[], int] = _elapsed_ns,
+        monotonic_ns: Callable[[], int] = elapsed_ns,
         not_before_ms: int = 0,
     ) -> None:
         """Args: utc_ns: asked once; servers that share a database ask that, and agree."""
@@ -53,6 +57,6 @@ class SystemClock:
         Whoever's clock is set moves no deadline at once.
         """
         now_ns = self._monotonic_ns()
-        most_ns = (now_ns - self._followed_ns) // 200
+        most_ns = min(now_ns - self._followed_ns, MOST_BETWEEN_NS) // 200
         self._followed_ns = now_ns
         self._anchor_ns += max(-most_ns, min(utc_ms * 1_000_000 - (self._anchor_ns + now_ns), most_ns))

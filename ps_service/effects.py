@@ -24,6 +24,7 @@ from ps_service.round_runner import RoundRunner
 from ps_service.storage import credential_records, effect_records, version_records
 from ps_service.storage.effect_records import StoredEffect
 from ps_service.storage.existing import missing_blobs, seen_blobs, the_round, the_run
+from ps_service.storage.in_parts import in_parts
 from ps_service.transitions import round_event
 from ps_service.troubles import Troubles
 
@@ -135,9 +136,11 @@ async def _aggregated(
             version = stored.state.base_version + 1
             await version_records.add_version(connection, run.run_id, version, effect.round, tensors, now_ms)
             await round_event(transition, run, stored, round_machine.Aggregated(now_ms))
-            senders = await credential_records.workers_by_id(connection, good)
-            await credential_records.end_refusals(connection, senders.values())
+            for some in in_parts(sorted(good)):
+                senders = await credential_records.workers_by_id(connection, some)
+                await credential_records.end_refusals(connection, senders.values())
         await effect_records.finish_effect(connection, effect.effect_id, now_ms)
+    runner.found_good.pop(effect.effect_id, None)
 
 
 async def _aggregation_failed(runner: RoundRunner, effect: StoredEffect, reason: str) -> None:

@@ -15,6 +15,8 @@ from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from protocol.errors import StorageNotWritable
+from ps_service.clock import elapsed_ns
 from ps_service.contributions import digests_still_needed
 from ps_service.retention import kept_versions
 from ps_service.round_runner import RoundRunner
@@ -31,6 +33,7 @@ from ps_service.storage.existing import the_run
 from ps_service.storage.in_parts import in_parts
 from ps_service.summaries import mean_of_reports
 from ps_service.to_its_end import to_its_end
+from ps_service.troubles import Troubles
 from ps_service.uploads import Uploads
 
 log = logging.getLogger("fed_sophia.housekeeping")
@@ -40,6 +43,9 @@ BATCH = 64
 """Files deleted together."""
 CONDEMNED_FOR_S = 600.0
 """After so long somebody else deletes what was condemned."""
+TRIED_AGAIN_S = 60.0
+"""What could not be deleted."""
+NEVER_MS = 2**62
 
 
 class Housekeeping:
@@ -56,12 +62,15 @@ class Housekeeping:
         self._sweep_at_ms: int | None = None
         self._begun = False
         self._working = asyncio.Lock()
+        self._troubles = Troubles(log)
+        self._left = False
 
     async def look(self) -> float:
         """Tidy what is due; give the seconds until something is due again."""
         async with self._working:
+            self._left = False
             await self._tidy_what_is_due()
-        return SWEEP_EVERY_S
+        return TRIED_AGAIN_S if self._left else SWEEP_EVERY_S
 
     async def _tidy_what_is_due(self) -> None:
         now_ms = self._runner.clock.now_ms()
@@ -73,9 +82,12 @@ class Housekeeping:
         await self._delete_what_was_condemned()
         if self._sweep_at_ms is None or now_ms >= self._sweep_at_ms:
             self._begun = not self._runner.stores.records.shared  # others may have died, and left runs untidy
-            await self.sweep()
-            await self._forget_tokens()
             self._sweep_at_ms = now_ms + round(SWEEP_EVERY_S * 1000)
+            await self._forget_tokens()
+            async with self._runner.stores.records.write() as connection:
+                db_ms = await self._runner.stores.records.now_ms(connection)
+                await condemned_records.forget_gone(connection, db_ms)
+            await self.sweep()
         await self._discard_parts()
         if troubles:  # said once all have had their turn
             raise troubles[0]
@@ -156,29 +168,51 @@ class Housekeeping:
         return deleted
 
     async def _condemn_and_delete(self, digests: Collection[str]) -> int:
+        """Give how many are deleted; what cannot be is tried again by another look."""
         records = self._runner.stores.records
         async with records.write() as connection:
             unneeded = set(digests) - await reference_records.referred_to(connection, digests)
-            await condemned_records.condemn(connection, unneeded, await records.now_ms(connection))
-        await to_its_end(partial(self._delete_files, unneeded))
+            claimed_ms = await records.now_ms(connection)
+            claimed = await condemned_records.condemn(
+                connection, unneeded, claimed_ms, self._given_up_ms(claimed_ms)
+            )
+        gone = await to_its_end(partial(self._delete_files, sorted(claimed)))
         async with records.write() as connection:
-            await condemned_records.have_gone(connection, unneeded)
-        return len(unneeded)
+            now_ms = await records.now_ms(connection)
+            await condemned_records.have_gone(connection, gone, claimed_ms, now_ms)
+            await condemned_records.give_up(connection, claimed - set(gone), claimed_ms)
+        self._left |= len(gone) < len(claimed)
+        return len(gone)
+
+    def _given_up_ms(self, now_ms: int) -> int:
+        """What was condemned before, and is there, nobody is about to delete any more."""
+        if self._runner.stores.records.shared:
+            return now_ms - round(CONDEMNED_FOR_S * 1000)
+        return NEVER_MS  # this server is the only one, and here it is, about nothing else
 
     async def _delete_what_was_condemned(self) -> None:
         """Whoever meant to delete these has died, or its store failed: nobody has referred to them since."""
         records = self._runner.stores.records
         async with records.read() as connection:
-            before_ms = await records.now_ms(connection)
-            if records.shared:  # somebody else may be about to
-                before_ms -= round(CONDEMNED_FOR_S * 1000)
+            before_ms = self._given_up_ms(await records.now_ms(connection))
             left = await condemned_records.condemned_before(connection, before_ms)
         for batch in batches(left):
             await self._condemn_and_delete(batch)
 
-    def _delete_files(self, digests: Iterable[str]) -> None:
+    def _delete_files(self, digests: Sequence[str]) -> list[str]:
+        """Give those that went. It ends long before somebody else may think that nobody does it."""
+        gone: list[str] = []
+        until_ns = elapsed_ns() + round(CONDEMNED_FOR_S / 2 * 1e9)
         for digest in digests:
-            self._runner.stores.blobs.delete(digest)
+            if elapsed_ns() > until_ns:
+                break
+            try:
+                self._runner.stores.blobs.delete(digest)
+            except StorageNotWritable as error:
+                self._troubles.failed("deleting tensor messages", error)
+            else:
+                gone.append(digest)
+        return gone
 
 
 async def _metrics(

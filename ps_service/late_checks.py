@@ -57,7 +57,12 @@ async def refuse_what_is_not_good(
         }
     if not unseen:
         return set()
-    refused = await asyncio.to_thread(not_good, runner.stores.blobs, run.spec, unseen, params)
+    known = runner.found_good.setdefault(
+        effect.effect_id, set()
+    )  # of an attempt before this, that failed later
+    new = [update for update in unseen if update.assignment_id not in known]
+    refused = await asyncio.to_thread(not_good, runner.stores.blobs, run.spec, new, params)
+    known.update({u.assignment_id for u in new} - {u.assignment_id for u, _ in refused})
     if refused:
         for worker_id, error in await _refuse(runner, effect, refused, quarantine_after):
             told(worker_id, error)
@@ -86,9 +91,9 @@ def not_good(
 
 
 def _fault_of(blobs: BlobStore, spec: RunSpec, update: StoredUpdate, params: str) -> FedSophiaError | None:
-    """What is wrong with an update; one read that went wrong is none of it.
+    """What is wrong with an update; a read that went wrong is none of it.
 
-    Raises: StorageCorrupt: the store has compared the bytes with their digest, and now gives others.
+    Raises: StorageCorrupt: the parameters that it was made from do not have their digest any more.
     """
     message = _Sealed(blobs, update.digest, update.header.size_bytes)
     fault = None
@@ -103,8 +108,12 @@ def _fault_of(blobs: BlobStore, spec: RunSpec, update: StoredUpdate, params: str
             fault = error
         else:
             return None
-    if not _is_itself(message):
-        raise StorageCorrupt(f"tensor message {update.digest} is read with another digest")
+        for digest in (update.digest, params):  # what was read of them may be what is wrong
+            blobs.forget(digest)
+    if not _is_itself(_Sealed(blobs, params, blobs.size(params) or 0)):
+        raise StorageCorrupt(f"tensor message {params} is read with another digest")
+    if not _is_itself(message):  # the store has compared it, and gives something else now
+        return StorageCorrupt(f"tensor message {update.digest} is read with another digest")
     return fault
 
 
@@ -139,6 +148,8 @@ async def _refuse(
                 connection, update.assignment_id, f"{error.code}: {error.detail}"
             )
             await assignment_records.note_refusal(connection, update.assignment_id, error.code)
+            if error.fault is not Fault.CALLER:
+                continue
             # whatever is wrong with it: the store has compared the bytes, so they came to no harm on the way
             if await count_refusal(transition, update.worker_id, error, quarantine_after):
                 quarantined.append((update.worker_id, error))

@@ -69,6 +69,8 @@ class RoundRunner:
         self.meters = meters
         self.leases = Leases(stores.records)
         self._sent_bytes: Counter[str] = Counter()
+        self.found_good: dict[int, set[str]] = {}
+        """{effect: assignments} of updates that were looked into before they are combined."""
         self.untidy: set[str] = set()
         """Runs with rounds that ended since they were tidied last."""
 

@@ -15,4 +15,5 @@ async def to_its_end(action: Callable[[], T]) -> T:
         return await asyncio.shield(acting)
     except asyncio.CancelledError:
         await asyncio.wait([acting])
+        acting.exception()  # nobody is left to hear of it
         raise

@@ -7,6 +7,7 @@ through the server.
 """
 
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ from worker.options import Trust
 from worker.sending import send
 from worker.tls import tls_of
 
+REST_S = 60.0
 _NOT_DONE = (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError)
 _SIGNING = {"content-length", "if-none-match", "x-amz-checksum-sha256", "x-ms-blob-type"}
 
@@ -44,6 +46,7 @@ class StoreClient:
         """
         self._only_tls = speaks_tls(server_url)
         self._max_download_bytes = max_download_bytes
+        self._not_before_s = 0.0
         self._http = httpx.AsyncClient(
             headers={"Accept-Encoding": "identity"},
             timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
@@ -76,6 +79,7 @@ class StoreClient:
             answer = await send(self._http, putting)
             await answer.aclose()
         except _NOT_DONE:
+            self._rest()
             return False
         self._http.cookies.clear()
         return answer.is_success or answer.status_code == httpx.codes.PRECONDITION_FAILED  # it is there
@@ -106,12 +110,19 @@ class StoreClient:
                 self._http.cookies.clear()
             return download.finished() if download.received_bytes == size_bytes else None
         except (*_NOT_DONE, UnexpectedAnswer):
+            self._rest()
             return None
         except DigestMismatch:
             download.forget()
             return None
 
+    def _rest(self) -> None:
+        """Ask nothing for a while: who waits for what cannot be reached trains later."""
+        self._not_before_s = time.monotonic() + REST_S
+
     def _is_taken(self, address: str) -> bool:
+        if time.monotonic() < self._not_before_s:
+            return False
         try:
             _ = urlsplit(address).port
         except ValueError:

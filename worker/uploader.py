@@ -97,9 +97,9 @@ class Uploader:
 
     async def _past(self, offer: UploadOffer, size_bytes: int, message: Path) -> Receipt | None:
         """Put the body into the object store; None: it is to be sent to the server."""
-        if self._store is None or offer.put is None:
-            return None
         if self._put_url != offer.upload_url:
+            if self._store is None or offer.put is None:
+                return None
             if not await self._store.put(offer.put, size_bytes, _chunks(message, 0, size_bytes)):
                 return None
             self._put_url = offer.upload_url

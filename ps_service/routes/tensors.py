@@ -17,6 +17,7 @@ from protocol.codec import MEDIA_TYPE, MessageHeader
 from protocol.errors import (
     MessageTooLarge,
     NotFound,
+    NotReady,
     RangeNotSatisfiable,
     StorageCorrupt,
 )
@@ -30,7 +31,7 @@ from ps_service.presigned import prefers_presigned
 from ps_service.routes.bodies import Body, content_length, require_tensor_message
 from ps_service.service import Service
 from ps_service.settings import Settings
-from ps_service.storage import version_records
+from ps_service.storage import condemned_records, version_records
 from ps_service.storage.credential_records import StoredWorker
 
 DigestPath = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
@@ -59,6 +60,9 @@ def router(service: Service) -> APIRouter:
             if size_bytes > most:
                 raise MessageTooLarge(f"Content-Length: {size_bytes}; at most {most} are accepted")
             service.housekeeping.spare(digest)
+            async with service.stores.records.glance() as connection:
+                if await condemned_records.condemned_now(connection, digest):
+                    raise NotReady("these tensors are just being deleted; store them again in a moment")
             if await asyncio.to_thread(blobs.size, digest) is not None:
                 body.sender_is_known(size_bytes)
                 await body.drain()

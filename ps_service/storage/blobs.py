@@ -98,6 +98,10 @@ class BlobStore(Protocol):
         """
         ...
 
+    def forget(self, digest: str) -> None:
+        """What was read of it before may be wrong: it is read again from where it lies."""
+        ...
+
     def digests(self) -> Iterator[str]:
         """All that can be read now, in any order; what comes or goes meanwhile may be among them."""
         ...

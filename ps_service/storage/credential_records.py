@@ -119,7 +119,7 @@ async def worker_by_id(connection: AsyncConnection, worker_id: str) -> StoredWor
 async def hold_worker(connection: AsyncConnection, worker_id: str) -> None:
     """Let nobody change this worker's row before the transaction ends; a file has one writer as it is."""
     query = select(workers.c.worker_id).where(workers.c.worker_id == worker_id)
-    await connection.execute(query.with_for_update(read=True))
+    await connection.execute(query.with_for_update(key_share=True))
 
 
 async def workers_by_id(connection: AsyncConnection, worker_ids: Collection[str]) -> dict[str, StoredWorker]:

@@ -11,6 +11,7 @@ from protocol.errors import NotFound, WorkerExpired, WorkerQuarantined, WorkerRe
 from ps_service.storage import Stores, assignment_records, condemned_records, credential_records, run_records
 from ps_service.storage.assignment_records import StoredAssignment
 from ps_service.storage.credential_records import StoredWorker
+from ps_service.storage.in_parts import in_parts
 from ps_service.storage.run_records import StoredRound, StoredRun
 
 
@@ -64,6 +65,9 @@ def require_not_in_quarantine(worker: StoredWorker) -> StoredWorker:
     return worker
 
 
+AT_ONCE = 8
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a look into the blob store found, and when it was."""
@@ -76,9 +80,11 @@ async def seen_blobs(stores: Stores, digests: Collection[str]) -> Seen:
     """Look for these, before the transaction that is to refer to them: nobody waits for the store in it."""
     async with stores.records.glance() as connection:
         last_deletion = await condemned_records.last_deletion(connection)
-    sizes = await asyncio.gather(*(asyncio.to_thread(stores.blobs.size, digest) for digest in digests))
-    found = zip(digests, sizes, strict=True)
-    return Seen(frozenset(digest for digest, size in found if size is not None), last_deletion)
+    found: set[str] = set()
+    for some in in_parts(sorted(digests), AT_ONCE):  # bodies want the threads, too
+        sizes = await asyncio.gather(*(asyncio.to_thread(stores.blobs.size, digest) for digest in some))
+        found.update(digest for digest, size in zip(some, sizes, strict=True) if size is not None)
+    return Seen(frozenset(found), last_deletion)
 
 
 async def missing_blobs(connection: AsyncConnection, seen: Seen, digests: Collection[str]) -> list[str]:

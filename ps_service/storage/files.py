@@ -115,6 +115,9 @@ class FileBlobs:
         finally:
             os.close(descriptor)
 
+    def forget(self, digest: str) -> None:
+        """Nothing is kept of it."""
+
     def digests(self) -> Iterator[str]:
         """What else lies in the directory (`lost+found`, somebody's copy) is none of the store's."""
         for prefix in _PREFIXES:

@@ -141,9 +141,9 @@ class ObjectBlobs:
                 yield digest
 
     def delete(self, digest: str) -> None:
-        self._forget(digest)
+        self.forget(digest)
         self.objects.delete([blob_key(digest)])
-        self._forget(digest)  # what was read meanwhile
+        self.forget(digest)  # what was read meanwhile
 
     def check(self) -> None:
         """Raises: StorageNotWritable: the object store, or the disk of the spool, cannot be written to."""
@@ -158,10 +158,10 @@ class ObjectBlobs:
     def _fetch(self, digest: str, start: int, stop: int) -> memoryview:
         data = self.objects.read(blob_key(digest), start, stop)
         if data is None:
-            self._forget(digest)
+            self.forget(digest)
             raise StorageCorrupt(f"tensor message {digest} is missing")
         if len(data) != stop - start:
-            self._forget(digest)
+            self.forget(digest)
             raise StorageCorrupt(f"tensor message {digest}: {stop} bytes expected, {start + len(data)} found")
         return data
 
@@ -172,7 +172,7 @@ class ObjectBlobs:
             if len(self._sizes) > KNOWN_SIZES:
                 self._sizes.popitem(last=False)
 
-    def _forget(self, digest: str) -> None:
+    def forget(self, digest: str) -> None:
         with self._lock:
             self._sizes.pop(digest, None)
         self._read_ahead.forget(digest)

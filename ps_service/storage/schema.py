@@ -254,6 +254,7 @@ condemned = Table(
     Column("since_ms", BigInteger, nullable=False),
     Column("gone", Boolean, nullable=False, server_default=false()),
     Column("deletion", BigInteger, nullable=False, server_default="0", index=True),
+    Index(None, "gone", "since_ms"),
 )
 
 metrics = Table(

@@ -93,8 +93,8 @@ async def test_tensors_that_go_while_the_run_is_written_are_missed(start_server,
 
     async def go(digest):
         async with server.stores.records.write() as connection:
-            await condemned_records.condemn(connection, [digest], 0)
-            await condemned_records.have_gone(connection, [digest])
+            await condemned_records.condemn(connection, [digest], 1, 0)
+            await condemned_records.have_gone(connection, [digest], 1, 1)
 
     class Losing(FileBlobs):
         def read_into(self, digest, offset, buffer):

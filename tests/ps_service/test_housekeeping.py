@@ -148,9 +148,9 @@ async def test_an_update_whose_bytes_go_before_its_receipt_is_asked_for_again(st
         sending = asyncio.create_task(worker.put(url, update.body))
         while not server.stores.records._writing._waiters:
             await asyncio.sleep(0.001)
-        await condemned_records.condemn(connection, [digest], 0)
+        await condemned_records.condemn(connection, [digest], 1, 0)
         server.stores.blobs.delete(digest)
-        await condemned_records.have_gone(connection, [digest])
+        await condemned_records.have_gone(connection, [digest], 1, 1)
     answer = await sending
     assert (answer.status_code, answer.json()["code"]) == (408, "upload-interrupted")
     assert (await worker.send(assignment, update)).digest == digest

@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+from dataclasses import dataclass, field
 
 import httpx
 import numpy as np
@@ -17,6 +18,7 @@ from ps_service.effects import perform_effects
 from ps_service.storage import effect_records, s3_signing, update_records
 from ps_service.storage.addresses import Addresses
 from ps_service.storage.files import FileBlobs
+from ps_service.storage.object_access import ObjectAccess, blob_key
 from ps_service.storage.objects import ObjectBlobs
 from ps_service.storage.s3_signing import S3Signer, checksum
 from tests.ps_service.conftest import MODEL, Update, values_like
@@ -450,22 +452,36 @@ async def test_who_has_lost_the_lease_refuses_nothing(objects, tmp_path, start_s
     assert (await receipt(*cohort[0])).outcome == "pending"
 
 
-async def test_a_read_that_goes_wrong_is_nobody_s_fault(server, objects):
-    """The store gives other bytes once: they are read again."""
+@pytest.mark.parametrize("wrong", ["the update", "its params"])
+async def test_a_read_that_goes_wrong_is_nobody_s_fault(start_server, objects, tmp_path, wrong):
+    """The store gives other bytes once: they are read again, from the store itself."""
+
+    @dataclass(frozen=True)
+    class Wrong(ObjectAccess):
+        """Changes a byte of one object, the first time that it is read."""
+
+        keys: list[str] = field(default_factory=list)
+
+        def read(self, key, start, stop):
+            data = super().read(key, start, stop)
+            if key in self.keys and data is not None:
+                self.keys.remove(key)
+                changed = bytearray(data)
+                changed[-1] ^= 0x40
+                return memoryview(changed)
+            return data
+
+    faulty = Wrong(objects.store, objects.name)
+    blobs = ObjectBlobs(faulty, tmp_path / "spool", Addresses(faulty, "s3", signer()))
+    server = await start_server(performing=False, blobs=blobs, quarantine_after=1)
     run_id, [(worker, assignment), (other, second)] = await server.a_round(presigned=True)
     update = server.an_update(assignment)
     await sent(worker, assignment, update)
     await sent(other, second, server.an_update(second, seed=1))
-    read_into, wrong = server.stores.blobs.read_into, [update.header["digest"]]
-
-    def once_wrong(digest, offset, buffer):
-        read_into(digest, offset, buffer)
-        if digest in wrong and offset == 0 and len(buffer) == len(update.body):
-            wrong.remove(digest)
-            memoryview(buffer)[-1] ^= 1
-
-    server.stores.blobs.read_into = once_wrong
+    digest = update.header["digest"] if wrong == "the update" else assignment["tensors"]["params"]
+    blobs.forget(digest)
+    faulty.keys.append(blob_key(digest))
     await server.aggregate_now()
-    assert wrong == []
+    assert faulty.keys == []
     assert (await receipt(worker, assignment)).outcome == "counted"
     assert (await server.rounds(run_id))[0]["refused"] == 0

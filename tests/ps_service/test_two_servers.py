@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from protocol.assertions import Purpose, public_key_of, thumbprint
+from protocol.codec import MEDIA_TYPE
 from ps_service.effects import perform_effects
 from ps_service.fellows import LOOK_EVERY_S
 from ps_service.leases import Leases
@@ -171,11 +172,10 @@ class SlowToDelete(ObjectBlobs):
 
 async def test_what_is_about_to_be_deleted_counts_as_gone_everywhere_and_nobody_waits_for_it(start_two):
     one, other = await start_two(performing=False, kind=SlowToDelete)
-    digest = await one.store_params()
+    digest, spec = await one.store_params(), await other.a_spec()
     await one.service.housekeeping.sweep()
     sweeping = asyncio.create_task(one.service.housekeeping.sweep())
     await asyncio.to_thread(one.stores.blobs.asked.wait, 30)
-    spec = await other.a_spec()
     assert spec["params_digest"] == digest
     async with asyncio.timeout(5):
         refused = await other.operator.post("/v1/runs", json=spec)
@@ -191,11 +191,37 @@ async def test_what_a_server_that_died_had_condemned_is_deleted_by_another(start
     one, other = await start_two(performing=False)
     digest = await one.store_params()
     async with one.stores.records.write() as connection:
-        await condemned_records.condemn(connection, [digest], 0)
+        await condemned_records.condemn(connection, [digest], 0, 0)
     await other.service.housekeeping.look()
     assert one.stores.blobs.size(digest) is None
     await one.store_params()
     assert (await one.operator.post("/v1/runs", json=await one.a_spec())).status_code == 201
+
+
+async def test_of_two_that_would_delete_the_same_one_does(start_two):
+    """The other leaves it alone, also when its claim is over and somebody has stored the bytes again."""
+    one, other = await start_two(performing=False, kind=SlowToDelete)
+    digest = await one.store_params()
+    deleting = asyncio.create_task(one.service.housekeeping._delete([digest]))
+    await asyncio.to_thread(one.stores.blobs.asked.wait, 30)
+    assert await other.service.housekeeping._delete([digest]) == 0
+    assert not other.stores.blobs.asked.is_set()
+    refused = await other.operator.put(
+        f"/v1/tensors/{digest}", content=b"x", headers={"Content-Type": MEDIA_TYPE}
+    )
+    assert (refused.status_code, refused.json()["code"]) == (503, "not-ready")
+    one.stores.blobs.goes_on.set()
+    assert await deleting == 1
+    await other.store_params()
+    assert (await other.operator.post("/v1/runs", json=await other.a_spec())).status_code == 201
+
+
+async def test_an_assertion_that_is_sent_many_times_at_once_is_good_once(start_two):
+    one, other = await start_two(performing=False)
+    worker = await one.enrol("worker")
+    path, body = f"/v1/workers/{worker.worker_id}/token", {"assertion": worker.sign()}
+    answers = await asyncio.gather(*(each.client().post(path, json=body) for each in (one, other) * 4))
+    assert sorted(answer.status_code for answer in answers) == [200] + [401] * 7
 
 
 async def test_a_worker_that_both_find_lost_is_lost_once(start_two):

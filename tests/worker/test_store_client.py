@@ -116,6 +116,15 @@ async def test_a_message_is_believed_for_its_digest() -> None:
     assert download.received_bytes == 0, "what came is not gone on with"
 
 
+async def test_a_store_that_cannot_be_reached_is_left_alone_for_a_while() -> None:
+    store = Store(httpx.ConnectTimeout("no way there"))
+    async with StoreClient("https://fed.example", transport=store) as client:
+        for _ in range(3):
+            assert not await client.put(SIGNED, len(MESSAGE), pieces())
+            assert await client.get(ADDRESS, Download(DIGEST)) is None
+    assert len(store.requests) == 1
+
+
 async def test_what_came_before_the_link_broke_is_gone_on_with() -> None:
     download = Download(DIGEST)
     headers = {"Content-Length": str(len(MESSAGE))}

@@ -16,4 +16,5 @@ def upgrade() -> None:
     op.add_column("condemned", sa.Column("gone", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("condemned", sa.Column("deletion", sa.BigInteger(), nullable=False, server_default="0"))
     op.create_index("ix_condemned_deletion", "condemned", ["deletion"])
+    op.create_index("ix_condemned_gone_since_ms", "condemned", ["gone", "since_ms"])
     op.execute("UPDATE schema_compatibility SET oldest = '0007'")
