@@ -26,6 +26,7 @@ from tests.system.network.devices import (
     deliver,
     received_bytes,
 )
+from tests.system.network.federation import federate
 from tests.system.network.nginx import NginxProcess, annotated, directives, nginx
 from worker.answers import NothingYet
 from worker.downloader import Downloader
@@ -211,3 +212,19 @@ async def test_a_device_is_known_by_its_own_address_where_the_proxy_is_trusted(
     async with a_server_behind(tmp_path, **narrow) as server, an_nginx(tmp_path, server) as proxy:
         assert 20 <= await refused_after(proxy, "127.0.0.2", at_most=100) < 100
         assert (await refused_after(proxy, "127.0.0.3", at_most=10) == 10) is is_another
+
+
+async def test_workers_that_hold_a_join_token_and_nothing_else_come_to_the_same_model_through_it(
+    with_nginx: None, tmp_path: Path, undisturbed: dict[str, dict[str, str]]
+) -> None:
+    server = ServerProcess(tmp_path / "server")
+    proxy = NginxProcess(tmp_path / "nginx", server.port)
+    server.options = ("--tls-ca", str(proxy.ca))  # join tokens carry its hash
+    await server.start()
+    try:
+        await proxy.start()
+        run = await federate(server, proxy.url, tmp_path / "workers", "fed-sophia-shared")
+        assert run.tensors == undisturbed["fed-sophia-shared"]
+    finally:
+        proxy.kill()
+        await server.kill()
