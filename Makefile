@@ -37,8 +37,8 @@ bench-quick: $(VENV)/.installed ## Say within a minute whether a round costs mor
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/pytest $(ARGS)
 
-test-long: $(VENV)/.installed ## Kill server and workers 200 times at random moments; send an update for minutes
-	FED_SOPHIA_LONG=1 $(BIN)/pytest tests/system/crash tests/system/network/test_resumption.py --kills 200 --timeout 1500 $(ARGS)
+test-long: $(VENV)/.installed ## Kill server and workers 200 times at random moments; send an update, and wait, for minutes
+	FED_SOPHIA_LONG=1 $(BIN)/pytest tests/system/crash tests/system/network/test_resumption.py tests/system/network/test_nginx.py --kills 200 --timeout 1500 $(ARGS)
 
 check: $(VENV)/.installed ## What CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .

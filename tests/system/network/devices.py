@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workers driven by hand, one request at a time, and updates of a size that takes a while to send."""
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import numpy as np
 
+from fed_sophia.operator_client import OperatorClient
 from protocol.assertions import Purpose, public_key_of, thumbprint, use_of
 from protocol.codec import NamedTensor, digest_of, encode_bundle, encode_message
 from protocol.join_token import JoinToken
@@ -16,10 +20,13 @@ from protocol.messages import Assignment, Enrolment, Receipt, RunSpec, TensorSpe
 from tests.system.conftest import ServerProcess
 from worker.client import ServerClient
 from worker.credentials import Signer
+from worker.patience import Pauses, persistently
+from worker.uploader import Uploader
 
 TASK = "by-hand"
 NUMBERS = 50_000
 """In the one tensor of the model: an update has 200 kB."""
+PATIENT = Pauses(sleep=lambda wait_s: asyncio.sleep(min(wait_s, 0.2)))
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,14 @@ class Device:
 
 
 @asynccontextmanager
-async def a_device(server: ServerProcess, url: str, name: str) -> AsyncIterator[Device]:
+async def a_device(
+    server: ServerProcess, url: str, name: str, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Device]:
     """Enrol a new device, whose server is at `url`."""
     token, private_key = JoinToken.parse(await server.join_token()), secrets.token_urlsafe(32)
     public_key, signer = public_key_of(private_key), Signer(private_key, token.server_id)
     proof = signer.sign(Purpose.ENROL, thumbprint(public_key), use_of(token.secret))
-    async with ServerClient(url) as client:
+    async with ServerClient(url, tls=tls) as client:
         enrolment = Enrolment(name=name, public_key=public_key, proof=proof, tasks=(TASK,))
         enrolled = await client.enrol(str(token), enrolment)
         client.authenticate(signer, enrolled.worker_id)
@@ -77,11 +86,18 @@ async def a_device(server: ServerProcess, url: str, name: str) -> AsyncIterator[
 
 @asynccontextmanager
 async def a_run(
-    server: ServerProcess, cohort: int, quorum: int, numbers: int = NUMBERS
+    server: ServerProcess,
+    cohort: int,
+    quorum: int,
+    numbers: int = NUMBERS,
+    new_operator: Callable[[], OperatorClient] | None = None,
 ) -> AsyncIterator[str]:
-    """Hold a run of one round, without bounds to what may be sent, and cancel it afterwards; give its id."""
+    """Hold a run of one round, without bounds to what may be sent, and cancel it afterwards; give its id.
+
+    Args: new_operator: who begins it, if not one who reaches the server itself.
+    """
     message = encode_bundle("params", {"w": np.zeros(numbers, dtype=np.float32)})
-    async with server.operator() as operator:
+    async with (new_operator or server.operator)() as operator:
         spec = RunSpec(
             name="by-hand",
             task=TASK,
@@ -117,11 +133,34 @@ def an_update(value: float, numbers: int = NUMBERS) -> Update:
     return Update(header, body)
 
 
-def as_operator(server: ServerProcess, url: str | None = None) -> httpx.AsyncClient:
+def as_operator(
+    server: ServerProcess, url: str | None = None, tls: ssl.SSLContext | None = None
+) -> httpx.AsyncClient:
     """Ask as the operator, through a proxy at `url` if one is given."""
     key = (server.data_dir / "operator.key").read_text().strip()
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.AsyncClient(base_url=url or server.url, headers=headers, timeout=30)
+    return httpx.AsyncClient(base_url=url or server.url, headers=headers, timeout=30, verify=tls or True)
+
+
+async def deliver(device: Device, assignment_id: str, update: Update, directory: Path) -> str:
+    """As a worker does that has the update in its outbox; give the outcome."""
+    message = directory / "message"
+    await asyncio.to_thread(message.write_bytes, update.body)
+    uploader = Uploader(device.client)
+
+    async def push() -> Receipt:
+        return await uploader.push(assignment_id, update.header, message)
+
+    receipt = await persistently(push, "device", lambda event: None, PATIENT)
+    return receipt.outcome
+
+
+async def received_bytes(server: ServerProcess) -> int:
+    """Of bodies, by the server's own count."""
+    async with as_operator(server) as http:
+        text = (await http.get("/metrics")).text
+    [line] = [line for line in text.splitlines() if line.startswith("fed_sophia_received_bytes_total ")]
+    return int(float(line.split()[1]))
 
 
 async def _in_chunks(body: bytes) -> AsyncIterator[bytes]:

@@ -12,18 +12,15 @@ import pytest
 from protocol.codec import digest_of
 from protocol.messages import Outcome
 from tests.system.conftest import ServerProcess
-from tests.system.network.devices import Device, Update, a_device, a_run, an_update, as_operator
+from tests.system.network.devices import a_device, a_run, an_update, deliver, received_bytes
 from tests.system.network.faults import Fault, Request, Stall
 from tests.system.network.mistreating_proxy import MistreatingProxy
 from worker.downloader import Downloader
-from worker.patience import Pauses, persistently
-from worker.uploader import Uploader
 
 MEGABYTE = 10**6
 LARGE = 25_000_000
 """Parameters: an update of 100 MB."""
 LONG = pytest.mark.skipif("FED_SOPHIA_LONG" not in os.environ, reason="takes minutes: make test-long")
-PATIENT = Pauses(sleep=lambda wait_s: asyncio.sleep(min(wait_s, 0.2)))
 
 
 @pytest.fixture
@@ -33,27 +30,6 @@ async def own_server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
     await server.start()
     yield server
     await server.kill()
-
-
-async def deliver(device: Device, assignment_id: str, update: Update, directory: Path) -> str:
-    """As a worker does that has the update in its outbox; give the outcome."""
-    message = directory / "message"
-    await asyncio.to_thread(message.write_bytes, update.body)
-    uploader = Uploader(device.client)
-
-    async def push():
-        return await uploader.push(assignment_id, update.header, message)
-
-    receipt = await persistently(push, "device", lambda event: None, PATIENT)
-    return receipt.outcome
-
-
-async def received_bytes(server: ServerProcess) -> int:
-    """Of bodies, by the server's own count."""
-    async with as_operator(server) as http:
-        text = (await http.get("/metrics")).text
-    [line] = [line for line in text.splitlines() if line.startswith("fed_sophia_received_bytes_total ")]
-    return int(float(line.split()[1]))
 
 
 def cut_every(size_bytes: int):
