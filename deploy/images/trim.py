@@ -24,7 +24,6 @@ SERVICES_OF_AWS_THAT_GIVE_KEYS = {"signin", "sso", "sso-oidc", "sts"}
 NOT_READ = (
     "alembic/testing",
     "sqlalchemy/testing",
-    "torch/bin",
     "torch/include",
     "torch/share",
     "torch/test",
@@ -32,9 +31,11 @@ NOT_READ = (
 
 
 def needless(packages: Path) -> Iterator[Path]:
-    """Folders of a site-packages that nobody reads here."""
+    """Folders and files of a site-packages that nobody reads here."""
     yield from (each for each in packages.rglob("tests") if each.is_dir() and not _is_read(each))
     yield from (packages / name for name in NOT_READ)
+    # it looks for this one when it is loaded; the rest are its tests and compilers
+    yield from (each for each in packages.glob("torch/bin/*") if each.name != "torch_shm_manager")
     for service in (packages / "botocore" / "data").glob("*/"):
         if service.is_dir() and service.name not in SERVICES_OF_AWS_THAT_GIVE_KEYS:
             yield service
@@ -60,8 +61,11 @@ def strip(packages: Path) -> None:
 
 def trim(environment: Path) -> None:
     for packages in environment.glob("lib/python*/site-packages"):
-        for folder in list(needless(packages)):
-            shutil.rmtree(folder, ignore_errors=True)
+        for each in list(needless(packages)):
+            if each.is_dir():
+                shutil.rmtree(each)
+            else:
+                each.unlink(missing_ok=True)
         strip(packages)
         # some wheels bring files for a later Python, which cannot be compiled, nor are they loaded
         compileall.compile_dir(
