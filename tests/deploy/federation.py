@@ -36,7 +36,7 @@ def _ours(resources: Resources) -> Iterator[tuple[Pods, Resource, list[str]]]:
                 yield each, container, words
 
 
-def known_to(words: list[str]) -> tuple[set[str], set[str]]:
+def options_and_variables(words: list[str]) -> tuple[set[str], set[str]]:
     """The options and the variables of a command line of ours."""
     command: Any = typer.main.get_command(app)
     command.load(words[1])
@@ -48,7 +48,7 @@ def known_to(words: list[str]) -> tuple[set[str], set[str]]:
 
 def variables_exist(resources: Resources) -> Iterator[str]:
     for each, container, words in _ours(resources):
-        options, variables = known_to(words)
+        options, variables = options_and_variables(words)
         known = variables | (SETTINGS if each.component in ("server", "migrate") else set())
         found = {name for name in environment(resources, container) if name.startswith("FED_SOPHIA_")}
         if found - known:

@@ -20,7 +20,7 @@ import pytest
 from fed_sophia.new_run import RunRequest, begin
 from fed_sophia.operator_client import OperatorClient
 from protocol.messages import JoinTokenRequest, RunStatus, WorkerSummary
-from tests.deploy.federation import known_to
+from tests.deploy.federation import options_and_variables
 from tests.system.conftest import READY_S, ServerProcess
 from worker.agent import LAST_WORD_S
 from worker.threads import STOPPING_S
@@ -101,7 +101,7 @@ def test_a_worker_is_exposed_to_little(units: list[str]) -> None:
 
 def test_what_a_device_sets_is_read_by_something() -> None:
     words = shlex.split(service()["ExecStart"])
-    options, read = known_to(words[:2])
+    options, read = options_and_variables(words[:2])
     assert {word for word in words if word.startswith("--")} <= options
     assert {word for word in shlex.split(variables()["WORKER_OPTIONS"]) if word.startswith("--")} <= options
     asked_for = {name for word in words for name in re.findall(r"\$\{?([A-Z_]+)\}?", word)}
