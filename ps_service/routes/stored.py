@@ -15,17 +15,14 @@ from protocol.errors import Fault, FedSophiaError, UploadInterrupted
 from protocol.messages import Admitted, Receipt, RunSpec, UpdateHeader
 from ps_service.admission import check_update_message, require_open
 from ps_service.aggregation import stored_layout
-from ps_service.assigning import started_from
 from ps_service.intake import intake_of_update
 from ps_service.openapi import BEARER
 from ps_service.round_runner import same_update
-from ps_service.routes.uploads import own_upload, unless_closed
+from ps_service.routes.uploads import own_upload, unless_closed, where_it_stands
 from ps_service.service import Service
 from ps_service.standing import noting_refusals
-from ps_service.storage import version_records
 from ps_service.storage.blobs import BlobStore
 from ps_service.storage.existing import require_not_in_quarantine
-from ps_service.storage.situations import staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
 from ps_service.to_its_end import to_its_end
 
@@ -47,16 +44,13 @@ def router(service: Service) -> APIRouter:
         with service.presence.here(worker.worker_id), service.uploading.one(worker.worker_id):
             async with service.uploads.alone(upload_id, lambda: None, worker.worker_id):
                 async with records.read() as connection:
-                    situation = await the_situation(connection, upload.assignment_id)
-                    run, version = situation.run, situation.assignment.version
-                    tensors = await version_records.tensors_of(connection, run.run_id, version)
-                    staleness = await staleness_now(connection, situation)
+                    situation, staleness, params = await where_it_stands(connection, upload)
+                run = situation.run
                 if situation.receipt is not None:
                     return same_update(situation.receipt, upload.header.digest)
                 require_open(situation, staleness)
                 if not run.spec.presigned or blobs.addresses is None:
                     raise UploadInterrupted("this run's updates are sent to the server")
-                params = started_from(tensors)
                 async with (
                     noting_refusals(service.note_refusal, worker, upload.assignment_id),
                     unless_closed(service, upload.assignment_id),

@@ -27,7 +27,7 @@ from ps_service.storage import update_records, version_records
 from ps_service.storage.blobs import Part
 from ps_service.storage.credential_records import StoredWorker
 from ps_service.storage.existing import require_not_in_quarantine, the_worker
-from ps_service.storage.situations import staleness_now, the_situation
+from ps_service.storage.situations import Situation, staleness_now, the_situation
 from ps_service.storage.update_records import StoredUpload
 from ps_service.to_its_end import to_its_end
 from ps_service.uploads import Uploads
@@ -96,10 +96,7 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
         with service.presence.here(worker.worker_id):
             async with service.uploads.alone(upload_id, body.give_way, worker.worker_id):
                 async with records.read() as connection:
-                    situation = await the_situation(connection, upload.assignment_id)
-                    run, version = situation.run, situation.assignment.version
-                    tensors = await version_records.tensors_of(connection, run.run_id, version)
-                    staleness = await staleness_now(connection, situation)
+                    situation, staleness, params = await where_it_stands(connection, upload)
                 if situation.receipt is not None:
                     await body.drain()
                     return same_update(situation.receipt, upload.header.digest)
@@ -107,7 +104,7 @@ async def _take(service: Service, request: Request, upload_id: str, *, is_part: 
                 require_announced(request, upload.header.size_bytes, first)
                 require_open(situation, staleness)
                 begin = partial(
-                    intake_of_update, service.stores.blobs, run.spec, upload.header, started_from(tensors)
+                    intake_of_update, service.stores.blobs, situation.run.spec, upload.header, params
                 )
                 with service.uploading.one(worker.worker_id):
                     async with (
@@ -172,6 +169,14 @@ async def unless_closed(service: Service, assignment_id: str) -> AsyncIterator[N
             staleness = await staleness_now(connection, situation)
         require_open(situation, staleness)
         raise
+
+
+async def where_it_stands(connection: AsyncConnection, upload: StoredUpload) -> tuple[Situation, int, str]:
+    """Of a declared update: its situation, how stale it is now, and the digest of what it was made from."""
+    situation = await the_situation(connection, upload.assignment_id)
+    run_id, version = situation.run.run_id, situation.assignment.version
+    tensors = await version_records.tensors_of(connection, run_id, version)
+    return situation, await staleness_now(connection, situation), started_from(tensors)
 
 
 async def own_upload(connection: AsyncConnection, caller: Caller, upload_id: str) -> StoredUpload:
