@@ -59,6 +59,7 @@ async def perform_effects(
                 continue
             async with runner.leases.kept(effect.effect_id):
                 await _perform(runner, effect, quarantine_after, told)
+            runner.found_good.pop(effect.effect_id, None)
             troubles.worked(aggregation)
         except Exception as error:
             # it stays in the records; what other runs wait for must not wait behind it
@@ -140,7 +141,6 @@ async def _aggregated(
                 senders = await credential_records.workers_by_id(connection, some)
                 await credential_records.end_refusals(connection, senders.values())
         await effect_records.finish_effect(connection, effect.effect_id, now_ms)
-    runner.found_good.pop(effect.effect_id, None)
 
 
 async def _aggregation_failed(runner: RoundRunner, effect: StoredEffect, reason: str) -> None:

@@ -57,9 +57,8 @@ async def refuse_what_is_not_good(
         }
     if not unseen:
         return set()
-    known = runner.found_good.setdefault(
-        effect.effect_id, set()
-    )  # of an attempt before this, that failed later
+    # an attempt before this may have failed later
+    known = runner.found_good.setdefault(effect.effect_id, set())
     new = [update for update in unseen if update.assignment_id not in known]
     refused = await asyncio.to_thread(not_good, runner.stores.blobs, run.spec, new, params)
     known.update({u.assignment_id for u in new} - {u.assignment_id for u, _ in refused})

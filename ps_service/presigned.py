@@ -8,6 +8,9 @@ import asyncio
 import logging
 import re
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from protocol.errors import StorageUnavailable
 from protocol.messages import StoreRequest
@@ -18,6 +21,8 @@ from ps_service.storage.update_records import StoredUpload
 from ps_service.troubles import Troubles
 
 log = logging.getLogger("fed_sophia.storage")
+
+T = TypeVar("T")
 
 MOST_RUNS = 1_000
 MOST_ASSIGNMENTS = 100_000
@@ -51,27 +56,24 @@ class Presigned:
         declared.add(header.digest)
         if len(self._declared) > MOST_ASSIGNMENTS:
             self._declared.popitem(last=False)
-        try:
-            signed = await asyncio.to_thread(
-                addresses.upload, upload.upload_id, header.digest, header.size_bytes
-            )
-        except StorageUnavailable as error:
-            self._troubles.failed(_SIGNING, error)
-            return None
-        self._troubles.worked(_SIGNING)
-        return signed
+        return await self._signed(
+            partial(addresses.upload, upload.upload_id, header.digest, header.size_bytes)
+        )
 
     async def download(self, run_id: str, digest: str) -> str | None:
         """The address of a message in the store; None: the server sends it."""
         if self._addresses is None or not await self._lets(run_id):
             return None
+        return await self._signed(partial(self._addresses.download, digest))
+
+    async def _signed(self, sign: Callable[[], T]) -> T | None:
         try:
-            address = await asyncio.to_thread(self._addresses.download, digest)
+            signed = await asyncio.to_thread(sign)
         except StorageUnavailable as error:
             self._troubles.failed(_SIGNING, error)
             return None
         self._troubles.worked(_SIGNING)
-        return address
+        return signed
 
     async def _lets(self, run_id: str) -> bool:
         if run_id not in self._runs:

@@ -39,7 +39,7 @@ from protocol.messages import (
     MetricsReport,
     parse,
 )
-from worker.client import ServerClient, Transport
+from worker.client import ServerClient
 from worker.downloader import Downloader
 from worker.durable import Fsync, prove_writable, sole_user
 from worker.enrolment import Enrolling
@@ -55,6 +55,7 @@ from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
 from worker.poller import Poller
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
+from worker.sending import Transport
 from worker.store_client import StoreClient
 from worker.threads import Companion, accompanied, for_ever, stoppable, to_its_end
 from worker.trainers import Trains, build_trainers, name_before_loading

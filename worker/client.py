@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 from urllib.parse import quote
 
 import httpx
@@ -53,31 +52,23 @@ from worker.answers import (
 )
 from worker.credentials import Credentials, Signer
 from worker.download import Download
-from worker.options import Trust
 from worker.problems import error_of
-from worker.sending import send
-from worker.tls import reason_of_silence, tls_of, tls_problem
+from worker.sending import SILENCE_TIMEOUT_S, Connections, Transport, send, timeout
+from worker.tls import reason_of_silence, tls_problem
 
-CONNECT_TIMEOUT_S = 10.0
-SILENCE_TIMEOUT_S = 60.0
-"""Longest pause between two bytes, either way."""
 MOST_IN_BUFFERS = 8 * 1024 * 1024
 SLOWEST_BYTES_PER_S = 32 * 1024
 """A link slower than this may be given up and gone on with."""
 SLOWEST_STORE = 4 * 1024 * 1024
 """Bytes a second that the server reads of its object store."""
 LONG_POLL_MARGIN_S = 15.0
-KEEPALIVE_S = 4.0
-"""Idle connections are dropped before the usual server (5 s) drops them under a request."""
 MAX_JSON_BYTES = 4 * 1024 * 1024
 MAX_DOWNLOAD_BYTES = 8 * 1024**3
 AS_NOBODY = {"Authorization": ""}
 """Of a request that proves who asks by what it holds."""
 
-Transport = httpx.AsyncBaseTransport
 
-
-class ServerClient:
+class ServerClient(Connections):
     """One worker's conversation with one server; an async context manager.
 
     Every method raises, beside what it names: `ServerUnreachable` when no answer came, `ServerNotTrusted`
@@ -100,27 +91,7 @@ class ServerClient:
         self._origin = _checked_origin(base_url)
         self._credentials: Credentials | None = None
         self._max_download_bytes = max_download_bytes
-        self._http = httpx.AsyncClient(
-            base_url=self._origin,
-            headers={"Accept-Encoding": "identity"},
-            timeout=_timeout(SILENCE_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=8, keepalive_expiry=KEEPALIVE_S),
-            verify=tls or tls_of(Trust()),
-            transport=transport,
-            follow_redirects=False,
-        )
-
-    async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._http.__aexit__(kind, error, traceback)
+        super().__init__(transport, tls, max_connections=8, base_url=self._origin)
 
     async def server_ca(self) -> bytes:
         """The certificate, as PEM, by which the server says that it is known."""
@@ -296,7 +267,7 @@ class ServerClient:
             body = content
         try:
             request = self._http.build_request(
-                method, path, content=body, headers=all_headers, timeout=_timeout(silence_s)
+                method, path, content=body, headers=all_headers, timeout=timeout(silence_s)
             )
             response = await send(self._http, request)
             try:
@@ -322,10 +293,6 @@ class ServerClient:
             self._credentials.refused(token)
             error = ServerUnreachable("the server took the access token no more; another is asked for")
         raise error from wait_asked_for(response.headers.get("Retry-After", ""))
-
-
-def _timeout(read_s: float) -> httpx.Timeout:
-    return httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_s)
 
 
 def _checked_origin(base_url: str) -> str:

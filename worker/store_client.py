@@ -9,8 +9,6 @@ through the server.
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -19,18 +17,16 @@ from protocol.addresses import speaks_tls
 from protocol.errors import DigestMismatch, UnexpectedAnswer
 from protocol.messages import StoreRequest
 from worker.answers import announced
-from worker.client import CONNECT_TIMEOUT_S, KEEPALIVE_S, MAX_DOWNLOAD_BYTES, SILENCE_TIMEOUT_S, Transport
+from worker.client import MAX_DOWNLOAD_BYTES
 from worker.download import Download
-from worker.options import Trust
-from worker.sending import send
-from worker.tls import tls_of
+from worker.sending import Connections, Transport, send
 
 REST_S = 60.0
 _NOT_DONE = (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError)
 _SIGNING = {"content-length", "if-none-match", "x-amz-checksum-sha256", "x-ms-blob-type"}
 
 
-class StoreClient:
+class StoreClient(Connections):
     """One worker's way past the server; an async context manager."""
 
     def __init__(
@@ -47,26 +43,7 @@ class StoreClient:
         self._only_tls = speaks_tls(server_url)
         self._max_download_bytes = max_download_bytes
         self._not_before_s = 0.0
-        self._http = httpx.AsyncClient(
-            headers={"Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=2, keepalive_expiry=KEEPALIVE_S),
-            verify=tls or tls_of(Trust()),
-            transport=transport,
-            follow_redirects=False,
-        )
-
-    async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._http.__aexit__(kind, error, traceback)
+        super().__init__(transport, tls, max_connections=2)
 
     async def put(self, request: StoreRequest, size_bytes: int, chunks: AsyncIterator[bytes]) -> bool:
         """Put a whole message there; False: the store has not taken it."""

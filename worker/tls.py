@@ -39,21 +39,13 @@ def believing(ca_pem: str | None, trust: Trust) -> ssl.SSLContext:
     return _context(ca_pem, trust.client_cert, trust.client_key)
 
 
-@functools.lru_cache(maxsize=16)
 def believing_also(ca_pem: str | None) -> ssl.SSLContext:
     """Connections with others than the server that believe this CA beside those of the system.
 
     Raises:
         InvalidUsage: it is no certificate.
     """
-    context = ssl.create_default_context()
-    if ca_pem is not None:
-        try:
-            context.load_verify_locations(cadata=ca_pem)
-        except (ssl.SSLError, ValueError):
-            raise InvalidUsage("the CA to trust: expected certificates as PEM") from None
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    return context
+    return _context(ca_pem, None, None, and_system=True)
 
 
 def believing_anyone(trust: Trust) -> ssl.SSLContext:
@@ -66,12 +58,16 @@ def believing_anyone(trust: Trust) -> ssl.SSLContext:
 
 
 @functools.lru_cache(maxsize=16)
-def _context(ca_pem: str | None, client_cert: Path | None, client_key: Path | None) -> ssl.SSLContext:
+def _context(
+    ca_pem: str | None, client_cert: Path | None, client_key: Path | None, *, and_system: bool = False
+) -> ssl.SSLContext:
     # one for all: building it takes milliseconds and memory that a swarm would pay for every worker
     try:
         if ca_pem == "":  # of which OpenSSL is not told at all: it would believe the CAs of the system
             raise ValueError("empty")
         context = ssl.create_default_context(cadata=ca_pem)
+        if and_system and ca_pem is not None:
+            context.load_default_certs()
     except (ssl.SSLError, ValueError):
         raise InvalidUsage("the CA to trust: expected certificates as PEM") from None
     if ca_pem is not None:

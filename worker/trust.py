@@ -19,11 +19,12 @@ from protocol.addresses import speaks_tls
 from protocol.ca import ca_hash_of
 from protocol.errors import InvalidUsage, LocalStateCorrupt, NotFound, ServerNotTrusted
 from protocol.join_token import JoinToken
-from worker.client import ServerClient, Transport
+from worker.client import ServerClient
 from worker.durable import Fsync, replace_file, writing
 from worker.events import Report
 from worker.options import WorkerOptions
 from worker.patience import Pauses, persistently
+from worker.sending import Transport
 from worker.tls import believing, believing_also, believing_anyone, text_of, tls_of
 
 _FILE_NAME = "server-ca.pem"
@@ -56,7 +57,7 @@ async def tls_for(
         pinned = await persistently(asking, options.name, report, pauses)
         with writing(options.state_dir):
             replace_file(options.state_dir / _FILE_NAME, [pinned.public_bytes(Encoding.PEM)], fsync)
-    return believing(None if pinned is None else pinned.public_bytes(Encoding.PEM).decode(), options.trust)
+    return believing(_pem(pinned), options.trust)
 
 
 def store_tls_for(options: WorkerOptions) -> ssl.SSLContext:
@@ -67,7 +68,7 @@ def store_tls_for(options: WorkerOptions) -> ssl.SSLContext:
     if options.trust.ca is not None:
         return believing_also(text_of(options.trust.ca))
     pinned = _pinned(options.state_dir) if speaks_tls(options.server_url) else None
-    return believing_also(None if pinned is None else pinned.public_bytes(Encoding.PEM).decode())
+    return believing_also(_pem(pinned))
 
 
 async def _advertised(options: WorkerOptions, expected: str, transport: Transport | None) -> x509.Certificate:
@@ -94,6 +95,10 @@ def _hash_in(join_token: str | None) -> str | None:
         return JoinToken.parse(join_token).ca_hash
     except InvalidUsage:
         return None  # what it is worth is said where it is used
+
+
+def _pem(certificate: x509.Certificate | None) -> str | None:
+    return None if certificate is None else certificate.public_bytes(Encoding.PEM).decode()
 
 
 def _pinned(state_dir: Path) -> x509.Certificate | None:

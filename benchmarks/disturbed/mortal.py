@@ -22,11 +22,11 @@ from fed_sophia.rounds_view import RoundsView
 from protocol.codec import Bundle
 from protocol.messages import Assignment, RoundSummary
 from worker.agent import Trains, serve
-from worker.client import KEEPALIVE_S
 from worker.events import AgentEvent, Training
 from worker.local_state import Kept
 from worker.options import WorkerOptions
 from worker.patience import Stopped
+from worker.sending import KEEPALIVE_S
 from worker.update import Trained
 
 

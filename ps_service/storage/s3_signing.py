@@ -84,26 +84,28 @@ def checksum(sha256: bytes) -> str:
     return base64.b64encode(sha256).decode()
 
 
-def refuses_other_bytes(sign: Sequence[Callable[[Mapping[str, str]], str]]) -> bool:
+def refuses_other_bytes(put: Sequence[Callable[[dict[str, str], bytes], int]]) -> bool:
     """Whether a store compares what it is sent with the checksum that was signed: found out by trying.
 
-    Args: sign: each gives the address of a PUT with these headers, of two objects that are not there.
+    Args: put: each puts bytes with these headers, in the place of an object that is not there, and gives the
+        status of the answer.
 
     Raises:
         StorageUnavailable: it cannot be told: the store does not answer, or takes no such address at all.
     """
     sent, other = b"checked", hashlib.sha256(b"other").hexdigest()
-    right = _put(sign[0], only_these_bytes(hashlib.sha256(sent).hexdigest(), len(sent)), sent)
+    right = put[0](only_these_bytes(hashlib.sha256(sent).hexdigest(), len(sent)), sent)
     if right not in _TAKEN:
         raise StorageUnavailable(f"the object store answers a pre-signed request with status {right}")
-    wrong = _put(sign[1], only_these_bytes(other, len(sent)), sent)
+    wrong = put[1](only_these_bytes(other, len(sent)), sent)
     if wrong not in _TAKEN and wrong != REFUSED:
         raise StorageUnavailable(f"the object store answers bytes of another SHA-256 with status {wrong}")
     return wrong == REFUSED
 
 
-def _put(sign: Callable[[Mapping[str, str]], str], headers: dict[str, str], data: bytes) -> int:
-    request = urllib.request.Request(sign(headers), data, headers, method="PUT")
+def put_by_http(url: str, headers: dict[str, str], data: bytes) -> int:
+    """The status of the answer; raises StorageUnavailable: there is none."""
+    request = urllib.request.Request(url, data, headers, method="PUT")
     try:
         with urllib.request.urlopen(request, timeout=ANSWERS_WITHIN_S) as answer:
             return int(answer.status)

@@ -21,7 +21,7 @@ from fed_sophia.new_run import RunRequest, begin
 from fed_sophia.operator_client import OperatorClient
 from protocol.messages import JoinTokenRequest, RunStatus, WorkerSummary
 from tests.deploy.federation import options_and_variables
-from tests.system.conftest import READY_S, ServerProcess
+from tests.system.conftest import READY_S, ServerProcess, running
 from worker.agent import LAST_WORD_S
 from worker.threads import STOPPING_S
 
@@ -55,12 +55,8 @@ def commented() -> set[str]:
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
-    process = ServerProcess(tmp_path / "server")
-    process.data_dir.mkdir()
-    await process.start()
-    try:
+    async with running(ServerProcess(tmp_path / "server")) as process:
         yield process
-    finally:
         await process.kill()
 
 

@@ -39,8 +39,8 @@ def objects(s3, tmp_path):
 def start_with(start_server, objects, tmp_path):
     """Starts a server whose store is signed for like this; None: as a store that compares no digests."""
 
-    async def start(by, **settings):
-        blobs = ObjectBlobs(objects, tmp_path / "spool", Addresses(objects, "s3", by))
+    async def start(by, put=s3_signing.put_by_http, **settings):
+        blobs = ObjectBlobs(objects, tmp_path / "spool", Addresses(objects, "s3", by, put=put))
         return await start_server(performing=False, blobs=blobs, **settings)
 
     return start
@@ -382,11 +382,15 @@ async def test_from_a_store_that_compares_nothing_no_other_length_is_taken(trust
     assert trusting.stores.blobs.parts() == []
 
 
-async def test_a_store_that_compares_nothing_is_found_out(start_with, monkeypatch):
+def answering(*statuses):
+    """A store that answers so, in turn."""
+    following = iter(statuses)
+    return lambda *_: next(following)
+
+
+async def test_a_store_that_compares_nothing_is_found_out(start_with):
     """By what it answers to bytes of another SHA-256."""
-    statuses = iter([200, 200])
-    monkeypatch.setattr(s3_signing, "_put", lambda *_: next(statuses))
-    server = await start_with(signer())
+    server = await start_with(signer(), answering(200, 200))
     _, [(worker, assignment), _] = await server.a_round(presigned=True)
     update = server.an_update(assignment)
     offer = await offered(worker, assignment, update)
@@ -397,10 +401,8 @@ async def test_a_store_that_compares_nothing_is_found_out(start_with, monkeypatc
 
 
 @pytest.mark.parametrize("answers", [[301], [200, 503], [403]])
-def test_a_store_of_which_it_cannot_be_told_gets_no_requests_for_now(objects, monkeypatch, answers):
-    statuses = iter(answers)
-    monkeypatch.setattr(s3_signing, "_put", lambda *_: next(statuses))
-    addresses = Addresses(objects, "s3", signer())
+def test_a_store_of_which_it_cannot_be_told_gets_no_requests_for_now(objects, answers):
+    addresses = Addresses(objects, "s3", signer(), put=answering(*answers))
     for _ in range(2):  # it is not asked again at once
         with pytest.raises(StorageUnavailable):
             addresses.upload("u-1", "0" * 64, 10)

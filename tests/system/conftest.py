@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,18 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
-    """A running server, ended after the test whatever state the test left it in."""
-    process = ServerProcess(tmp_path / "server")
-    process.data_dir.mkdir()
+@asynccontextmanager
+async def running(process: ServerProcess) -> AsyncIterator[ServerProcess]:
+    """A running server, ended afterwards whatever state it was left in."""
+    process.data_dir.mkdir(parents=True, exist_ok=True)
     await process.start()
     try:
         yield process
     finally:
         await process.end(signal.SIGKILL)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[ServerProcess]:
+    async with running(ServerProcess(tmp_path / "server")) as process:
+        yield process

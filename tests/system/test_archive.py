@@ -16,7 +16,7 @@ import torch
 from fed_sophia.new_run import RunRequest, begin
 from protocol.messages import RoundStatus, RunStatus, RunSummary
 from tests.fed_sophia.small_run import FakeServer, files_in
-from tests.system.conftest import ServerProcess
+from tests.system.conftest import ServerProcess, running
 from worker.agent import serve
 from worker.options import WorkerOptions
 from worker.tasks import load_task
@@ -32,13 +32,8 @@ WITHIN_S = 100.0
 @pytest.fixture
 async def other(tmp_path: Path) -> AsyncIterator[ServerProcess]:
     """A second server, with a disk of its own."""
-    process = ServerProcess(tmp_path / "other")
-    process.data_dir.mkdir()
-    await process.start()
-    try:
+    async with running(ServerProcess(tmp_path / "other")) as process:
         yield process
-    finally:
-        await process.end(signal.SIGKILL)
 
 
 async def command(server: ServerProcess, *arguments: str) -> asyncio.subprocess.Process:

@@ -3,7 +3,6 @@
 
 import asyncio
 import shutil
-import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -16,7 +15,7 @@ from fed_sophia.new_run import RunRequest, begin
 from protocol.errors import Unauthenticated
 from protocol.messages import Retention, RunStatus
 from tests.system.cohort import a_cohort
-from tests.system.conftest import ServerProcess
+from tests.system.conftest import ServerProcess, running
 from worker.agent import serve
 from worker.training import Trainer
 
@@ -50,12 +49,8 @@ async def a_server(folder: Path, port: int | None = None) -> AsyncIterator[Serve
     server = ServerProcess(folder)
     if port is not None:
         server.port, server.url = port, f"http://127.0.0.1:{port}"
-    server.data_dir.mkdir(parents=True, exist_ok=True)
-    await server.start()
-    try:
+    async with running(server):
         yield server
-    finally:
-        await server.end(signal.SIGKILL)
 
 
 async def begin_run(server: ServerProcess) -> str:

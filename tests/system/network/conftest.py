@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the mistreated federations are compared with, and a server that soon gives up the silent."""
 
-import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from tests.system.conftest import ServerProcess
+from tests.system.conftest import ServerProcess, running
 from tests.system.network.federation import federate
 
 ALGORITHMS = ("fed-sophia-shared", "fed-sophia")
@@ -18,21 +15,10 @@ ALGORITHMS = ("fed-sophia-shared", "fed-sophia")
 SILENCE_S = 1.0
 
 
-@asynccontextmanager
-async def a_server(folder: Path) -> AsyncIterator[ServerProcess]:
-    process = ServerProcess(folder / "server")
-    process.data_dir.mkdir()
-    await process.start()
-    try:
-        yield process
-    finally:
-        await process.end(signal.SIGKILL)
-
-
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServerProcess]:
     """One server for all tests of this folder; each has runs and workers of its own."""
-    async with a_server(tmp_path_factory.mktemp("network")) as process:
+    async with running(ServerProcess(tmp_path_factory.mktemp("network") / "server")) as process:
         yield process
 
 
@@ -41,7 +27,7 @@ async def impatient_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
     """A server that gives up a body from which nothing has come for `SILENCE_S`."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("FED_SOPHIA_BODY_TIMEOUT_S", str(SILENCE_S))
-        async with a_server(tmp_path_factory.mktemp("impatient")) as process:
+        async with running(ServerProcess(tmp_path_factory.mktemp("impatient") / "server")) as process:
             yield process
 
 

@@ -17,7 +17,7 @@ from protocol.codec import digest_of
 from protocol.errors import ServerUnreachable
 from protocol.messages import Outcome
 from ps_service.settings import Settings
-from tests.system.conftest import ServerProcess
+from tests.system.conftest import ServerProcess, running
 from tests.system.network.devices import (
     a_device,
     a_run,
@@ -44,11 +44,8 @@ def with_nginx(require_part: Callable[[bool, str], None]) -> None:
 
 @asynccontextmanager
 async def a_server_behind(folder: Path, **variables: str) -> AsyncIterator[ServerProcess]:
-    process = ServerProcess(folder / "server", os.environ | variables)
-    await process.start()
-    try:
+    async with running(ServerProcess(folder / "server", os.environ | variables)) as process:
         yield process
-    finally:
         await process.kill()
 
 
