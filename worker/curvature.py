@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loss's curvature: estimates of its diagonal, and products with it. Pure: randomness as an argument.
+"""A loss's curvature: estimates of its diagonal, and products with it. Pure: chance comes with the objective.
 
-Gauss–Newton–Bartlett:
+Each estimates the diagonal of the curvature of the mean loss over B terms, from a forward pass of training.
 
-    ŷ_b ~ p(· | outputs_b)                   for each of the B loss terms of a mini-batch
+Gauss–Newton–Bartlett, never negative:
+
+    ŷ_b ~ p(· | outputs_b)                   for each of the B loss terms
     ĝ = ∇ (1/B) Σ_b ℓ(outputs_b, ŷ_b)
-    ĥ = B·ĝ⊙ĝ,      E[ĥ] = diagonal of the Gauss–Newton matrix of the mini-batch's mean loss
+    ĥ = B·ĝ⊙ĝ,      E[ĥ] = diagonal of the Gauss–Newton matrix
 
-Source: Liu et al. 2023 (arXiv 2305.14342), Algorithm 2. Where we differ: the estimate is taken on the
-outputs of the training step it falls on (one forward pass, two backward passes) where the paper draws
-a mini-batch of its own; and B counts loss terms, which are tokens for a language model, without padding.
+Empirical Fisher, never negative: the same with the true labels for ŷ, so ĝ is the step's own gradient. It is
+free, and estimates no curvature where the model does not fit its labels (Kunstner et al. 2019,
+arXiv 1905.12558).
+
+Hutchinson, of either sign:
+
+    ĥ = v ⊙ H·v,    v of ±1                   E[ĥ] = diagonal of the Hessian
+
+Source: Liu et al. 2023 (arXiv 2305.14342), Algorithms 1 and 2. Where we differ: the estimate is taken on the
+outputs of the training step it falls on (one forward pass, two backward passes), or on the first of its
+examples, where the paper draws a mini-batch of its own; and B counts loss terms, which are tokens for a
+language model, without padding.
 
 Hessian-vector product:
 
@@ -20,50 +31,133 @@ forward one.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from protocol.errors import NotFinite
-from worker.tasks.likelihood import Likelihood
+from protocol.errors import InvalidMessage
 
 
-def gauss_newton_bartlett(
-    outputs: Tensor,
-    targets: Tensor,
-    parameters: Sequence[Tensor],
-    likelihood: Likelihood,
-    generator: torch.Generator,
-    *,
-    retain_graph: bool,
-) -> list[Tensor]:
-    """Estimate the diagonal of the Gauss–Newton matrix of the mean loss.
+class Objective(Protocol):
+    """What is made small, and where chance in an estimate comes from; of one worker or of several."""
 
-    Labels are drawn from the model's own predictive distribution; no true label is used, only where
-    the true ones are padding.
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """The model's."""
+        ...
 
-    Args:
-        outputs: of the training step, with their graph; shape as the likelihood takes it.
-        targets: the step's own; they say which outputs are loss terms.
-        generator: source of the drawn labels, on the outputs' device; the same seed gives the same estimate.
-        retain_graph: keep the graph, for the step's own backward pass.
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the loss terms, a scalar; of several workers the sum of their means."""
+        ...
 
-    Returns:
-        For each parameter, B·ĝ⊙ĝ: same shape and type; never negative; zeros where the outputs do
-        not depend on it.
+    def drawn(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Targets drawn from the model's own predictive distribution."""
+        ...
+
+    def signs(self, like: Tensor) -> Tensor:
+        """Numbers drawn from -1 and 1, of this shape and type."""
+        ...
+
+
+class Pass(NamedTuple):
+    """A forward pass, with its graph, and the gradients of its loss."""
+
+    outputs: Tensor
+    targets: Tensor
+    gradients: Sequence[Tensor]
+    """With a graph where the estimator is of second order."""
+
+
+class Estimator(Protocol):
+    """Estimates the diagonal of the curvature of the mean loss over some passes, one after the other."""
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether it goes back through a pass once more."""
+        ...
+
+    @property
+    def second_order(self) -> bool:
+        """Whether it goes back through the gradients."""
+        ...
+
+    def of_pass(self, passed: Pass, parameters: Sequence[Tensor], objective: Objective) -> Sequence[Tensor]:
+        """Give what is averaged over the passes, each by its loss terms: a tensor for each parameter."""
+        ...
+
+    def estimate(self, mean: Tensor, num_terms: int) -> Tensor:
+        """Make ĥ of the average over all passes, in place of it.
+
+        Args:
+            num_terms: B, the loss terms of all these passes.
+
+        Returns:
+            NaN where a loss was NaN or infinite; zeros where the outputs do not depend on a parameter.
+        """
+        ...
+
+
+class GaussNewtonBartlett:
+    """Of labels that are drawn from the model; the true ones say only which of them are padding."""
+
+    needs_graph = True
+    second_order = False
+
+    def of_pass(self, passed: Pass, parameters: Sequence[Tensor], objective: Objective) -> Sequence[Tensor]:
+        with torch.no_grad():
+            drawn = objective.drawn(passed.outputs, passed.targets)
+        loss = objective.loss(passed.outputs, drawn)
+        return torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+    def estimate(self, mean: Tensor, num_terms: int) -> Tensor:
+        return mean.square_().mul_(num_terms)
+
+
+class EmpiricalFisher:
+    """Of the labels there are."""
+
+    needs_graph = False
+    second_order = False
+
+    def of_pass(self, passed: Pass, parameters: Sequence[Tensor], objective: Objective) -> Sequence[Tensor]:
+        return passed.gradients
+
+    def estimate(self, mean: Tensor, num_terms: int) -> Tensor:
+        return mean.square_().mul_(num_terms)
+
+
+class Hutchinson:
+    """Of the Hessian's product with random signs, other ones in each pass."""
+
+    needs_graph = True
+    second_order = True
+
+    def of_pass(self, passed: Pass, parameters: Sequence[Tensor], objective: Objective) -> Sequence[Tensor]:
+        signs = [objective.signs(parameter.detach()) for parameter in parameters]
+        products = hessian_vector_product(passed.gradients, parameters, signs)
+        return torch._foreach_mul(products, signs)
+
+    def estimate(self, mean: Tensor, num_terms: int) -> Tensor:
+        return mean
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "gauss-newton-bartlett": GaussNewtonBartlett(),
+    "empirical-fisher": EmpiricalFisher(),
+    "hutchinson": Hutchinson(),
+}
+
+
+def estimator_named(name: str) -> Estimator:
+    """Give the estimator with this name.
 
     Raises:
-        InvalidTask: every target is padding.
-        NotFinite: the loss on the drawn labels is NaN or infinite.
+        InvalidMessage: there is none.
     """
-    with torch.no_grad():
-        drawn = likelihood.sample(outputs, targets, generator)
-    loss = likelihood.loss(outputs, drawn)
-    if not loss.isfinite():
-        raise NotFinite("the loss on labels drawn from the model is NaN or infinite")
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True)
-    num_terms = likelihood.num_terms(drawn)
-    return [gradient.square().mul_(num_terms) for gradient in gradients]
+    try:
+        return ESTIMATORS[name]
+    except KeyError:
+        raise InvalidMessage(f"estimator {name!r}: this worker has {', '.join(ESTIMATORS)}") from None
 
 
 def hessian_vector_product(

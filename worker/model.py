@@ -5,17 +5,20 @@ The rule: every parameter with `requires_grad` is exchanged, by its name and in 
 float32. Parameters without it never cross the wire and must be identical on all workers. A model with
 persistent buffers (BatchNorm's statistics) is refused: nothing would carry them between workers yet. A
 buffer that is not persistent (a causal mask) is taken for a constant that the model's code makes.
+
+In memory they lie one behind the other in one flat float32 buffer, of which the model's parameters are
+views. A bfloat16 parameter is a rounded copy of its place there: a step is far smaller than what bfloat16
+can add to a parameter, and the bound of a delta holds for what was added, not for what was rounded.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from protocol.codec import Bundle, Float32Array, require_finite
 from protocol.errors import InvalidTask, ShapeMismatch
+from worker.flat import Layout
 from worker.optimizers.base import Tensors
 
 Arrays = dict[str, Float32Array]
@@ -23,14 +26,20 @@ Arrays = dict[str, Float32Array]
 
 @dataclass(frozen=True)
 class ExchangedParameters:
-    """A model's exchanged parameters: the tensors themselves, not copies."""
+    """A model's exchanged parameters, and where they lie."""
 
     names: tuple[str, ...]
+    layout: Layout
+    flat: Tensor
+    """θ, shape (n,), float32: what is stepped."""
     tensors: Tensors
+    """The model's own parameters, not copies."""
+    rounded: tuple[tuple[Tensor, Tensor], ...]
+    """For each parameter that is not float32: itself, and its place in `flat`."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "ExchangedParameters":
-        """Find them.
+        """Find a model's, and move their values into one buffer on their device.
 
         Raises:
             InvalidTask: the model has persistent buffers, nothing to train, or parameters of another type.
@@ -47,9 +56,24 @@ class ExchangedParameters:
         if not named:
             raise InvalidTask("the model has no parameters to train")
         for name, parameter in named.items():
-            if parameter.dtype != torch.float32:
-                raise InvalidTask(f"{name}: expected float32, got {parameter.dtype}")
-        return cls(tuple(named), tuple(named.values()))
+            if parameter.dtype not in (torch.float32, torch.bfloat16):
+                raise InvalidTask(f"{name}: expected float32 or bfloat16, got {parameter.dtype}")
+        layout = Layout(tuple(parameter.shape for parameter in named.values()))
+        with torch.no_grad():
+            flat = layout.flattened([parameter.detach() for parameter in named.values()])
+        rounded = []
+        for parameter, place in zip(named.values(), layout.views(flat), strict=True):
+            if parameter.dtype == torch.float32:
+                parameter.data = place
+            else:
+                rounded.append((parameter.data, place))
+        return cls(tuple(named), layout, flat, tuple(named.values()), tuple(rounded))
+
+    def show(self) -> None:
+        """Let the model's parameters be what is in `flat`, where they are not views of it."""
+        if self.rounded:
+            ours, places = zip(*self.rounded, strict=True)
+            torch._foreach_copy_(ours, places)
 
     def load(self, params: Bundle) -> None:
         """Overwrite the parameters with those of a bundle.
@@ -57,12 +81,15 @@ class ExchangedParameters:
         Raises:
             ShapeMismatch: names, order or shapes are not the model's.
         """
-        with torch.no_grad():
-            for parameter, new in zip(self.tensors, self.tensors_of("params", params), strict=True):
-                parameter.copy_(new)
+        self.take(self.flat_of("params", params))
 
-    def tensors_of(self, bundle_name: str, bundle: Bundle) -> Tensors:
-        """Give a bundle's arrays as new tensors on the parameters' device.
+    def take(self, flat: Tensor) -> None:
+        """Overwrite the parameters with those of a buffer of the same layout."""
+        self.flat.copy_(flat)
+        self.show()
+
+    def flat_of(self, bundle_name: str, bundle: Bundle) -> Tensor:
+        """Give a bundle's arrays as a new buffer, shape (n,), on the parameters' device.
 
         Raises:
             ShapeMismatch: names, order or shapes are not the model's.
@@ -71,46 +98,27 @@ class ExchangedParameters:
             raise ShapeMismatch(
                 f"{bundle_name}: expected {_listed(self.names)}; got {_listed(tuple(bundle))}"
             )
-        tensors = []
-        for (name, array), parameter in zip(bundle.items(), self.tensors, strict=True):
-            if array.shape != tuple(parameter.shape):
-                raise ShapeMismatch(
-                    f"{bundle_name}/{name}: expected {tuple(parameter.shape)}, got {array.shape}"
-                )
-            # np.array copies: arrays off the wire are read-only views, which torch must not share
-            tensors.append(torch.from_numpy(np.array(array, dtype=np.float32)).to(parameter.device))
-        return tuple(tensors)
+        for (name, array), shape in zip(bundle.items(), self.layout.shapes, strict=True):
+            if array.shape != tuple(shape):
+                raise ShapeMismatch(f"{bundle_name}/{name}: expected {tuple(shape)}, got {array.shape}")
+        # numpy copies: arrays off the wire are read-only views, which torch must not share
+        flat = torch.empty(self.layout.size)
+        for view, array in zip(self.layout.views(flat), bundle.values(), strict=True):
+            view.numpy()[...] = array
+        return flat.to(self.flat.device)
 
-    def arrays_of(self, bundle_name: str, tensors: Tensors) -> Arrays:
-        """Give tensors, one a parameter, as named arrays; on a CPU they share memory.
+    def arrays_of(self, bundle_name: str, flat: Tensor) -> Arrays:
+        """Give a buffer, shape (…, n), as named arrays; on a CPU they share its memory.
 
         Raises:
-            NotFinite: one holds NaN or an infinity.
+            NotFinite: it holds NaN or an infinity.
         """
-        arrays = {
-            name: tensor.detach().cpu().numpy() for name, tensor in zip(self.names, tensors, strict=True)
-        }
+        views = self.layout.views(flat.detach().cpu())
+        arrays = {name: view.numpy() for name, view in zip(self.names, views, strict=True)}
         for name, array in arrays.items():
             require_finite(f"{bundle_name}/{name}", array)
         return arrays
 
-    def delta_from(self, start: Mapping[str, Float32Array], ends: Tensors | None = None) -> Arrays:
-        """θ_J − θ_0 in float32, as new arrays.
-
-        Args: ends: θ_J; None means the parameters themselves. With a dimension of workers in front, so has
-            the delta.
-
-        Raises:
-            NotFinite: a parameter is NaN or infinite, or as far from its start as float32 cannot hold.
-        """
-        with np.errstate(over="ignore"):
-            arrays = self.arrays_of("params", self.tensors if ends is None else ends)
-            delta = {name: end - start[name] for name, end in arrays.items()}
-        for name, array in delta.items():
-            require_finite(f"delta/{name}", array)
-        return delta
-
 
 def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{len(names)} tensors ({shown}{', …' if len(names) > 3 else ''})"
+    return f"{len(names)} tensors ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"

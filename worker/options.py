@@ -3,6 +3,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,20 @@ class Trust:
     """None: it is in the file of the certificate."""
     insecure: bool = False
     """Whether plain HTTP may be spoken with another machine."""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a worker computes its local steps: each gives the same but for rounding."""
+
+    precision: Precision = "float32"
+    """Of the products in the model. With bfloat16, parameters, steps and sums stay float32."""
+    micro_batch: int | None = None
+    """Examples that go through the model at a time; None: the whole mini-batch."""
+    compile: bool = False
+    """Whether the model is compiled: faster on a GPU after some tens of seconds."""
+    recompute: bool = False
+    """Whether a model's blocks are computed a second time in place of keeping what is in them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,7 @@ class WorkerOptions:
     partition_seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    numerics: Numerics = Numerics()
     max_assignments: int | None = None
     """Stop after so many; None goes on until cancelled."""
     rotate_key: bool = False
@@ -68,6 +86,7 @@ class SwarmOptions:
     partition_seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    numerics: Numerics = Numerics()
     parallel_training: int = 1
     """How many workers train at the same time."""
     max_assignments: int | None = None
@@ -102,6 +121,7 @@ class SwarmOptions:
             partition_seed=self.partition_seed,
             device=self.device,
             threads=self.threads,
+            numerics=self.numerics,
             max_assignments=max_assignments,
             trust=self.trust,
         )

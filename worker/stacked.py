@@ -31,11 +31,11 @@ from protocol.messages import Assignment
 from worker.draws import Draws, draws_by_itself, torch_seeded
 from worker.evaluation import heed
 from worker.local_state import Kept
+from worker.many_workers import ManyWorkers
 from worker.model import ExchangedParameters
 from worker.optimizers import optimizer_named
-from worker.optimizers.base import KeptTensors, Optimizer, RoundStart, Tensors
-from worker.slope import slope_at
-from worker.stacked_outputs import stacked_outputs
+from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
+from worker.slope import Wanted, parts_of, slope_of
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
@@ -112,9 +112,9 @@ class StackedTrainer:
             NotFinite: a loss or a result is NaN or infinite.
         """
         with as_invalid_task(self._task.name, self._device):
-            shared = {name: self._exchanged.tensors_of(name, bundle) for name, bundle in state.items()}
+            shared = {name: self._exchanged.flat_of(name, bundle) for name, bundle in state.items()}
             stacks = self._stacks(jobs)
-            lane = partial(self._lane, stacks, shared, state["params"], stop)
+            lane = partial(self._lane, stacks, shared, stop)
             if len(self._models) == 1:
                 results = lane(0)
             else:
@@ -140,15 +140,14 @@ class StackedTrainer:
     def _lane(
         self,
         stacks: Sequence[Sequence[Job]],
-        shared: Mapping[str, Tensors],
-        params: Bundle,
+        shared: Mapping[str, Tensor],
         stop: threading.Event | None,
         lane: int,
     ) -> dict[int, Trained]:
         """Do one thread's stacks, one after the other; {worker: what it gave}."""
         results: dict[int, Trained] = {}
         for jobs in stacks[lane :: len(self._models)]:
-            trained = self._train(self._models[lane], jobs, shared, params, stop)
+            trained = self._train(self._models[lane], jobs, shared, stop)
             results |= {job.worker: each for job, each in zip(jobs, trained, strict=True)}
         return results
 
@@ -156,27 +155,23 @@ class StackedTrainer:
         self,
         model: nn.Module,
         jobs: Sequence[Job],
-        shared: Mapping[str, Tensors],
-        params: Bundle,
+        shared: Mapping[str, Tensor],
         stop: threading.Event | None,
     ) -> list[Trained]:
         first = jobs[0].assignment
-        parameters = tuple(_stacked(start, len(jobs)).requires_grad_() for start in shared["params"])
+        begun = {name: flat.expand(len(jobs), -1) for name, flat in shared.items()}
         start = RoundStart(
-            parameters=parameters,
-            shared={
-                name: tuple(tensor.expand(len(jobs), *tensor.shape) for tensor in tensors)
-                for name, tensors in shared.items()
-                if name != "params"
-            },
-            kept=self._kept(jobs, parameters),
+            parameters=(begun.pop("params"),),
+            shared={name: (flat,) for name, flat in begun.items()},
+            kept=self._kept(jobs),
             bundles_wanted=first.bundles,
         )
         optimizer = optimizer_named(first.optimizer)(first.settings, start)
-        optimizer, train_loss = self._steps(model, jobs, parameters, optimizer, stop)
-        bundles = {"delta": self._exchanged.delta_from(params, parameters)}
-        for name, tensors in optimizer.uploads().items():
-            bundles[name] = self._exchanged.arrays_of(name, tensors)
+        theta = start.parameters[0].clone()
+        optimizer, train_loss = self._steps(model, jobs, theta, optimizer, stop)
+        bundles = {"delta": self._exchanged.arrays_of("delta", theta - start.parameters[0])}
+        for name, (flat,) in optimizer.uploads().items():
+            bundles[name] = self._exchanged.arrays_of(name, flat)
         bundles = wanted_of(bundles, first)
         kept = self._to_keep(jobs, optimizer.kept(), start.kept)
         metrics = {"train_loss": train_loss} | optimizer.metrics()
@@ -198,13 +193,17 @@ class StackedTrainer:
         self,
         model: nn.Module,
         jobs: Sequence[Job],
-        parameters: Tensors,
+        theta: Tensor,
         optimizer: Optimizer,
         stop: threading.Event | None,
     ) -> tuple[Optimizer, float]:
-        """Do the local steps; give where the optimizer stands, and the mean loss of all these workers."""
+        """Do the local steps; give where the optimizer stands, and the mean loss of all these workers.
+
+        Args: theta: their parameters, shape (K, n), which are moved.
+        """
         first = jobs[0].assignment
         draws = [Draws.seeded(job.assignment.seed, self._device) for job in jobs]
+        objective = ManyWorkers(model, self._exchanged, theta, self._likelihood, [d.labels for d in draws])
         mean_loss = torch.zeros((), device=self._device)
         # seeded only where it matters: the generators are the whole process's, and lanes go side by side
         seeding = torch_seeded(draws[0].model_seed, self._device) if self._draws else nullcontext()
@@ -213,12 +212,12 @@ class StackedTrainer:
                 heed(stop)
                 if step == 1 or not optimizer.one_batch:
                     batch = self._batch(jobs, draws, first.batch_size)
-                outputs = stacked_outputs(model, self._exchanged.names, parameters, batch.inputs)
-                loss = self._sum_of_losses(outputs, batch.targets)
-                estimate = partial(self._hessian, outputs, batch.targets, parameters, draws)
-                slope = slope_at(parameters, loss, optimizer, estimate)
-                optimizer = optimizer.step(parameters, slope.gradients, slope.curvature)
-                mean_loss += (loss.detach() / len(jobs) - mean_loss) / step
+                wanted = Wanted.by(optimizer, first, self._exchanged.layout)
+                parts = parts_of(batch, None, wanted, lambda targets: targets[0].numel(), dim=1)
+                slope = slope_of(parts, objective, objective.parameters, self._exchanged.layout, wanted)
+                curvature = None if slope.curvature is None else (slope.curvature,)
+                optimizer = optimizer.step((theta,), (slope.gradient,), curvature)
+                mean_loss += (slope.loss / len(jobs) - mean_loss) / step
         train_loss = mean_loss.item()
         if not math.isfinite(train_loss):
             raise NotFinite(f"a training loss of round {first.round} is NaN or infinite")
@@ -233,40 +232,18 @@ class StackedTrainer:
         ]
         return self._examples.batch(torch.stack(chosen).to(self._device))
 
-    def _sum_of_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Σ over the workers of their mean losses; all have equally many terms."""
-        return self._likelihood.loss(outputs.flatten(0, 1), targets.flatten(0, 1)) * len(outputs)
-
-    def _hessian(
-        self, outputs: Tensor, targets: Tensor, parameters: Tensors, draws: Sequence[Draws]
-    ) -> Tensors:
-        """`curvature.gauss_newton_bartlett` of every worker."""
-        with torch.no_grad():
-            drawn = torch.stack(
-                [
-                    self._likelihood.sample(own, labels, each.labels)
-                    for own, labels, each in zip(outputs, targets, draws, strict=True)
-                ]
-            )
-        loss = self._sum_of_losses(outputs, drawn)
-        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
-        num_terms = targets[0].numel()
-        return tuple(gradient.square().mul_(num_terms) for gradient in gradients)
-
-    def _kept(self, jobs: Sequence[Job], parameters: Tensors) -> KeptTensors | None:
+    def _kept(self, jobs: Sequence[Job]) -> KeptTensors | None:
         """What the workers kept, stacked; a worker that kept nothing yet is given zeros."""
         known = [job.kept for job in jobs if job.kept is not None]
         if not known:
             return None
         bundles = {}
         for bundle in known[0].bundles:
-            stacked = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
-            for index, job in enumerate(jobs):
+            stacked = torch.zeros(len(jobs), self._exchanged.layout.size, device=self._device)
+            for row, job in zip(stacked, jobs, strict=True):
                 if job.kept is not None:
-                    own = self._exchanged.tensors_of(bundle, job.kept.bundles[bundle])
-                    for tensor, values in zip(stacked, own, strict=True):
-                        tensor[index] = values
-            bundles[bundle] = tuple(stacked)
+                    row.copy_(self._exchanged.flat_of(bundle, job.kept.bundles[bundle]))
+            bundles[bundle] = (stacked,)
         return KeptTensors(known[0].step, bundles)
 
     def _to_keep(
@@ -277,7 +254,7 @@ class StackedTrainer:
             return [None] * len(jobs)
         steps = after.step - (0 if before is None else before.step)
         arrays = {
-            bundle: self._exchanged.arrays_of(bundle, tensors) for bundle, tensors in after.bundles.items()
+            bundle: self._exchanged.arrays_of(bundle, flat) for bundle, (flat,) in after.bundles.items()
         }
         return [
             Kept(
@@ -297,7 +274,3 @@ def _schedule(job: Job) -> int:
     steps = 0 if job.kept is None else job.kept.step
     hessian_every = job.assignment.settings.get("hessian_every")
     return steps if hessian_every is None else steps % int(hessian_every)
-
-
-def _stacked(tensor: Tensor, number: int) -> Tensor:
-    return tensor.expand(number, *tensor.shape).clone()

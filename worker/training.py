@@ -18,19 +18,21 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from protocol.algorithms import MIN_REFRESH_BATCH
 from protocol.codec import Bundle
 from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, InvalidTask, NotFinite
 from protocol.messages import Assignment
-from worker.curvature import gauss_newton_bartlett
 from worker.draws import Draws, torch_seeded
 from worker.evaluation import heed, measure
+from worker.forward import Forward, OneWorker, recompute_blocks
 from worker.local_state import Kept
 from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
-from worker.slope import slope_at
+from worker.options import Numerics
+from worker.slope import Slope, Wanted, parts_of, slope_of
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
@@ -66,14 +68,21 @@ class Trainer:
     code or torch raises becomes an InvalidTask of one line.
     """
 
-    def __init__(self, task: Task, examples: Examples | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        task: Task,
+        examples: Examples | None,
+        device: torch.device,
+        numerics: Numerics = Numerics(),  # noqa: B008 - frozen
+    ) -> None:
         """Put the task's model and this worker's own training examples on the device.
 
         Args:
             examples: None for a worker that only evaluates.
 
         Raises:
-            InvalidTask: the model or the likelihood is not of a kind that can be exchanged.
+            InvalidTask: the model or the likelihood is not of a kind that can be exchanged, or the model not
+                one whose blocks can be computed twice.
         """
         self._task = task
         self._likelihood = likelihood_named(task.likelihood)
@@ -82,7 +91,15 @@ class Trainer:
             with torch_seeded(FROZEN_SEED, device):
                 self._model = task.model().to(device)
             self._exchanged = ExchangedParameters.of(self._model)
+            if numerics.recompute:
+                recompute_blocks(self._model)
+            forward = partial(Forward, self._model, self._likelihood, device, numerics)
+            self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
             self._examples = None if examples is None else examples.to(device)
+        self._micro_batch = numerics.micro_batch
+        targets = None if self._examples is None else self._examples.targets
+        # known once: to count the loss terms of a batch would wait for the device at every step
+        self._padded = targets is not None and self._likelihood.num_terms(targets) != targets.numel()
         self._evaluation: Examples | None = None
         self._at_work = threading.Lock()
 
@@ -149,13 +166,14 @@ class Trainer:
         examples = self._examples_for(assignment)
         begun = time.perf_counter()
         exchanged = self._exchanged
-        exchanged.load(state["params"])
+        start = exchanged.flat_of("params", state["params"])
+        exchanged.take(start)
         begin_round = optimizer_named(assignment.optimizer)
-        optimizer = begin_round(assignment.settings, self._round_start(assignment, state, kept))
+        optimizer = begin_round(assignment.settings, self._round_start(assignment, start, state, kept))
         optimizer, train_loss = self._steps(assignment, examples, optimizer, stop)
-        bundles = {"delta": exchanged.delta_from(state["params"])}
-        for name, tensors in optimizer.uploads().items():
-            bundles[name] = exchanged.arrays_of(name, tensors)
+        bundles = {"delta": exchanged.arrays_of("delta", exchanged.flat - start)}
+        for name, (flat,) in optimizer.uploads().items():
+            bundles[name] = exchanged.arrays_of(name, flat)
         metrics = {"train_loss": train_loss, "train_seconds": time.perf_counter() - begun}
         return Trained(
             bundles=wanted_of(bundles, assignment),
@@ -183,7 +201,6 @@ class Trainer:
     ) -> tuple[Optimizer, float]:
         """Do the local steps; give where the optimizer stands after them, and the mean training loss."""
         draws = Draws.seeded(assignment.seed, self._device)
-        parameters = self._exchanged.tensors
         mean_loss = torch.zeros((), device=self._device)
         self._model.train()
         with torch_seeded(draws.model_seed, self._device):
@@ -192,37 +209,38 @@ class Trainer:
                 if step == 1 or not optimizer.one_batch:
                     rows = torch.randint(len(examples), (assignment.batch_size,), generator=draws.batches)
                     batch = examples.batch(rows)
-                outputs = self._model(batch.inputs)
-                loss = self._likelihood.loss(outputs, batch.targets)
-                estimate = partial(
-                    gauss_newton_bartlett,
-                    outputs,
-                    batch.targets,
-                    parameters,
-                    self._likelihood,
-                    draws.labels,
-                    retain_graph=True,
-                )
-                slope = slope_at(parameters, loss, optimizer, estimate)
-                optimizer = optimizer.step(parameters, slope.gradients, slope.curvature)
+                slope = self._slope(assignment, batch, optimizer, draws)
+                curvature = None if slope.curvature is None else (slope.curvature,)
+                optimizer = optimizer.step((self._exchanged.flat,), (slope.gradient,), curvature)
+                self._exchanged.show()
                 # kept on the device; one loss that is not finite makes it NaN for good
-                mean_loss += (loss.detach() - mean_loss) / step
+                mean_loss += (slope.loss - mean_loss) / step
         train_loss = mean_loss.item()
         if not math.isfinite(train_loss):
             raise NotFinite(f"a training loss of round {assignment.round} is NaN or infinite")
         return optimizer, train_loss
 
+    def _slope(self, assignment: Assignment, batch: Examples, optimizer: Optimizer, draws: Draws) -> Slope:
+        exchanged = self._exchanged
+        wanted = Wanted.by(optimizer, assignment, exchanged.layout)
+        forward = self._forward_of_second_order if wanted.second_order else self._forward
+        parts = parts_of(batch, self._micro_batch, wanted, self._num_terms)
+        return slope_of(parts, OneWorker(forward, draws.labels), exchanged.tensors, exchanged.layout, wanted)
+
+    def _num_terms(self, targets: Tensor) -> int:
+        return self._likelihood.num_terms(targets) if self._padded else targets.numel()
+
     def _round_start(
-        self, assignment: Assignment, state: Mapping[str, Bundle], kept: Kept | None
+        self, assignment: Assignment, start: Tensor, state: Mapping[str, Bundle], kept: Kept | None
     ) -> RoundStart:
-        tensors_of = self._exchanged.tensors_of
+        flat_of = self._exchanged.flat_of
         kept_tensors = None
         if kept is not None:
-            bundles = {name: tensors_of(name, bundle) for name, bundle in kept.bundles.items()}
+            bundles = {name: (flat_of(name, bundle),) for name, bundle in kept.bundles.items()}
             kept_tensors = KeptTensors(kept.step, bundles)
         return RoundStart(
-            parameters=self._exchanged.tensors,
-            shared={name: tensors_of(name, state[name]) for name in state if name != "params"},
+            parameters=(start,),
+            shared={name: (flat_of(name, state[name]),) for name in state if name != "params"},
             kept=kept_tensors,
             bundles_wanted=assignment.bundles,
         )
@@ -230,7 +248,8 @@ class Trainer:
     def _to_keep(self, kept: KeptTensors | None) -> Kept | None:
         if kept is None:
             return None
-        return Kept(kept.step, {name: self._exchanged.arrays_of(name, t) for name, t in kept.bundles.items()})
+        arrays = {name: self._exchanged.arrays_of(name, flat) for name, (flat,) in kept.bundles.items()}
+        return Kept(kept.step, arrays)
 
 
 def require_enough(task_name: str, assignment: Assignment, num_examples: int) -> None:
@@ -266,7 +285,7 @@ def initial_parameters(task: Task, seed: int) -> Arrays:
     cpu = torch.device("cpu")
     with as_invalid_task(task.name, cpu), torch_seeded(seed, cpu):
         exchanged = ExchangedParameters.of(task.model())
-    return exchanged.arrays_of("params", exchanged.tensors)
+    return exchanged.arrays_of("params", exchanged.flat)
 
 
 def choose_device(name: str) -> torch.device:

@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.curvature import gauss_newton_bartlett
+from worker.curvature import GaussNewtonBartlett
+from worker.flat import Layout
+from worker.forward import Forward, OneWorker
+from worker.options import Numerics
+from worker.slope import Part, Wanted, slope_of
 from worker.stacked_outputs import stacked_outputs
 from worker.tasks import TASKS, load_task, task_class
 from worker.tasks.base import Task
@@ -58,15 +62,12 @@ def test_its_model_its_data_and_its_likelihood_fit_together(task: Task) -> None:
         outputs = model(batch.inputs)
         loss = likelihood.loss(outputs, batch.targets)
         assert loss.isfinite() and loss.shape == ()
-        estimates = gauss_newton_bartlett(
-            outputs,
-            batch.targets,
-            list(model.parameters()),
-            likelihood,
-            torch.Generator(),
-            retain_graph=False,
-        )
-        assert all((estimate >= 0).all() for estimate in estimates)
+        part = Part(batch.inputs, batch.targets, likelihood.num_terms(batch.targets), is_estimated=True)
+        objective = OneWorker(Forward(model, likelihood, torch.device("cpu"), Numerics()), torch.Generator())
+        parameters = tuple(model.parameters())
+        layout = Layout(tuple(parameter.shape for parameter in parameters))
+        slope = slope_of([part], objective, parameters, layout, Wanted(GaussNewtonBartlett()))
+        assert slope.curvature is not None and (slope.curvature >= 0).all()
 
 
 def test_its_data_are_the_same_every_time(task: Task) -> None:

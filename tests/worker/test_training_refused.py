@@ -100,7 +100,7 @@ def test_a_task_without_evaluation_examples_cannot_be_evaluated() -> None:
 
 def test_a_batch_of_nothing_but_padding_is_refused_by_name() -> None:
     examples = Examples(torch.zeros(50, 64), torch.full((50,), PADDING))
-    with pytest.raises(InvalidTask, match="every one of a batch is -100"):
+    with pytest.raises(InvalidTask, match="every one of 32 examples is -100"):
         Trainer(digits(), examples, CPU).train(an_assignment(), a_state("fedavg"), None)
 
 

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a model's forward pass is computed in training: how precisely, compiled or not, what of it is kept.
+
+None of it changes what is computed, but for rounding, so it is each worker's own choice.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from protocol.errors import InvalidTask
+from worker.options import Numerics
+from worker.tasks.likelihood import Likelihood
+
+
+class Forward:
+    """A model and its loss, for training."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood,
+        device: torch.device,
+        numerics: Numerics,
+        *,
+        twice_differentiable: bool = False,
+    ) -> None:
+        """Args: twice_differentiable: gradients are to have gradients: neither compiled code's nor fused
+        attention's do.
+        """
+        self._likelihood = likelihood
+        self._contexts: list[Callable[[], AbstractContextManager[object]]] = []
+        if numerics.precision == "bfloat16":
+            self._contexts.append(partial(torch.autocast, device.type, torch.bfloat16))
+        if twice_differentiable:
+            self._contexts.append(partial(sdpa_kernel, SDPBackend.MATH))
+        compiles = numerics.compile and not twice_differentiable
+        self._outputs: Callable[[Tensor], Tensor] = compiled(model) if compiles else model
+        self._loss = compiled(likelihood.loss) if compiles else likelihood.loss
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        with self._as_chosen():
+            return self._outputs(inputs)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Its arithmetic is float32 where that matters: autocast sees to it."""
+        with self._as_chosen():
+            return self._loss(outputs, targets)
+
+    def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        return self._likelihood.sample(outputs, targets, generator)
+
+    def _as_chosen(self) -> ExitStack:
+        chosen = ExitStack()
+        for context in self._contexts:
+            chosen.enter_context(context())
+        return chosen
+
+
+@dataclass(frozen=True)
+class OneWorker:
+    """The objective of one worker."""
+
+    forward: Forward
+    generator: torch.Generator
+    """Of drawn labels and signs, on the outputs' device; the same seed gives the same estimate."""
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        return self.forward.outputs(inputs)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.forward.loss(outputs, targets)
+
+    def drawn(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.forward.drawn(outputs, targets, self.generator)
+
+    def signs(self, like: Tensor) -> Tensor:
+        return drawn_signs(like, self.generator)
+
+
+def drawn_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw -1 or 1, each with probability one half, for each place of `like`."""
+    return torch.empty_like(like).bernoulli_(generator=generator).mul_(2).sub_(1)
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function for each shape by itself; its backward pass can be gone through twice.
+
+    What is compiled takes some tens of seconds at the first call, and again for another shape.
+    """
+    # a backward pass may not overwrite what it has saved: a Hessian estimate goes through it once more
+    torch._functorch.config.donated_buffer = False
+    return torch.compile(function, dynamic=False)
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Keep only the outputs of a model's blocks for the backward pass; what is in them is computed twice.
+
+    The blocks are the children of the first `nn.ModuleList` or `nn.Sequential` which has several, all of one
+    class that has children itself.
+
+    Raises:
+        InvalidTask: there is none.
+    """
+    for module in model.modules():
+        blocks = [*module.children()] if isinstance(module, nn.ModuleList | nn.Sequential) else []
+        if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and [*blocks[0].children()]:
+            for block in blocks:
+                block.forward = partial(_kept_small, block.forward)
+            return
+    raise InvalidTask(
+        "the model has no row of equal blocks, an nn.ModuleList or nn.Sequential, to compute a second time"
+    )
+
+
+def _kept_small(forward: Callable[..., Any], *args: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    return checkpoint(forward, *args, use_reentrant=False)
