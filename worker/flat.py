@@ -51,13 +51,11 @@ class Layout:
             views[index] = part.view((*lead, *self.shapes[index]))
         return tuple(views)
 
-    def flattened(self, tensors: Sequence[Tensor], *, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Copy tensors, each (…, *shape), into a new buffer (…, n)."""
-        first = tensors[0]
-        lead = first.shape[: first.ndim - len(self.shapes[0])]
-        flat = torch.empty((*lead, self.size), dtype=dtype, device=first.device)
-        torch._foreach_copy_(self.views(flat), list(tensors))
-        return flat
+    def flattened(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Copy tensors, each (…, *shape), into a new float32 buffer (…, n)."""
+        lead = tensors[0].shape[: tensors[0].ndim - len(self.shapes[0])]
+        rows = [tensors[index].reshape((*lead, self.sizes[index])) for index in self._order]
+        return torch.cat(rows, dim=-1).to(torch.float32)
 
 
 class FlatMean:
@@ -66,14 +64,12 @@ class FlatMean:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self.flat: Tensor | None = None
-        self._views: tuple[Tensor, ...] = ()
 
     def add(self, tensors: Sequence[Tensor], weight: float) -> None:
         """Add tensors, each (…, *shape) and without a graph, times `weight`."""
         if self.flat is None:
             self.flat = self._layout.flattened(tensors)
-            self._views = self._layout.views(self.flat)
             if weight != 1:
                 self.flat.mul_(weight)
         else:
-            torch._foreach_add_(self._views, list(tensors), alpha=weight)
+            torch._foreach_add_(self._layout.views(self.flat), list(tensors), alpha=weight)

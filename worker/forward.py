@@ -5,7 +5,7 @@ None of it changes what is computed, but for rounding, so it is each worker's ow
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from protocol.errors import InvalidTask
 from worker.options import Numerics
 from worker.tasks.likelihood import Likelihood
+
+PLAIN = nullcontext()
 
 
 class Forward:
@@ -46,12 +48,12 @@ class Forward:
         self._loss = compiled(likelihood.loss) if compiles else likelihood.loss
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        with self._as_chosen():
+        with self._as_chosen() if self._contexts else PLAIN:
             return self._outputs(inputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Its arithmetic is float32 where that matters: autocast sees to it."""
-        with self._as_chosen():
+        with self._as_chosen() if self._contexts else PLAIN:
             return self._loss(outputs, targets)
 
     def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:

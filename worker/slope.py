@@ -134,7 +134,9 @@ def parts_of(
     cuts = [*range(0, estimated, step), *range(estimated, size, step), size]
     parts = []
     for first, last in pairwise(cuts):
-        inputs, targets = (each.narrow(dim, first, last - first) for each in (batch.inputs, batch.targets))
+        inputs, targets = batch.inputs, batch.targets
+        if last - first < size:
+            inputs, targets = (each.narrow(dim, first, last - first) for each in (inputs, targets))
         if terms := num_terms(targets):
             parts.append(Part(inputs, targets, terms, last <= estimated))
     if not parts or (estimated and not parts[0].is_estimated):

@@ -14,7 +14,7 @@ SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=
 
 def some_tensors(shapes: list[list[int]], *lead: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(len(shapes))
-    return [torch.randn(*lead, *shape, generator=generator) for shape in shapes]
+    return [torch.randn((*lead, *shape), generator=generator) for shape in shapes]
 
 
 @given(SHAPES, st.lists(st.integers(1, 3), max_size=1))
