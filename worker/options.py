@@ -86,7 +86,6 @@ class SwarmOptions:
     partition_seed: int = 0
     device: str = "auto"
     threads: int | None = None
-    numerics: Numerics = Numerics()
     parallel_training: int = 1
     """How many workers train at the same time."""
     max_assignments: int | None = None
@@ -121,7 +120,6 @@ class SwarmOptions:
             partition_seed=self.partition_seed,
             device=self.device,
             threads=self.threads,
-            numerics=self.numerics,
             max_assignments=max_assignments,
             trust=self.trust,
         )

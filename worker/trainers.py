@@ -76,7 +76,9 @@ def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple
     task = load_task(options.task, options.data_dir)
     with as_invalid_task(task.name, device):
         held = _examples_of(task, options, [part for part in parts if part is not None])
-        return task.name, [Trainer(task, None if part is None else held[part], device) for part in parts]
+        numerics = options.numerics
+        trainers = [Trainer(task, None if p is None else held[p], device, numerics) for p in parts]
+        return task.name, trainers
 
 
 def _examples_of(task: "Task", options: WorkerOptions, parts: Sequence[int]) -> dict[int, "Examples"]:

@@ -24,13 +24,14 @@ from fed_sophia.output import output_for
 from fed_sophia.parent_watch import exit_with_parent
 from fed_sophia.trust_options import NO_CHOICE
 from fed_sophia.worker_options import Device, PartitionScheme, PartitionSeed, TaskName, Threads
-from worker.options import Trust
+from worker.options import Numerics, Precision, Trust
 
 EXAMPLES = """\b
 Examples:
   fed-sophia worker --join-token-file fed-sophia-data/join.token --task digits
   fed-sophia worker --server https://fl.example.org --task ./my_task.py --name ward-7
   fed-sophia worker --task digits --name b --partition shards:2 --partition-index 1 --partition-of 4
+  fed-sophia worker --task gpt2-small --device cuda --precision bfloat16 --compile
 """
 
 
@@ -55,6 +56,23 @@ def worker(
     partition_seed: PartitionSeed = 0,
     device: Device = "auto",
     threads: Threads = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the model's products; all else stays float32.")
+    ] = "float32",
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Examples that go through the model at a time; fewer take less memory.",
+            show_default="the whole mini-batch",
+        ),
+    ] = None,
+    compiles: Annotated[
+        bool, typer.Option("--compile", help="Compile the model: a GPU is faster after some tens of seconds.")
+    ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Compute a model's blocks twice, to keep less in memory.")
+    ] = False,
     data_dir: DataDir = None,
     rotate_key: Annotated[
         bool, typer.Option("--rotate-key", help="Put a new key in the place of this worker's at the start.")
@@ -89,6 +107,7 @@ def worker(
         partition_seed=partition_seed,
         device=device,
         threads=threads,
+        numerics=Numerics(precision, micro_batch, compiles, recompute),
         rotate_key=rotate_key,
         trust=trust,
     )
