@@ -25,7 +25,7 @@ class RunRequest:
     local_steps: int = 10
     batch_size: int = 32
     seed: int = 0
-    hyperparameters: dict[str, float | int | None] = field(default_factory=dict)
+    hyperparameters: dict[str, float | int | str | None] = field(default_factory=dict)
     encodings: dict[str, str] = field(default_factory=dict)
     combiners: dict[str, str] = field(default_factory=dict)
     data_dir: Path | None = None

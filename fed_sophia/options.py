@@ -170,11 +170,12 @@ def named_values(pairs: Sequence[str] | None, option: str) -> dict[str, str]:
     return values
 
 
-def hyperparameters(pairs: Sequence[str] | None, algorithm: str) -> dict[str, float | int | None]:
+def hyperparameters(pairs: Sequence[str] | None, algorithm: str) -> dict[str, float | int | str | None]:
     """Read repeated `--set NAME=VALUE`; `none` chooses the algorithm's own value.
 
     Raises:
-        InvalidUsage: a value is not a finite number, or the algorithm has no such hyper-parameter.
+        InvalidUsage: a value is no finite number though one is expected, or the algorithm has no such
+            hyper-parameter.
         UnknownAlgorithm: there is no such algorithm.
     """
     known = algorithm_named(algorithm).hyperparameters.model_fields
@@ -182,7 +183,8 @@ def hyperparameters(pairs: Sequence[str] | None, algorithm: str) -> dict[str, fl
     for name in values:
         if name not in known:
             raise InvalidUsage(f"--set {name}: {algorithm} has {', '.join(known)}")
-    return {name: _number(name, text) for name, text in values.items()}
+    words = {name for name, field in known.items() if isinstance(field.default, str)}
+    return {name: text if name in words else _number(name, text) for name, text in values.items()}
 
 
 def _number(name: str, text: str) -> float | int | None:

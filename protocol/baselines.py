@@ -7,7 +7,15 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol.bound import DeltaBound
-from protocol.hyperparameters import Decay, Hyperparameters, Period, Rate, WeightDecay, check_decay
+from protocol.hyperparameters import (
+    Decay,
+    EstimatingHyperparameters,
+    Hyperparameters,
+    Period,
+    Rate,
+    WeightDecay,
+    check_decay,
+)
 
 
 class FedAvgHyperparameters(Hyperparameters):
@@ -140,7 +148,7 @@ class ScaffoldHyperparameters(FedAvgHyperparameters):
         return {"delta": 1, "control_delta": 1}
 
 
-class CurvatureWeightedHyperparameters(FedAvgHyperparameters):
+class CurvatureWeightedHyperparameters(FedAvgHyperparameters, EstimatingHyperparameters):
     """Deltas averaged by each worker's curvature (Matena & Raffel 2021, arXiv 2111.09832)."""
 
     hessian_every: Period = 2

@@ -8,12 +8,12 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from protocol.bound import DeltaBound
-from protocol.hyperparameters import Decay, Hyperparameters, Period, Rate, WeightDecay, check_decay
+from protocol.hyperparameters import Decay, EstimatingHyperparameters, Period, Rate, WeightDecay, check_decay
 
 MOMENTUM_WEIGHT, ASYNCHRONOUS_MOMENTUM_WEIGHT = 0.92, 0.8
 
 
-class _ClippedHyperparameters(Hyperparameters):
+class _ClippedHyperparameters(EstimatingHyperparameters):
     """What both forms of Fed-Sophia share: η = R/(J·ρ), so changing J needs no retuning."""
 
     max_round_step: Rate

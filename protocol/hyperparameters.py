@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.bound import DeltaBound
 from protocol.errors import InvalidMessage
+from protocol.estimates import GAUSS_NEWTON_BARTLETT, HessianEstimate, HessianEstimator
 
 Rate = Annotated[float, Field(ge=1e-20, le=1e9)]
 """A positive number; η = R/(J·ρ) stays a normal float32 number for up to 1e6 steps."""
@@ -28,6 +29,10 @@ class Hyperparameters(BaseModel, ABC):
     @abstractmethod
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         """The numbers the worker's optimizer needs for a round of `local_steps` steps."""
+
+    def hessian_estimate(self) -> HessianEstimate:
+        """How its workers take estimates of the Hessian, where they take any."""
+        return HessianEstimate()
 
     def in_asynchronous_run(self) -> Self:
         """The same, with what is left to the algorithm chosen for an asynchronous run."""
@@ -54,6 +59,17 @@ class Hyperparameters(BaseModel, ABC):
     @abstractmethod
     def bound(self, steps: int, local_steps: int) -> DeltaBound | None:
         """What bounds the delta of a worker that did `steps` of `local_steps`; None if nothing does."""
+
+
+class EstimatingHyperparameters(Hyperparameters):
+    """What is set of every algorithm whose workers estimate the Hessian."""
+
+    hessian_estimator: HessianEstimator = GAUSS_NEWTON_BARTLETT
+    hessian_batch: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """So many examples of a step's mini-batch an estimate is taken of. None: of all."""
+
+    def hessian_estimate(self) -> HessianEstimate:
+        return HessianEstimate(self.hessian_estimator, self.hessian_batch)
 
 
 def check_decay(learning_rate: float, weight_decay: float) -> None:

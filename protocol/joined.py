@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pydantic import create_model
 
 from protocol.bound import DeltaBound
+from protocol.estimates import HessianEstimate
 from protocol.hyperparameters import Hyperparameters
 
 _OF_ITS_WORKERS = "learning_rate"
@@ -24,6 +25,9 @@ class JoinedHyperparameters(Hyperparameters):
 
     def optimizer_settings(self, local_steps: int) -> dict[str, float]:
         return self._for_workers().optimizer_settings(local_steps)
+
+    def hessian_estimate(self) -> HessianEstimate:
+        return self._for_workers().hessian_estimate()
 
     def for_server_step(self) -> Hyperparameters:
         names = _server_names(self.server)

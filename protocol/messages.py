@@ -27,6 +27,7 @@ from protocol.enrolment import (
     WorkerSummary,
 )
 from protocol.errors import InvalidMessage
+from protocol.estimates import GAUSS_NEWTON_BARTLETT
 from protocol.fields import (
     Answered,
     Count,
@@ -34,6 +35,7 @@ from protocol.fields import (
     Finite,
     Identifier,
     Int,
+    Label,
     Metrics,
     Said,
     SchemaVersion,
@@ -249,6 +251,10 @@ class Assignment(Answered):
     hessian_batch: int | None = None
     local_steps: Annotated[Int, Field(ge=1, le=1_000_000)]
     batch_size: Annotated[Int, Field(ge=1, le=1_000_000)]
+    hessian_estimator: Label = GAUSS_NEWTON_BARTLETT
+    """By which estimates of the Hessian are taken, where the optimizer takes any."""
+    hessian_batch: Annotated[Int, Field(ge=1, le=1_000_000)] | None = None
+    """So many examples of the step's mini-batch they are taken of. None: of all."""
     seed: Seed
     deadline_ms: Count
     heartbeat_s: Seconds = 20.0

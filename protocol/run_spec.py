@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import FailFast, Field, ValidationInfo, model_validator
 
-from protocol.algorithms import MIN_REFRESH_BATCH, SENT_PARAMS, Algorithm, algorithm_named
+from protocol.algorithms import SENT_PARAMS, Algorithm, algorithm_named
 from protocol.encodings import encoding_named
 from protocol.errors import FedSophiaError
 from protocol.fields import (
@@ -21,6 +21,7 @@ from protocol.fields import (
     Said,
     SchemaVersion,
     Seed,
+    Word,
 )
 from protocol.header import (
     DEFAULT_LIMITS,
@@ -30,6 +31,7 @@ from protocol.header import (
     num_elements,
 )
 from protocol.run_encodings import check_encodings
+from protocol.run_estimates import check_estimates
 
 _STORED: dict[str, object] = {}
 """The context in which a stored spec is read, known by its identity."""
@@ -151,7 +153,7 @@ class RunSpec(Said):
     task: Label
     """Workers that serve this task are invited. The server never looks behind the name."""
     algorithm: Label
-    hyperparameters: Annotated[dict[Label, Int | Finite | None], Field(max_length=64)] = Field(
+    hyperparameters: Annotated[dict[Label, Int | Finite | Word | None], Field(max_length=64)] = Field(
         default_factory=dict
     )
     model: Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=5_000), FailFast()]
@@ -245,11 +247,7 @@ class RunSpec(Said):
             raise ValueError("asynchronous: adaptive_deadline has no meaning there")
 
     def _check_bundles(self, algorithm: Algorithm) -> None:
-        if "hessian" in algorithm.combiners and self.batch_size < MIN_REFRESH_BATCH:
-            raise ValueError(
-                f"batch_size {self.batch_size}: {self.algorithm} estimates the Hessian over at least "
-                f"{MIN_REFRESH_BATCH} examples"
-            )
+        check_estimates(algorithm, algorithm.parse(self.hyperparameters).hessian_estimate(), self.batch_size)
         names = [tensor.name for tensor in self.model]
         if len(set(names)) != len(names):
             raise ValueError("model: a tensor name stands twice")

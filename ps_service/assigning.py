@@ -46,6 +46,7 @@ def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignm
     bundles = hyperparameters.bundles_wanted(count)
     if spec.asynchronous is not None:
         hyperparameters = hyperparameters.in_asynchronous_run()
+    estimate = hyperparameters.hessian_estimate()
     return Assignment(
         assignment_id=part.assignment_id,
         run_id=part.run_id,
@@ -61,6 +62,8 @@ def assignment(spec: RunSpec, part: Part, tensors: Mapping[str, str]) -> Assignm
         settings=hyperparameters.optimizer_settings(spec.local_steps),
         local_steps=spec.local_steps,
         batch_size=spec.batch_size,
+        hessian_estimator=estimate.estimator,
+        hessian_batch=estimate.batch,
         seed=assignment_seed(
             spec.seed, part.turn, part.slot, None if spec.asynchronous is None else part.version
         ),

@@ -15,6 +15,7 @@ from fed_sophia.commands.menu import LazyGroup
 from fed_sophia.experiments.attacks import ATTACKS
 from protocol.algorithms import ALGORITHMS, JOINED, LOCALS, SERVERS, algorithm_named
 from protocol.errors import InvalidUsage, every_error
+from protocol.estimates import HESSIAN_ESTIMATORS
 from protocol.messages import RunSpec
 from ps_service.app import create_app
 from ps_service.clock import SystemClock
@@ -134,7 +135,10 @@ def test_every_hyperparameter_combiner_and_server_step_of_an_algorithm_is_told(n
     expected = algorithm.hyperparameters()
     for field, text in defaults.items():
         value = getattr(expected, field)
-        assert (text == "none") if value is None else (float(text) == pytest.approx(value, rel=1e-4)), field
+        if value is None or isinstance(value, str):
+            assert text == (value or "none"), field
+        else:
+            assert float(text) == pytest.approx(value, rel=1e-4), field
     assert documented == algorithm.combiners
     assert f"Server step `{algorithm.server_step}`" in section
 
@@ -148,9 +152,10 @@ def test_what_can_be_joined_is_told_and_nothing_else() -> None:
     assert named == {*LOCALS, *SERVERS, *(name for name in numbers if name.startswith("server_"))}
 
 
-def test_every_combiner_is_told_before_the_algorithms_and_no_other() -> None:
+def test_every_combiner_and_estimator_is_told_before_the_algorithms_and_no_other() -> None:
     before, _, _ = (REFERENCE / "algorithms.md").read_text(encoding="utf-8").partition("\n## ")
-    assert set(re.findall(r"^\| `([^`]+)` \|", before, flags=re.MULTILINE)) == set(COMBINERS)
+    told = set(re.findall(r"^\| `([^`]+)` \|", before, flags=re.MULTILINE))
+    assert told == {*COMBINERS, *HESSIAN_ESTIMATORS}
 
 
 def test_every_task_of_the_menu_has_its_heading_and_its_row_and_no_other() -> None:

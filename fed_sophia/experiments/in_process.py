@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fed_sophia.experiments.attacks import Forgers
 from fed_sophia.experiments.data import OnThisMachine
-from fed_sophia.experiments.energy import EnergyMeter, counters_for
 from fed_sophia.experiments.engine import Engine, Evaluated, Outcome, Report
 from fed_sophia.experiments.simulation import Simulation
 from fed_sophia.experiments.trials import Trial
@@ -15,6 +14,7 @@ from fed_sophia.interruptible import signals_noted
 from fed_sophia.new_run import prepare
 from protocol.codec import decode_message
 from protocol.errors import NotFinite, QuorumMissing
+from worker.energy import EnergyMeter, counters_for
 from worker.machine import device_uuid, intra_op_threads, whole_float32
 from worker.trial_data import TrialData, TrialEvaluator
 

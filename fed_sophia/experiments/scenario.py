@@ -14,14 +14,15 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fed_sophia.experiments.attacks import ATTACKS
-from protocol.algorithms import MIN_REFRESH_BATCH, algorithm_named
+from protocol.algorithms import algorithm_named
 from protocol.errors import FedSophiaError, InvalidUsage
-from protocol.fields import Finite, Identifier, Int, Label, PerBundle, Seed
+from protocol.fields import Finite, Identifier, Int, Label, PerBundle, Seed, Word
 from protocol.run_encodings import check_encodings
+from protocol.run_estimates import check_estimates
 
 Steps = Annotated[Int, Field(ge=1, le=1_000_000)]
 Share = Annotated[Finite, Field(gt=0, le=1)]
-Point = dict[Label, Int | Finite]
+Point = dict[Label, Int | Finite | Word]
 """{hyper-parameter: value}."""
 
 SCENARIOS = Path("benchmarks/experiments")
@@ -42,7 +43,9 @@ class Contender(_Read):
     """What the tables call it; its name unless said."""
     fixed: Point = Field(default_factory=dict)
     """Hyper-parameters that are the same at every point."""
-    grid: dict[Label, Annotated[tuple[Int | Finite, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    grid: dict[Label, Annotated[tuple[Int | Finite | Word, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
     """{hyper-parameter: values}; every combination is a point."""
     points: tuple[Point, ...] = ()
     """The points themselves, where they are no grid."""
@@ -116,10 +119,14 @@ class Contender(_Read):
         }
 
     def on_edge(self, point: Point) -> Point:
-        """What of `point` is the least or the greatest of the values tried; a switch (0 or 1) has no edge."""
-        found = {}
+        """What of `point` is the least or the greatest of the values tried.
+
+        A switch (0 or 1) and a word have no edge.
+        """
+        found: Point = {}
         for name, value in self.varied(point).items():
-            values = {other[name] for other in self.all_points if name in other}
+            tried = [other[name] for other in self.all_points if name in other]
+            values = {each for each in tried if not isinstance(each, str)}
             if len(values) > 1 and values != {0, 1} and value in (min(values), max(values)):
                 found[name] = value
         return found
@@ -194,17 +201,16 @@ class Scenario(_Read):
                 f"one every {self.evaluate_every} rounds"
             )
         local_steps = contender.local_steps or self.local_steps
+        batch_size = contender.batch_size or self.batch_size
         try:
             for point in contender.all_points:
-                algorithm.parse(point).optimizer_settings(local_steps)
+                hyperparameters = algorithm.parse(point)
+                hyperparameters.optimizer_settings(local_steps)
+                check_estimates(algorithm, hyperparameters.hessian_estimate(), batch_size)
         except FedSophiaError as error:
             raise ValueError(f"algorithms: {contender.label}: {error.detail}") from None
-        batch_size = contender.batch_size or self.batch_size
-        if "hessian" in algorithm.combiners and batch_size < MIN_REFRESH_BATCH:
-            raise ValueError(
-                f"algorithms: {contender.label}: batch_size {batch_size}: it estimates the Hessian over at "
-                f"least {MIN_REFRESH_BATCH} examples"
-            )
+        except ValueError as error:
+            raise ValueError(f"algorithms: {contender.label}: {error}") from None
 
     def with_attacks(self) -> "Scenario":
         """The same with every attack as an algorithm of its own, `LABEL: ATTACK`; as it is without attacks.

@@ -15,6 +15,7 @@ from fed_sophia.experiments.attacks import ATTACKS
 from fed_sophia.experiments.scenario import Contender, Point, Scenario
 from protocol.algorithms import algorithm_named
 from protocol.errors import InvalidUsage
+from protocol.estimates import GAUSS_NEWTON_BARTLETT
 
 _KEY_LENGTH = 16
 Described = dict[str, JsonValue]
@@ -78,7 +79,9 @@ class Trial:
         algorithm = algorithm_named(self.algorithm)
         return {
             "algorithm": self.algorithm,
-            "hyperparameters": algorithm.parse(self.hyperparameters).model_dump(exclude_none=True),
+            "hyperparameters": _without_the_usual(
+                algorithm.parse(self.hyperparameters).model_dump(exclude_none=True)
+            ),
             "combiners": {**algorithm.combiners, **self.combiners},
             "task": self.task,
             **_digest_of_file(self.task),
@@ -105,6 +108,15 @@ class Trial:
         """A name for all that is described: trials that have it in common need training once."""
         canonical = json.dumps(self.described, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:_KEY_LENGTH]
+
+
+def _without_the_usual(hyperparameters: Described) -> Described:
+    """Without those that are younger than the keys of many trials, where they are as they were for these."""
+    return {
+        name: value
+        for name, value in hyperparameters.items()
+        if (name, value) != ("hessian_estimator", GAUSS_NEWTON_BARTLETT)
+    }
 
 
 _COUNTED = (
@@ -214,4 +226,5 @@ def trial_of(scenario: Scenario, contender: Contender, point: int, seed: int) ->
 
 def point_text(point: Point) -> str:
     """A point for people: `learning_rate 0.1, server_learning_rate 0.03`."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in point.items()) or "defaults"
+    said = (f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in point.items())
+    return ", ".join(said) or "defaults"

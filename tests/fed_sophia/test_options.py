@@ -70,7 +70,7 @@ def test_a_hyperparameter_that_is_no_finite_number_is_refused(value: str) -> Non
 
 
 def test_a_hyperparameter_that_the_algorithm_does_not_have_is_answered_with_those_it_has() -> None:
-    with pytest.raises(InvalidUsage, match=r"--set foo: fed-sophia has max_round_step, .*hessian_every"):
+    with pytest.raises(InvalidUsage, match=r"--set foo: fed-sophia has .*max_round_step, .*hessian_every"):
         hyperparameters(["foo=1"], "fed-sophia")
     with pytest.raises(UnknownAlgorithm):
         hyperparameters(None, "fedmagic")
@@ -134,3 +134,12 @@ def test_the_key_beside_us_serves_this_machine_only(tmp_path: Path, monkeypatch:
     assert operator_key("http://127.0.0.1:8080", None, {}) == "local"
     with pytest.raises(InvalidUsage, match="--operator-key-file"):
         operator_key("http://far.example.org:8080", None, {})
+
+
+def test_a_hyperparameter_that_is_a_word_is_taken_as_it_stands() -> None:
+    pairs = ["hessian_estimator=empirical-fisher", "hessian_batch=8", "hessian_every=5"]
+    assert hyperparameters(pairs, "fed-sophia") == {
+        "hessian_estimator": "empirical-fisher",
+        "hessian_batch": 8,
+        "hessian_every": 5,
+    }

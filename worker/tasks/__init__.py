@@ -22,6 +22,8 @@ TASKS = {
     "mnist-sample-mlp": "mnist_sample.MnistSampleMlp",
     "mnist-sample-cnn": "mnist_sample.MnistSampleCnn",
     "char-lm": "char_lm.CharLm",
+    "gpt-mini": "gpt_lm.GptMini",
+    "gpt2-small": "gpt_lm.Gpt2Small",
 }
 """{name: its file in this folder, and its class}."""
 

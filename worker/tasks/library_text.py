@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text that every machine has: the source files of Python's own standard library.
 
-The top-level `*.py` files, in the order of their names, the beginning of each. Left out is what differs
-between installations of one version: files that are written when Python is built, and a site's own. The
+The beginning of each top-level `*.py` file (`text_files`), or whole files with those of all packages
+(`whole_files`), in the order of their names. Left out is what differs between installations of one version:
+files that are written when Python is built, a site's own, and packages that distributors ship by themselves. The
 text differs between versions of Python all the same, and some distributors change it a little: results
 name its digest.
 """
 
 import hashlib
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +22,12 @@ from protocol.errors import DataUnavailable
 MAX_CHARACTERS_OF_A_FILE = 10_000
 MAX_CHARACTERS = 1_500_000
 """Of all files together; the last that would go beyond it is left out, and all after it."""
+MAX_CHARACTERS_OF_WHOLE_FILES = 16_000_000
 NOT_EVERYWHERE_THE_SAME = ("_sysconfigdata", "sitecustomize", "usercustomize")
+FOLDERS_NOT_EVERYWHERE = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "tkinter", "turtledemo"}
+    | {"lib2to3", "distutils", "ensurepip", "venv"}
+)
 ONE_FILE_IN = 10
 """That many files have one for evaluation, chosen by a hash of the name: the same in every version."""
 
@@ -31,9 +39,10 @@ VOCABULARY = len(CHARACTERS) + 1
 
 @dataclass(frozen=True)
 class TextFile:
-    """The beginning of a source file."""
+    """A source file, or the beginning of one."""
 
     name: str
+    """With the folders it is in, from the library's own on; `/` between them."""
     text: str
 
     @property
@@ -47,17 +56,42 @@ def text_files(folder: Path) -> list[TextFile]:
     Raises:
         DataUnavailable: a file cannot be read, or there is none to train on or none to evaluate.
     """
+    return _read(folder, folder.glob("*.py"), MAX_CHARACTERS_OF_A_FILE, MAX_CHARACTERS)
+
+
+def whole_files(folder: Path) -> list[TextFile]:
+    """Read the text of a folder of Python files and of the folders in it; line ends become one newline.
+
+    Raises:
+        DataUnavailable: a file cannot be read, or there is none to train on or none to evaluate.
+    """
+    most = MAX_CHARACTERS_OF_WHOLE_FILES
+    return _read(folder, _source_files_below(folder), most, most)
+
+
+def _source_files_below(folder: Path) -> Iterable[Path]:
+    for inside, folders, names in os.walk(folder):
+        # what is not looked into here, os.walk does not look into; config-… is written when Python is built
+        folders[:] = [
+            each
+            for each in folders
+            if each not in FOLDERS_NOT_EVERYWHERE and not each.startswith(("config-", "."))
+        ]
+        yield from (Path(inside, name) for name in names if name.endswith(".py"))
+
+
+def _read(folder: Path, paths: Iterable[Path], most_of_a_file: int, most_of_all: int) -> list[TextFile]:
     files, num_characters = [], 0
     try:
-        for path in sorted(folder.glob("*.py"), key=lambda path: path.name):
+        for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
             if path.name.startswith(NOT_EVERYWHERE_THE_SAME):
                 continue
             # Python's own sources are UTF-8; a stray byte becomes an unknown character
-            text = path.read_text(encoding="utf-8", errors="replace")[:MAX_CHARACTERS_OF_A_FILE]
+            text = path.read_text(encoding="utf-8", errors="replace")[:most_of_a_file]
             num_characters += len(text)
-            if num_characters > MAX_CHARACTERS:
+            if num_characters > most_of_all:
                 break
-            files.append(TextFile(path.name, text))
+            files.append(TextFile(path.relative_to(folder).as_posix(), text))
     except OSError as error:
         raise DataUnavailable(f"{folder}: a source file cannot be read ({type(error).__name__})") from error
     if len({file.is_for_evaluation for file in files}) < 2:
@@ -91,7 +125,11 @@ def windows(text: str, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[
         Two arrays of shape (windows, length). The second is the first moved on by one character; the end
         of the text that fills no window is left out.
     """
-    characters = numbers(text)
-    num_windows = max(0, len(characters) - 1) // length
+    return cut(numbers(text), length)
+
+
+def cut(numbers: npt.NDArray[np.int64], length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut a text's numbers as `windows` cuts characters."""
+    num_windows = max(0, len(numbers) - 1) // length
     end = num_windows * length
-    return characters[:end].reshape(-1, length), characters[1 : end + 1].reshape(-1, length)
+    return numbers[:end].reshape(-1, length), numbers[1 : end + 1].reshape(-1, length)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fed_sophia.experiments.scenario import load_scenario, scenario_files
+from fed_sophia.experiments.trials import point_text
 from protocol.algorithms import ALGORITHMS
 from protocol.errors import InvalidUsage
 from tests.fed_sophia.experiments.formula_engine import SMALL, scenario_file
@@ -137,3 +138,31 @@ def test_the_shipped_scenarios_hold_the_eight_settings_that_are_compared_everywh
         for partition in ("shards:2", "dirichlet:0.1")
         for participation in (1.0, 0.25)
     }
+
+
+def test_a_word_tells_points_apart_and_has_no_edge(tmp_path: Path) -> None:
+    head, *_ = SMALL.partition("[[algorithms]]")
+    words = 'hessian_estimator = ["gauss-newton-bartlett", "empirical-fisher", "hutchinson"]'
+    grid = f'name = "fed-sophia"\ngrid = {{ {words}, clip_bound = [1.0, 2.0, 4.0] }}'
+    [fed_sophia] = load_scenario(scenario_file(tmp_path, f"{head}[[algorithms]]\n{grid}\n")).algorithms
+    point = fed_sophia.all_points[-1]
+    assert fed_sophia.varied(point) == {"hessian_estimator": "hutchinson", "clip_bound": 4.0}
+    assert fed_sophia.on_edge(point) == {"clip_bound": 4.0}
+    assert point_text(point) == "hessian_estimator hutchinson, clip_bound 4"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ('{ hessian_estimator = "hutchinson" }', "fed-sophia-shared: hessian_estimator: hutchinson may be"),
+        ("{ hessian_batch = 33 }", "fed-sophia-shared: hessian_batch 33: a mini-batch has 32"),
+        ("{ hessian_batch = 7 }", "fed-sophia-shared: hessian_batch 7: .* at least 8"),
+    ],
+)
+def test_estimates_that_no_run_may_be_made_of_are_refused_in_a_scenario_too(
+    chosen: str, said: str, tmp_path: Path
+) -> None:
+    head, *_ = SMALL.partition("[[algorithms]]")
+    text = f'{head}[[algorithms]]\nname = "fed-sophia-shared"\nfixed = {chosen}\n'
+    with pytest.raises(InvalidUsage, match=said):
+        load_scenario(scenario_file(tmp_path, text))

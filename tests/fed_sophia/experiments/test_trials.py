@@ -198,3 +198,16 @@ def test_a_share_of_the_workers_is_rounded_up(trial: Trial) -> None:
 def test_a_point_is_told_in_few_digits(trial: Trial) -> None:
     assert point_text({"clip_bound": 10 / 3, "keep_state": 1}) == "clip_bound 3.333, keep_state 1"
     assert point_text({}) == "defaults"
+
+
+def test_an_estimator_of_the_hessian_is_part_of_a_key_but_where_it_is_the_one_there_always_was(
+    trial: Trial,
+) -> None:
+    def estimating(**chosen: int | str) -> Trial:
+        return replace(trial, algorithm="fed-sophia", hyperparameters=dict(chosen))
+
+    unsaid = estimating()
+    assert unsaid.key == estimating(hessian_estimator="gauss-newton-bartlett").key
+    assert "hessian_estimator" not in unsaid.described["hyperparameters"]  # type: ignore[operator]  # an object
+    others = [estimating(hessian_estimator="hutchinson"), estimating(hessian_batch=8)]
+    assert len({each.key for each in (unsaid, *others)}) == 3

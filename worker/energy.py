@@ -7,6 +7,7 @@ Where neither can be read, as in most virtual machines, nothing is known, and no
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
@@ -19,6 +20,7 @@ class Counter:
     """Something that counts energy from a moment of its own on."""
 
     read_joules: Callable[[], float]
+    """Raises: OSError, ValueError: it cannot be read any more."""
     wraps_at_joules: float | None = None
     """Where it begins anew; None if it does not."""
 
@@ -32,16 +34,22 @@ class EnergyMeter:
     """What the counters have counted between its making and now."""
 
     def __init__(self, counters: Sequence[Counter]) -> None:
-        self._begun = [(counter, counter.read_joules()) for counter in counters]
+        try:
+            self._begun = [(counter, counter.read_joules()) for counter in counters]
+        except (OSError, ValueError):  # it was there when they were looked for
+            self._begun = []
 
     def joules(self) -> float | None:
-        """The sum over all of them; None if there are none."""
+        """The sum over all of them; None if there are none, or one cannot be read any more."""
         if not self._begun:
             return None
-        return sum(counter.since(before) for counter, before in self._begun)
+        try:
+            return sum(counter.since(before) for counter, before in self._begun)
+        except (OSError, ValueError):
+            return None
 
 
-def counters_for(nvidia_uuid: str | None, powercap: Path = POWERCAP) -> list[Counter]:
+def counters_for(nvidia_uuid: str | None, powercap: Path = POWERCAP) -> Sequence[Counter]:
     """Those of an NVIDIA device, or with None of the processor; empty where none can be read.
 
     Args: nvidia_uuid: `GPU-…`; its number would not do, since a process may see only some of the devices.
@@ -69,16 +77,24 @@ def _microjoules(zone: Path) -> float:
     return float((zone / "energy_uj").read_text()) * _MICROJOULES
 
 
-def _nvidia_counters(uuid: str) -> list[Counter]:
+@cache
+def _nvidia_counters(uuid: str) -> tuple[Counter, ...]:
+    """Looked for once in a process: the library is initialised for it, and stays so."""
     try:
         import pynvml
     except ModuleNotFoundError:
-        return []
+        return ()
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        counter = Counter(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) * _MILLIJOULES)
-        counter.read_joules()
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:  # no such device, or one that does not count
-        return []
-    return [counter]
+        return ()
+
+    def read_joules() -> float:
+        try:
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) * _MILLIJOULES
+        except pynvml.NVMLError as error:  # the device is lost
+            raise OSError(f"NVML: {error}") from None
+
+    return (Counter(read_joules),)

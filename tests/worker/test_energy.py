@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fed_sophia.experiments.energy import EnergyMeter, counters_for
+from worker.energy import EnergyMeter, counters_for
 
 
 def a_zone(powercap: Path, name: str, energy_uj: int, wraps_at_uj: int = 10_000_000) -> Path:
