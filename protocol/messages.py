@@ -247,8 +247,6 @@ class Assignment(Answered):
     optimizer: str
     settings: dict[str, Finite]
     """The optimizer's numbers for this round."""
-    hessian_estimator: str = "gauss-newton-bartlett"
-    hessian_batch: int | None = None
     local_steps: Annotated[Int, Field(ge=1, le=1_000_000)]
     batch_size: Annotated[Int, Field(ge=1, le=1_000_000)]
     hessian_estimator: Label = GAUSS_NEWTON_BARTLETT

@@ -40,6 +40,8 @@ class Slope(NamedTuple):
     """A flat buffer, as is the curvature."""
     curvature: Tensor | None
     """What the optimizer's next step wants of it."""
+    num_terms: int
+    """Of the mini-batch; where workers step together, of each."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def slope_of(
     found = curvature.flat
     if estimator is not None and found is not None:
         found = estimator.estimate(found, estimated_terms)
-    return Slope(loss, gradient.flat, found)
+    return Slope(loss, gradient.flat, found, all_terms)
 
 
 def parts_of(

@@ -26,16 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from protocol.codec import Bundle
-from protocol.errors import InvalidTask, NotFinite
+from protocol.errors import InvalidTask
 from protocol.messages import Assignment
 from worker.draws import Draws, draws_by_itself, torch_seeded
-from worker.evaluation import heed
 from worker.local_state import Kept
+from worker.local_steps import Stepped, local_steps
 from worker.many_workers import ManyWorkers
+from worker.meter import Meter
 from worker.model import ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
-from worker.slope import Wanted, parts_of, slope_of
+from worker.slope import Slope, Wanted, parts_of, slope_of
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
@@ -90,6 +91,7 @@ class StackedTrainer:
             self._draws = draws_by_itself(model, self._examples.inputs[:1])
         self._rows = [torch.from_numpy(np.asarray(each, dtype=np.int64)) for each in rows]
         self._stack = stack
+        self._meter = Meter(device)
         # models that draw share torch's global generators, so one at a time
         lanes = 1 if self._draws else threads
         # a model each: a call puts the parameters it is given into the module
@@ -168,13 +170,12 @@ class StackedTrainer:
         )
         optimizer = optimizer_named(first.optimizer)(first.settings, start)
         theta = start.parameters[0].clone()
-        optimizer, train_loss = self._steps(model, jobs, theta, optimizer, stop)
+        stepped = self._steps(model, jobs, theta, optimizer, stop)
         bundles = {"delta": self._exchanged.arrays_of("delta", theta - start.parameters[0])}
-        for name, (flat,) in optimizer.uploads().items():
+        for name, (flat,) in stepped.optimizer.uploads().items():
             bundles[name] = self._exchanged.arrays_of(name, flat)
         bundles = wanted_of(bundles, first)
-        kept = self._to_keep(jobs, optimizer.kept(), start.kept)
-        metrics = {"train_loss": train_loss} | optimizer.metrics()
+        kept = self._to_keep(jobs, stepped.optimizer.kept(), start.kept)
         return [
             Trained(
                 bundles={
@@ -184,7 +185,7 @@ class StackedTrainer:
                 kept=kept[index],
                 num_examples=len(self._rows[job.worker]),
                 local_steps=job.assignment.local_steps,
-                metrics=metrics,
+                metrics=stepped.metrics,
             )
             for index, job in enumerate(jobs)
         ]
@@ -196,32 +197,31 @@ class StackedTrainer:
         theta: Tensor,
         optimizer: Optimizer,
         stop: threading.Event | None,
-    ) -> tuple[Optimizer, float]:
-        """Do the local steps; give where the optimizer stands, and the mean loss of all these workers.
-
-        Args: theta: their parameters, shape (K, n), which are moved.
-        """
+    ) -> Stepped:
+        """Args: theta: the parameters of all, shape (K, n), which are moved."""
         first = jobs[0].assignment
         draws = [Draws.seeded(job.assignment.seed, self._device) for job in jobs]
-        objective = ManyWorkers(model, self._exchanged, theta, self._likelihood, [d.labels for d in draws])
-        mean_loss = torch.zeros((), device=self._device)
+        many = ManyWorkers(model, self._exchanged, theta, self._likelihood, [d.labels for d in draws])
+        layout = self._exchanged.layout
+
+        def slope_at(batch: Examples, optimizer: Optimizer) -> Slope:
+            wanted = Wanted.by(optimizer, first, layout)
+            parts = parts_of(batch, None, wanted, lambda targets: targets[0].numel(), dim=1)
+            return slope_of(parts, many, many.parameters, layout, wanted)
+
         # seeded only where it matters: the generators are the whole process's, and lanes go side by side
         seeding = torch_seeded(draws[0].model_seed, self._device) if self._draws else nullcontext()
         with seeding:
-            for step in range(1, first.local_steps + 1):
-                heed(stop)
-                if step == 1 or not optimizer.one_batch:
-                    batch = self._batch(jobs, draws, first.batch_size)
-                wanted = Wanted.by(optimizer, first, self._exchanged.layout)
-                parts = parts_of(batch, None, wanted, lambda targets: targets[0].numel(), dim=1)
-                slope = slope_of(parts, objective, objective.parameters, self._exchanged.layout, wanted)
-                curvature = None if slope.curvature is None else (slope.curvature,)
-                optimizer = optimizer.step((theta,), (slope.gradient,), curvature)
-                mean_loss += (slope.loss / len(jobs) - mean_loss) / step
-        train_loss = mean_loss.item()
-        if not math.isfinite(train_loss):
-            raise NotFinite(f"a training loss of round {first.round} is NaN or infinite")
-        return optimizer, train_loss
+            return local_steps(
+                first,
+                optimizer,
+                theta,
+                lambda: self._batch(jobs, draws, first.batch_size),
+                slope_at,
+                self._meter,
+                stop,
+                workers=len(jobs),
+            )
 
     def _batch(self, jobs: Sequence[Job], draws: Sequence[Draws], batch_size: int) -> Examples:
         """Each worker's next mini-batch: shapes (K, B, …)."""

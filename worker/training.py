@@ -8,7 +8,6 @@ torch's global generators, which are seeded on a CPU and on CUDA but shared by t
 the same only while one thread at a time trains (a swarm's `parallel_training` of 1), and never on mps.
 """
 
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,12 +21,14 @@ from torch import Tensor
 
 from protocol.algorithms import MIN_REFRESH_BATCH
 from protocol.codec import Bundle
-from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, InvalidTask, NotFinite
+from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, InvalidTask
 from protocol.messages import Assignment
 from worker.draws import Draws, torch_seeded
-from worker.evaluation import heed, measure
+from worker.evaluation import measure
 from worker.forward import Forward, OneWorker, recompute_blocks
 from worker.local_state import Kept
+from worker.local_steps import Stepped, local_steps
+from worker.meter import Meter
 from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
@@ -96,6 +97,7 @@ class Trainer:
             forward = partial(Forward, self._model, self._likelihood, device, numerics)
             self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
             self._examples = None if examples is None else examples.to(device)
+        self._meter = Meter(device)
         self._micro_batch = numerics.micro_batch
         targets = None if self._examples is None else self._examples.targets
         # known once: to count the loss terms of a batch would wait for the device at every step
@@ -170,17 +172,16 @@ class Trainer:
         exchanged.take(start)
         begin_round = optimizer_named(assignment.optimizer)
         optimizer = begin_round(assignment.settings, self._round_start(assignment, start, state, kept))
-        optimizer, train_loss = self._steps(assignment, examples, optimizer, stop)
+        stepped = self._steps(assignment, examples, optimizer, stop)
         bundles = {"delta": exchanged.arrays_of("delta", exchanged.flat - start)}
-        for name, (flat,) in optimizer.uploads().items():
+        for name, (flat,) in stepped.optimizer.uploads().items():
             bundles[name] = exchanged.arrays_of(name, flat)
-        metrics = {"train_loss": train_loss, "train_seconds": time.perf_counter() - begun}
         return Trained(
             bundles=wanted_of(bundles, assignment),
-            kept=self._to_keep(optimizer.kept()),
+            kept=self._to_keep(stepped.optimizer.kept()),
             num_examples=len(examples),
             local_steps=assignment.local_steps,
-            metrics=metrics | optimizer.metrics(),
+            metrics=stepped.metrics | {"train_seconds": time.perf_counter() - begun},
         )
 
     def _examples_for(self, assignment: Assignment) -> Examples:
@@ -198,27 +199,25 @@ class Trainer:
 
     def _steps(
         self, assignment: Assignment, examples: Examples, optimizer: Optimizer, stop: threading.Event | None
-    ) -> tuple[Optimizer, float]:
-        """Do the local steps; give where the optimizer stands after them, and the mean training loss."""
+    ) -> Stepped:
         draws = Draws.seeded(assignment.seed, self._device)
-        mean_loss = torch.zeros((), device=self._device)
+
+        def next_batch() -> Examples:
+            rows = torch.randint(len(examples), (assignment.batch_size,), generator=draws.batches)
+            return examples.batch(rows)
+
         self._model.train()
         with torch_seeded(draws.model_seed, self._device):
-            for step in range(1, assignment.local_steps + 1):
-                heed(stop)
-                if step == 1 or not optimizer.one_batch:
-                    rows = torch.randint(len(examples), (assignment.batch_size,), generator=draws.batches)
-                    batch = examples.batch(rows)
-                slope = self._slope(assignment, batch, optimizer, draws)
-                curvature = None if slope.curvature is None else (slope.curvature,)
-                optimizer = optimizer.step((self._exchanged.flat,), (slope.gradient,), curvature)
-                self._exchanged.show()
-                # kept on the device; one loss that is not finite makes it NaN for good
-                mean_loss += (slope.loss - mean_loss) / step
-        train_loss = mean_loss.item()
-        if not math.isfinite(train_loss):
-            raise NotFinite(f"a training loss of round {assignment.round} is NaN or infinite")
-        return optimizer, train_loss
+            return local_steps(
+                assignment,
+                optimizer,
+                self._exchanged.flat,
+                next_batch,
+                lambda batch, optimizer: self._slope(assignment, batch, optimizer, draws),
+                self._meter,
+                stop,
+                after_step=self._exchanged.show,
+            )
 
     def _slope(self, assignment: Assignment, batch: Examples, optimizer: Optimizer, draws: Draws) -> Slope:
         exchanged = self._exchanged
@@ -256,7 +255,7 @@ def require_enough(task_name: str, assignment: Assignment, num_examples: int) ->
     """Raises: InvalidTask: a worker with so many examples cannot do the assignment, or must not."""
     if not num_examples:
         raise InvalidTask(f"task {task_name}: this worker holds no training examples")
-    drawn_from = min(assignment.batch_size, num_examples)
+    drawn_from = min(assignment.hessian_batch or assignment.batch_size, assignment.batch_size, num_examples)
     if "hessian" in assignment.bundles and drawn_from < MIN_REFRESH_BATCH:
         raise InvalidTask(
             f"task {task_name}: a Hessian estimate is wanted of {drawn_from} examples, fewer than "

@@ -71,14 +71,18 @@ def test_the_hessian_uploaded_is_the_estimate_of_the_first_step_itself_not_an_av
     assert any((array > 0).any() for array in hessian.values())
 
 
-def test_metrics_say_the_loss_the_time_and_for_sophia_how_much_was_clipped() -> None:
+def test_metrics_say_the_loss_what_it_took_of_the_machine_and_for_sophia_how_much_was_clipped() -> None:
     state = a_state("fed-sophia")
     assert set(a_trainer().train(an_assignment("fedavg"), state, None).metrics) == {
         "train_loss",
         "train_seconds",
+        "step_ms",
+        "examples_per_second",
+        "peak_memory_bytes",
     }
     metrics = a_trainer().train(an_assignment("fed-sophia"), state, None).metrics
     assert 0 <= metrics["clip_fraction"] <= 1
+    assert "refresh_ms" in metrics
 
 
 def test_the_training_loss_is_the_mean_over_the_local_steps() -> None:
