@@ -12,11 +12,11 @@ from protocol.errors import InvalidMessage
 from protocol.fed_sophia import FedSophiaHyperparameters, FedSophiaSharedHyperparameters
 from worker.optimizers.base import KeptTensors, RoundStart
 from worker.optimizers.sophia import (
+    ClipCount,
     Sophia,
     SophiaSettings,
     SophiaShared,
     SophiaState,
-    clip_fraction,
     sophia_step,
 )
 
@@ -101,11 +101,12 @@ def test_a_step_worked_by_hand() -> None:
         m / max(h, 0.01) = (0.1/4, 1/0.01, 0.2/5)    = (0.025, 100, 0.04), clipped (0.025, 2, 0.04)
         θ = (0.95 − 0.0025, −1.9 − 0.2, 3.8 − 0.004) = (0.9475, −2.1, 3.796)
 
-    One of three coordinates is clipped.
+    One of three coordinates is clipped, after four of six in the steps before.
     """
     settings = SophiaSettings(0.1, 2.0, 0.9, 0.5, 0.5, 0.01)
     parameters = tensors([1.0, -2.0, 4.0])
-    before = SophiaState(7, tensors([0.0, 1.0, -1.0]), tensors([2.0, 0.0, 8.0]))
+    clips = ClipCount(torch.tensor(4), of=6)
+    before = SophiaState(7, tensors([0.0, 1.0, -1.0]), tensors([2.0, 0.0, 8.0]), clips)
 
     after = sophia_step(parameters, tensors([1.0, 1.0, 11.0]), before, settings, tensors([6.0, 0.0, 2.0]))
 
@@ -113,8 +114,9 @@ def test_a_step_worked_by_hand() -> None:
     torch.testing.assert_close(after.hessian, tensors([4.0, 0.0, 5.0]))
     torch.testing.assert_close(parameters, tensors([0.9475, -2.1, 3.796]))
     assert after.step == 8
-    assert clip_fraction(after, settings) == pytest.approx(1 / 3)
+    assert after.clips is not None and (after.clips.held_back.item(), after.clips.of) == (5, 9)
     torch.testing.assert_close(before.momentum, tensors([0.0, 1.0, -1.0]), rtol=0, atol=0)
+    assert (clips.held_back.item(), clips.of) == (4, 6)
 
 
 def test_a_shared_round_worked_by_hand() -> None:
@@ -213,6 +215,30 @@ def test_the_paper_form_refreshes_by_steps_over_the_workers_life_not_by_rounds()
         kept = optimizer.kept()
     assert refreshed == [0, 4, 8]
     assert kept is not None and kept.step == 9
+
+
+@pytest.mark.parametrize("form", [Sophia, SophiaShared])
+def test_the_clip_fraction_is_the_mean_over_the_steps_of_this_round(
+    form: type[Sophia | SophiaShared],
+) -> None:
+    """β1 = 0: m is the gradient; h stays 0, ε = 1: what is farther than ρ = 2 is clipped, 3, 1 and 0 of 4."""
+    settings = SophiaSettings(0.1, 2.0, 0.0, 0.9, 0.0, 1.0)
+    kept = KeptTensors(8, {"momentum": tensors([9.0] * 4), "hessian": tensors([0.0] * 4)})
+    parameters = tensors([0.0] * 4)
+    optimizer = form.begin(vars(settings) | {"hessian_every": 1e6}, a_start(parameters, kept=kept))
+    for gradients in ([3.0, -3.0, 2.5, 2.0], [0.0, 0.0, -2.1, 0.0], [0.0, 0.0, 0.0, 0.0]):
+        optimizer = optimizer.step(parameters, tensors(gradients), None)
+    assert optimizer.metrics()["clip_fraction"] == pytest.approx((3 + 1 + 0) / 12)
+
+
+def test_more_coordinates_than_float32_can_count_are_counted_exactly() -> None:
+    number = 2**24 + 3
+    begun = SophiaState(
+        0, (torch.full((number,), 9.0),), (torch.zeros(number),), ClipCount(torch.tensor(0), 0)
+    )
+    settings = SophiaSettings(0.1, 2.0, 1.0, 0.9, 0.0, 1.0)
+    after = sophia_step((torch.zeros(number),), (torch.zeros(number),), begun, settings, None)
+    assert after.clips is not None and after.clips.held_back.item() == number
 
 
 @pytest.mark.parametrize("missing", ["clip_bound", "epsilon", "hessian_every"])

@@ -83,7 +83,7 @@ class Optimizer(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Numbers about the last step."""
+        """Numbers about the steps since the round began. This may wait for the device; a step does not."""
         ...
 
 

@@ -27,6 +27,7 @@ import torch
 
 from protocol.errors import InvalidMessage
 from worker.optimizers.base import KeptTensors, PlainSteps, RoundStart, Tensors, averaged, setting, zeros_like
+from worker.optimizers.fusing import fused_step_for
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,33 @@ class SophiaSettings:
 
 
 @dataclass(frozen=True)
+class ClipCount:
+    """How many coordinates the clip held back over some steps: |m / max(h, ε)| > ρ."""
+
+    held_back: torch.Tensor
+    """Scalar of int64, on the parameters' device: no step waits for it."""
+    of: int
+    """How many coordinates were looked at."""
+
+    @classmethod
+    def nothing_yet(cls, parameters: Tensors) -> "ClipCount":
+        return cls(torch.zeros((), dtype=torch.int64, device=parameters[0].device), 0)
+
+    @property
+    def fraction(self) -> float:
+        """Their share; 0 of none. Waits for the device."""
+        return self.held_back.item() / self.of if self.of else 0.0
+
+
+@dataclass(frozen=True)
 class SophiaState:
     """m, h and the number of steps done."""
 
     step: int
     momentum: Tensors
     hessian: Tensors
+    clips: ClipCount | None = None
+    """Over the steps since it was begun; None if nobody wants to know."""
 
 
 @torch.no_grad()
@@ -69,28 +91,62 @@ def sophia_step(
     settings: SophiaSettings,
     hessian_estimate: Tensors | None,
 ) -> SophiaState:
-    """One local step: moves `parameters` in place and returns the next state; the old one is unchanged."""
-    momentum = averaged(state.momentum, gradients, settings.momentum_decay)
-    hessian = state.hessian
+    """One local step: moves `parameters` in place and returns the next state; the old one is unchanged.
+
+    It is one kernel where `fused_step_for` says so. The state's count of clips goes on, if it has one.
+    """
+    clips = state.clips
+    held_back = None if clips is None else clips.held_back.clone()
+    bundles = (parameters, gradients, state.momentum, state.hessian, hessian_estimate)
+    fused_step = fused_step_for(*bundles)
+    if fused_step is None:
+        momentum, hessian = _plain_step(*bundles, held_back, settings)
+    else:
+        estimates = hessian_estimate or (None,) * len(parameters)
+        tensors = zip(parameters, gradients, state.momentum, state.hessian, estimates, strict=True)
+        moved = [fused_step(*each, held_back, **vars(settings)) for each in tensors]
+        momentum, hessian = tuple(m for m, _ in moved), tuple(h for _, h in moved)
+    if clips is not None and held_back is not None:
+        clips = ClipCount(held_back, clips.of + sum(tensor.numel() for tensor in parameters))
+    return SophiaState(state.step + 1, momentum, hessian, clips)
+
+
+def _plain_step(
+    parameters: Tensors,
+    gradients: Tensors,
+    momentum: Tensors,
+    hessian: Tensors,
+    hessian_estimate: Tensors | None,
+    held_back: torch.Tensor | None,
+    settings: SophiaSettings,
+) -> tuple[Tensors, Tensors]:
+    """The step on any device, and the reference: m' and h'. Adds to `held_back`."""
+    momentum = averaged(momentum, gradients, settings.momentum_decay)
     if hessian_estimate is not None:
         hessian = averaged(hessian, hessian_estimate, settings.hessian_decay)
     # θ − ηλ·θ, not θ·(1 − ηλ): in float32 that factor is off by up to 2⁻²⁵, the same way at every step,
     # and uses up what the bound allows for rounding
     if settings.weight_decay:
         torch._foreach_add_(parameters, parameters, alpha=-settings.learning_rate * settings.weight_decay)
-    moves = torch._foreach_clamp_min(hessian, settings.epsilon)
-    moves = torch._foreach_div(momentum, moves)
-    torch._foreach_clamp_min_(moves, -settings.clip_bound)
-    torch._foreach_clamp_max_(moves, settings.clip_bound)
+    moves = torch._foreach_div(momentum, torch._foreach_clamp_min(hessian, settings.epsilon))
+    for move in moves:
+        if held_back is not None:
+            held_back += _number_over(move, settings.clip_bound)
+        move.clamp_(-settings.clip_bound, settings.clip_bound)
     torch._foreach_add_(parameters, moves, alpha=-settings.learning_rate)
-    return SophiaState(state.step + 1, momentum, hessian)
+    return momentum, hessian
 
 
-def clip_fraction(state: SophiaState, settings: SophiaSettings) -> float:
-    """Share of coordinates that the clip holds back: |m| > ρ·max(h, ε)."""
-    pairs = zip(state.momentum, state.hessian, strict=True)
-    clipped = [(m.abs() > h.clamp_min(settings.epsilon) * settings.clip_bound).sum() for m, h in pairs]
-    return sum(int(count) for count in clipped) / sum(m.numel() for m in state.momentum)
+def _number_over(values: torch.Tensor, bound: float) -> torch.Tensor:
+    """How many are beyond ±bound; NaN is not."""
+    # ones and zeros of float32, which a CPU adds four times as fast as truth values, and exactly up to 2^24
+    over = torch.split(values.abs().gt_(bound).flatten(), 2**24)
+    return torch.stack([part.sum() for part in over]).long().sum()
+
+
+def clip_metrics(state: SophiaState) -> dict[str, float]:
+    """`clip_fraction`: the share of coordinates that the clip held back, the mean over the round's steps."""
+    return {} if state.clips is None else {"clip_fraction": state.clips.fraction}
 
 
 @dataclass(frozen=True)
@@ -107,11 +163,12 @@ class Sophia(PlainSteps):
         hessian_every = int(setting(settings, "hessian_every"))
         if hessian_every < 1:
             raise InvalidMessage(f"settings: hessian_every is {hessian_every}, expected 1 or more")
+        clips = ClipCount.nothing_yet(start.parameters)
         if start.kept is None:
-            state = SophiaState(0, zeros_like(start.parameters), zeros_like(start.parameters))
+            state = SophiaState(0, zeros_like(start.parameters), zeros_like(start.parameters), clips)
         else:
             bundles = start.kept.bundles
-            state = SophiaState(start.kept.step, bundles["momentum"], bundles["hessian"])
+            state = SophiaState(start.kept.step, bundles["momentum"], bundles["hessian"], clips)
         return cls(SophiaSettings.of(settings), hessian_every, state)
 
     @property
@@ -126,7 +183,7 @@ class Sophia(PlainSteps):
         return KeptTensors(self.state.step, bundles)
 
     def metrics(self) -> dict[str, float]:
-        return {"clip_fraction": clip_fraction(self.state, self.settings)}
+        return clip_metrics(self.state)
 
 
 @dataclass(frozen=True)
@@ -147,7 +204,8 @@ class SophiaShared(PlainSteps):
             -parsed.clip_bound * direction * h.clamp_min(parsed.epsilon)
             for direction, h in zip(start.shared_or_zeros("direction"), hessian, strict=True)
         )
-        return cls(parsed, "hessian" in start.bundles_wanted, SophiaState(0, momentum, hessian))
+        state = SophiaState(0, momentum, hessian, ClipCount.nothing_yet(start.parameters))
+        return cls(parsed, "hessian" in start.bundles_wanted, state)
 
     @property
     def wants_hessian(self) -> bool:
@@ -161,4 +219,4 @@ class SophiaShared(PlainSteps):
         return {} if self.estimate is None else {"hessian": self.estimate}
 
     def metrics(self) -> dict[str, float]:
-        return {"clip_fraction": clip_fraction(self.state, self.settings)}
+        return clip_metrics(self.state)
