@@ -37,7 +37,7 @@ class Forward:
         """Args: twice_differentiable: gradients are to have gradients: neither compiled code's nor fused
         attention's do.
         """
-        self._likelihood = likelihood
+        self.drawn, self.num_terms = likelihood.sample, likelihood.num_terms
         self._contexts: list[Callable[[], AbstractContextManager[object]]] = []
         if numerics.precision == "bfloat16":
             self._contexts.append(partial(torch.autocast, device.type, torch.bfloat16))
@@ -55,9 +55,6 @@ class Forward:
         """Its arithmetic is float32 where that matters: autocast sees to it."""
         with self._as_chosen() if self._contexts else PLAIN:
             return self._loss(outputs, targets)
-
-    def drawn(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        return self._likelihood.sample(outputs, targets, generator)
 
     def _as_chosen(self) -> ExitStack:
         chosen = ExitStack()
@@ -97,8 +94,11 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     What is compiled takes some tens of seconds at the first call, and again for another shape.
     """
+    # slow to load, and wanted by few
+    from torch._functorch import config
+
     # a backward pass may not overwrite what it has saved: a Hessian estimate goes through it once more
-    torch._functorch.config.donated_buffer = False
+    config.donated_buffer = False
     return torch.compile(function, dynamic=False)
 
 

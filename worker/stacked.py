@@ -82,6 +82,7 @@ class StackedTrainer:
         self._likelihood = likelihood_named(task.likelihood)
         if self._likelihood.num_terms(examples.targets) != examples.targets.numel():
             raise InvalidTask(f"task {task.name}: targets that are padding cannot be stacked")
+        self._likelihood = self._likelihood.of_data(examples.targets)
         self._device = device
         with as_invalid_task(task.name, device):
             with torch_seeded(FROZEN_SEED, device):

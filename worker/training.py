@@ -94,14 +94,14 @@ class Trainer:
             self._exchanged = ExchangedParameters.of(self._model)
             if numerics.recompute:
                 recompute_blocks(self._model)
-            forward = partial(Forward, self._model, self._likelihood, device, numerics)
-            self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
             self._examples = None if examples is None else examples.to(device)
+            likelihood = self._likelihood
+            if self._examples is not None:
+                likelihood = likelihood.of_data(self._examples.targets)
+            forward = partial(Forward, self._model, likelihood, device, numerics)
+            self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
         self._meter = Meter(device)
         self._micro_batch = numerics.micro_batch
-        targets = None if self._examples is None else self._examples.targets
-        # known once: to count the loss terms of a batch would wait for the device at every step
-        self._padded = targets is not None and self._likelihood.num_terms(targets) != targets.numel()
         self._evaluation: Examples | None = None
         self._at_work = threading.Lock()
 
@@ -223,11 +223,8 @@ class Trainer:
         exchanged = self._exchanged
         wanted = Wanted.by(optimizer, assignment, exchanged.layout)
         forward = self._forward_of_second_order if wanted.second_order else self._forward
-        parts = parts_of(batch, self._micro_batch, wanted, self._num_terms)
+        parts = parts_of(batch, self._micro_batch, wanted, forward.num_terms)
         return slope_of(parts, OneWorker(forward, draws.labels), exchanged.tensors, exchanged.layout, wanted)
-
-    def _num_terms(self, targets: Tensor) -> int:
-        return self._likelihood.num_terms(targets) if self._padded else targets.numel()
 
     def _round_start(
         self, assignment: Assignment, start: Tensor, state: Mapping[str, Bundle], kept: Kept | None

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How local steps are computed is a worker's own choice: in parts, with less in memory, less precisely."""
 
+from shutil import which
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,11 @@ def test_a_model_of_bfloat16_parameters_trains_by_float32_ones_and_keeps_the_bou
     assert bound is not None
     for name, array in delta.items():
         bound.from_start(f"delta/{name}", array, params[name])
+
+
+@pytest.mark.skipif(which("g++") is None, reason="PyTorch compiles by g++, which is not here")
+def test_a_compiled_model_gives_the_same_round_and_goes_back_twice_where_an_estimate_is_taken() -> None:
+    plain, compiled = (
+        trained(Numerics(compile=compile_), "fed-sophia", digits()) for compile_ in (False, True)
+    )
+    assert distance(plain.bundles["delta"], compiled.bundles["delta"]) < 1e-4

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a GPU allows, and what training on it costs here: a JSON line a figure.
+
+    python -m benchmarks.gpu                            all of it, at GPT-2-small size; some minutes
+    python -m benchmarks.gpu --only step --only swarm
+    python -m benchmarks.gpu --tiny --device cpu        whether it runs at all, without a GPU
+
+It needs a CUDA device, torch, triton and this project. Every figure is a median, taken in turns with what it is
+compared with, on the same machine in the same run:
+
+step     one Fed-Sophia step over flat storage, beside its floor: 24 bytes a parameter at the rate at which
+         the device copies
+train    our training loop beside the plainest loop over the same compiled model: SGD beside SGD, and Fed-Sophia
+         at τ = 10 beside AdamW(fused); and what an estimate of the Hessian adds to a step
+swarm    32 CNN workers stacked, beside one by one
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from protocol.algorithms import algorithm_named
+from protocol.messages import Assignment
+from worker.machine import description
+from worker.optimizers.sophia import SophiaSettings, SophiaState, sophia_step
+from worker.options import Numerics
+from worker.stacked import Job, StackedTrainer
+from worker.tasks.base import Examples, Task
+from worker.tasks.fashion_mnist import FashionMnistCnn
+from worker.tasks.gpt_lm import Gpt2Small, GptMini
+from worker.training import Trainer, initial_parameters
+
+Figure = dict[str, object]
+HESSIAN_EVERY = 10
+
+
+def say(what: str, **figures: object) -> None:
+    shown = {name: round(x, 4) if isinstance(x, float) else x for name, x in figures.items()}
+    print(json.dumps({"what": what, **shown}), flush=True)  # noqa: T201 - what it is for
+
+
+def milliseconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The median time of `work` on the device, the first few times left out."""
+    taken = []
+    for turn in range(repeats + 3):
+        if device.type != "cuda":
+            begun = time.perf_counter()
+            work()
+            took = (time.perf_counter() - begun) * 1e3
+        else:
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            work()
+            last.record()
+            last.synchronize()
+            took = first.elapsed_time(last)
+        if turn >= 3:
+            taken.append(took)
+    return statistics.median(taken)
+
+
+# --- the step ------------------------------------------------------------------------------------
+
+
+def measure_step(task: Task, device: torch.device, repeats: int) -> None:
+    """Alone, with an estimate folded in (8 bytes more), and counting what is clipped (as the trainer does)."""
+    number = sum(values.size for values in initial_parameters(task, 0).values())
+    source = torch.randn(1 << (28 if device.type == "cuda" else 22), device=device)
+    target = torch.empty_like(source)
+    copying = partial(milliseconds, lambda: target.copy_(source), device, repeats)
+    theta, gradient, momentum = (torch.randn(number, device=device) for _ in range(3))
+    hessian, estimate = (torch.rand(number, device=device) for _ in range(2))
+    settings = SophiaSettings(1e-4, 0.04, 0.9, 0.99, 1e-3, 1e-12)
+    state = SophiaState(0, (momentum,), (hessian,))
+
+    def step(fresh: Tensor | None) -> None:
+        sophia_step((theta,), (gradient,), state, settings, None if fresh is None else (fresh,))
+
+    copy_ms = copying()
+    bytes_a_ms = 8 * source.numel() / copy_ms
+    cases: Mapping[str, tuple[Tensor | None, int]] = {"plain": (None, 24), "with estimate": (estimate, 32)}
+    for name, (fresh, bytes_each) in cases.items():
+        took = milliseconds(partial(step, fresh), device, repeats)
+        floor = bytes_each * number / bytes_a_ms
+        say("step", case=name, ms=took, floor_ms=floor, over_floor=took / floor, parameters=number)
+    say("copy", gb_per_s=bytes_a_ms / 1e6, again_gb_per_s=8 * source.numel() / copying() / 1e6)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+class _RandomTokens(Gpt2Small):
+    """GPT-2 small on tokens drawn evenly: the time of a step does not depend on what they say."""
+
+    def training_data(self) -> Examples:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.max_tokens, (64, self.context + 1), generator=generator)
+        return Examples(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+class _RandomTokensMini(GptMini, _RandomTokens):
+    pass
+
+
+def an_assignment(
+    algorithm: str, steps: int, batch: int, *, slot: int = 0, **changed: int | float | None
+) -> Assignment:
+    row = algorithm_named(algorithm)
+    own = {name: value for name, value in changed.items() if name != "hessian_batch"}
+    hyperparameters = row.parse(own)
+    return Assignment(
+        assignment_id=f"a{slot}",
+        run_id="benchmark",
+        round=2,
+        version=1,
+        slot=slot,
+        phase="train",
+        task="benchmark",
+        tensors={},
+        bundles=("delta",),
+        encodings={},
+        optimizer=row.optimizer,
+        settings=hyperparameters.optimizer_settings(steps),
+        local_steps=steps,
+        batch_size=batch,
+        hessian_batch=changed.get("hessian_batch"),
+        seed=slot,
+        deadline_ms=0,
+    )
+
+
+def plain_loop(
+    model: nn.Module, data: Examples, batch: int, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Callable[[], object]:
+    """One step of the plainest loop: draw, forward, backward, step. Model and loss are compiled as one."""
+
+    @partial(torch.compile, dynamic=False)
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+
+    def step() -> None:
+        rows = torch.randint(len(data), (batch,)).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(data.inputs[rows], data.targets[rows])
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure_training(task: Task, device: torch.device, batch: int, steps: int, turns: int) -> None:
+    """Milliseconds a step, of many in a row: our rounds, and the plain loops, in turns."""
+    data = task.training_data().to(device)
+    params = initial_parameters(task, 0)
+    trainer = Trainer(task, data, device, Numerics(precision="bfloat16", compile=True))
+    sub_batch = max(1, batch // 4)
+    sophia = {"hessian_every": HESSIAN_EVERY, "hessian_batch": sub_batch}
+    rounds = {
+        "sgd, ours": an_assignment("fedavg", steps, batch),
+        "fed-sophia": an_assignment("fed-sophia", steps, batch, **sophia),
+        "fed-sophia, whole batch": an_assignment("fed-sophia", steps, batch, hessian_every=HESSIAN_EVERY),
+    }
+    torch.manual_seed(0)
+    fused = device.type == "cuda"
+    loops = {}
+    for name, of in (
+        ("sgd, plain", lambda p: torch.optim.SGD(p, lr=1e-3, fused=fused)),
+        ("adamw, plain", lambda p: torch.optim.AdamW(p, lr=1e-4, fused=fused)),
+    ):
+        model = task.model().to(device)
+        loops[name] = plain_loop(model, data, batch, of(model.parameters()), device)
+    taken: dict[str, list[float]] = {name: [] for name in (*rounds, *loops)}
+    refresh: dict[str, list[tuple[float, float]]] = {name: [] for name in rounds}
+    for turn in range(turns + 1):
+        for name, assignment in rounds.items():
+            metrics = trainer.train(assignment, {"params": params}, None).metrics
+            if turn:  # the first compiles
+                taken[name].append(batch / metrics["examples_per_second"] * 1e3)
+                if "refresh_ms" in metrics:
+                    refresh[name].append((metrics["refresh_ms"], metrics["step_ms"]))
+            else:
+                say("first round", case=name, seconds=metrics["train_seconds"])
+        for name, step in loops.items():
+            step()
+            several = partial(_repeat, step, steps)
+            took = _seconds(several, device)
+            if turn:
+                taken[name].append(took / steps * 1e3)
+    _say_training(taken, refresh, batch, sub_batch, task, metrics)
+
+
+def _say_training(
+    taken: Mapping[str, list[float]],
+    refresh: Mapping[str, list[tuple[float, float]]],
+    batch: int,
+    sub_batch: int,
+    task: Task,
+    metrics: Mapping[str, float],
+) -> None:
+    ms = {name: statistics.median(each) for name, each in taken.items()}
+    tokens = batch * getattr(task, "context", 1)
+    for name, took in ms.items():
+        say("train", case=name, ms_a_step=took, tokens_per_s=tokens / took * 1e3, spread=spread(taken[name]))
+    for name, pairs in refresh.items():
+        if pairs:
+            extra, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
+            say("refresh", case=name, ms=extra, of_a_step=extra / plain, step_ms=plain, sub_batch=sub_batch)
+    say("fed-sophia over adamw", tokens=ms["adamw, plain"] / ms["fed-sophia"])
+    say("our loop over a plain one", steps=ms["sgd, plain"] / ms["sgd, ours"])
+    say("memory", peak_gb=metrics.get("peak_memory_bytes", 0) / 1e9, joules=metrics.get("energy_joules"))
+
+
+def spread(taken: list[float]) -> float:
+    """Largest less smallest, in parts of the median."""
+    return (max(taken) - min(taken)) / statistics.median(taken)
+
+
+def _repeat(step: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        step()
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+# --- a swarm -------------------------------------------------------------------------------------
+
+
+class _RandomPixels(FashionMnistCnn):
+    def training_data(self) -> Examples:
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(6400, 1, 28, 28, generator=generator)
+        return Examples(pixels, torch.randint(10, (6400,), generator=generator))
+
+
+def measure_swarm(
+    device: torch.device, workers: int, steps: int, turns: int, larger: tuple[int, ...]
+) -> None:
+    """Local steps a second of CNN workers, stacked and one by one; then of larger stacks."""
+    task = _RandomPixels()
+    data, params = task.training_data(), initial_parameters(task, 0)
+    rows = [torch.arange(200 * (i % 32), 200 * (i % 32) + 200).numpy() for i in range(max(workers, *larger))]
+
+    def jobs(number: int) -> list[Job]:
+        made = (an_assignment("fed-sophia", steps, 32, slot=slot) for slot in range(number))
+        return [Job(slot, assignment, None) for slot, assignment in enumerate(made)]
+
+    trainers = [Trainer(task, data.batch(rows[i]), device) for i in range(workers)]
+    stacks = StackedTrainer(task, data, rows, device, stack=max(workers, *larger), threads=1)
+    mine, state = jobs(workers), {"params": params}
+
+    def alone() -> None:
+        for job in mine:
+            trainers[job.worker].train(job.assignment, state, None)
+
+    cases = {"one by one": alone, "stacked": lambda: stacks.train(mine, state)}
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(turns + 1):
+        for name, work in cases.items():
+            took = _seconds(work, device)
+            if turn:
+                taken[name].append(took)
+    seconds = {name: statistics.median(each) for name, each in taken.items()}
+    for name, took in seconds.items():
+        say("swarm", case=name, workers=workers, steps_per_s=workers * steps / took)
+    say("stacked over one by one", faster=seconds["one by one"] / seconds["stacked"])
+    for number in larger:
+        many = jobs(number)
+        stacks.train(many, state)
+        trained = stacks.train(many, state)[0]
+        took = _seconds(lambda many=many: stacks.train(many, state), device)
+        peak = trained.metrics.get("peak_memory_bytes", 0) / 1e9
+        say("swarm", case="stacked", workers=number, steps_per_s=number * steps / took, peak_gb=peak)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", action="append", choices=("step", "train", "swarm"), help="these; else all")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try whether it runs")
+    parser.add_argument("--turns", type=int, default=5, help="that each case takes")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = _arguments()
+    device, tiny = torch.device(given.device), given.tiny
+    only = given.only or ["step", "swarm", "train"]
+    say("machine", **description(device, torch.get_num_threads()))
+    if "step" in only:
+        measure_step(GptMini() if tiny else Gpt2Small(), device, 20 if tiny else 200)
+    if "swarm" in only:
+        measure_swarm(device, 4 if tiny else 32, 10, given.turns, (8,) if tiny else (256, 1024))
+    if "train" in only:
+        task = _RandomTokensMini() if tiny else _RandomTokens()
+        measure_training(task, device, 8, 20 if tiny else 40, given.turns)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
