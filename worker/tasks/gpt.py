@@ -27,13 +27,25 @@ DEVIATION = 0.02
 class Gpt(nn.Module):
     """Logits (B, T, vocabulary) of the token after each of (B, T) tokens, T at most `context`.
 
-    The embedding is one parameter, `tokens.weight`, in both its places. `blocks` is a sequence of equal
-    modules that take and give (B, T, width).
+    The embedding is one parameter in both its places. `blocks` is a sequence of equal modules that take and
+    give (B, T, width).
     """
 
-    def __init__(self, vocabulary: int, *, context: int, width: int, heads: int, blocks: int) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        context: int,
+        width: int,
+        heads: int,
+        blocks: int,
+        embedding: str = "tokens",
+    ) -> None:
+        """Args: embedding: what it is called. Models whose tokens mean different things are refused each
+        other's parameters if they call it differently."""
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
+        self._embedding = embedding
+        self.add_module(embedding, nn.Embedding(vocabulary, width))
         self.positions = nn.Embedding(context, width)
         self.blocks = nn.Sequential(*(GptBlock(width, heads) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
@@ -47,8 +59,9 @@ class Gpt(nn.Module):
                 nn.init.normal_(weight, std=DEVIATION / math.sqrt(2 * blocks))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        embedded = self.tokens(tokens) + self.positions.weight[: tokens.shape[-1]]
-        return F.linear(self.norm(self.blocks(embedded)), self.tokens.weight)
+        embedding: nn.Embedding = getattr(self, self._embedding)
+        embedded = embedding(tokens) + self.positions.weight[: tokens.shape[-1]]
+        return F.linear(self.norm(self.blocks(embedded)), embedding.weight)
 
 
 class GptBlock(nn.Module):
