@@ -41,8 +41,12 @@ class Gpt(nn.Module):
         blocks: int,
         embedding: str = "tokens",
     ) -> None:
-        """Args: embedding: what it is called. Models whose tokens mean different things are refused each
-        other's parameters if they call it differently."""
+        """Make one, with its first values.
+
+        Args:
+            embedding: what the token embedding is called. Models whose tokens mean different things, and
+                which therefore call it differently, are refused each other's parameters.
+        """
         super().__init__()
         self._embedding = embedding
         self.add_module(embedding, nn.Embedding(vocabulary, width))
@@ -124,4 +128,4 @@ def plain_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     # [t, s]: does s come after t?
     future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(diagonal=1)
     scores = query @ key.transpose(-1, -2) / math.sqrt(dimensions)
-    return scores.masked_fill(future, -math.inf).softmax(dim=-1).to(value.dtype) @ value
+    return scores.masked_fill(future, -math.inf).softmax(dim=-1) @ value
