@@ -5,13 +5,13 @@
     python -m benchmarks.gpu --only step --only swarm
     python -m benchmarks.gpu --tiny --device cpu        whether it runs at all, without a GPU
 
-It needs a CUDA device, torch, triton and this project. Every figure is a median, taken in turns with what it is
-compared with, on the same machine in the same run:
+It needs a CUDA device, torch, triton and this project. Every figure is a median, taken in turns with what it
+is compared with, on the same machine in the same run:
 
 step     one Fed-Sophia step over flat storage, beside its floor: 24 bytes a parameter at the rate at which
          the device copies
-train    our training loop beside the plainest loop over the same compiled model: SGD beside SGD, and Fed-Sophia
-         at τ = 10 beside AdamW(fused); and what an estimate of the Hessian adds to a step
+train    our training loop beside the plainest loop over the same compiled model: SGD beside SGD, and
+         Fed-Sophia at τ = 10 beside AdamW(fused); and what an estimate of the Hessian adds to a step
 swarm    32 CNN workers stacked, beside one by one
 """
 
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ from torch.nn.functional import cross_entropy
 from protocol.algorithms import algorithm_named
 from protocol.messages import Assignment
 from worker.machine import description
-from worker.optimizers.sophia import SophiaSettings, SophiaState, sophia_step
+from worker.meter import Stopwatch, cuda_stopwatch
+from worker.optimizers.sophia import ClipCount, SophiaSettings, SophiaState, sophia_step
 from worker.options import Numerics
 from worker.stacked import Job, StackedTrainer
 from worker.tasks.base import Examples, Task
@@ -38,8 +40,9 @@ from worker.tasks.fashion_mnist import FashionMnistCnn
 from worker.tasks.gpt_lm import Gpt2Small, GptMini
 from worker.training import Trainer, initial_parameters
 
-Figure = dict[str, object]
 HESSIAN_EVERY = 10
+
+Moment = TypeVar("Moment")
 
 
 def say(what: str, **figures: object) -> None:
@@ -49,29 +52,25 @@ def say(what: str, **figures: object) -> None:
 
 def milliseconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """The median time of `work` on the device, the first few times left out."""
+    if device.type == "cuda":
+        return _milliseconds(work, cuda_stopwatch(device), repeats)
+    return _milliseconds(work, Stopwatch(time.perf_counter, lambda first, second: second - first), repeats)
+
+
+def _milliseconds(work: Callable[[], object], watch: Stopwatch[Moment], repeats: int) -> float:
     taken = []
-    for turn in range(repeats + 3):
-        if device.type != "cuda":
-            begun = time.perf_counter()
-            work()
-            took = (time.perf_counter() - begun) * 1e3
-        else:
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
-            work()
-            last.record()
-            last.synchronize()
-            took = first.elapsed_time(last)
-        if turn >= 3:
-            taken.append(took)
-    return statistics.median(taken)
+    for _ in range(repeats + 3):
+        begun = watch.note()
+        work()
+        taken.append(watch.seconds_between(begun, watch.note()) * 1e3)
+    return statistics.median(taken[3:])
 
 
 # --- the step ------------------------------------------------------------------------------------
 
 
 def measure_step(task: Task, device: torch.device, repeats: int) -> None:
-    """Alone, with an estimate folded in (8 bytes more), and counting what is clipped (as the trainer does)."""
+    """Counting what is clipped, as in training; and with an estimate folded in, which is 8 bytes more."""
     number = sum(values.size for values in initial_parameters(task, 0).values())
     source = torch.randn(1 << (28 if device.type == "cuda" else 22), device=device)
     target = torch.empty_like(source)
@@ -79,7 +78,7 @@ def measure_step(task: Task, device: torch.device, repeats: int) -> None:
     theta, gradient, momentum = (torch.randn(number, device=device) for _ in range(3))
     hessian, estimate = (torch.rand(number, device=device) for _ in range(2))
     settings = SophiaSettings(1e-4, 0.04, 0.9, 0.99, 1e-3, 1e-12)
-    state = SophiaState(0, (momentum,), (hessian,))
+    state = SophiaState(0, (momentum,), (hessian,), ClipCount.nothing_yet((theta,)))
 
     def step(fresh: Tensor | None) -> None:
         sophia_step((theta,), (gradient,), state, settings, None if fresh is None else (fresh,))
@@ -110,12 +109,9 @@ class _RandomTokensMini(GptMini, _RandomTokens):
     pass
 
 
-def an_assignment(
-    algorithm: str, steps: int, batch: int, *, slot: int = 0, **changed: int | float | None
-) -> Assignment:
+def an_assignment(algorithm: str, steps: int, batch: int, *, slot: int = 0, **changed: int) -> Assignment:
     row = algorithm_named(algorithm)
-    own = {name: value for name, value in changed.items() if name != "hessian_batch"}
-    hyperparameters = row.parse(own)
+    hyperparameters = row.parse(changed)
     return Assignment(
         assignment_id=f"a{slot}",
         run_id="benchmark",
@@ -150,7 +146,7 @@ def plain_loop(
         rows = torch.randint(len(data), (batch,)).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(data.inputs[rows], data.targets[rows])
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -284,7 +280,7 @@ def measure_swarm(
         many = jobs(number)
         stacks.train(many, state)
         trained = stacks.train(many, state)[0]
-        took = _seconds(lambda many=many: stacks.train(many, state), device)
+        took = _seconds(partial(stacks.train, many, state), device)
         peak = trained.metrics.get("peak_memory_bytes", 0) / 1e9
         say("swarm", case="stacked", workers=number, steps_per_s=number * steps / took, peak_gb=peak)
 

@@ -6,7 +6,7 @@ process, so two threads that draw from them at once disturb each other's draws.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -21,6 +21,10 @@ torch (2.13, for one) does both under a lock of its own while it has Python's. I
 which may set off a look for garbage, and to free a tensor lets go of Python's lock: a thread that comes for
 the state then waits for torch's lock and has Python's, and the process stands still for ever.
 """
+
+
+ROWS_AT_ONCE = 2**18
+"""So many rows are drawn at a time, 2 MiB, and sent to the device: it is waited for once for many steps."""
 
 
 class Draws(NamedTuple):
@@ -41,6 +45,45 @@ class Draws(NamedTuple):
     def seeded(cls, seed: int, device: torch.device) -> "Draws":
         batches, labels, model = np.random.SeedSequence(seed).generate_state(3, np.uint64).tolist()
         return cls(torch.Generator().manual_seed(batches), torch.Generator(device).manual_seed(labels), model)
+
+
+class Batches:
+    """The rows of one mini-batch after the other, of several workers that step together or of one.
+
+    A step's are the same however many are drawn at a time.
+    """
+
+    def __init__(
+        self,
+        generators: Sequence[torch.Generator],
+        rows: Sequence[Tensor | int],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        """Args:
+        generators: of each worker, on the CPU.
+        rows: which rows are each worker's: on the CPU, or their number where they are the first.
+        """
+        self._generators = generators
+        self._rows = rows
+        self._batch_size = batch_size
+        self._device = device
+        self._ahead: list[Tensor] = []
+
+    def next(self) -> Tensor:
+        """Give the next rows of each worker, shape (K, B), on the device."""
+        if not self._ahead:
+            steps = max(1, ROWS_AT_ONCE // (self._batch_size * len(self._rows)))
+            self._ahead = [*self._drawn(steps).to(self._device).unbind()][::-1]
+        return self._ahead.pop()
+
+    def _drawn(self, steps: int) -> Tensor:
+        drawn = []
+        for generator, own in zip(self._generators, self._rows, strict=True):
+            number = own if isinstance(own, int) else len(own)
+            places = torch.randint(number, (steps, self._batch_size), generator=generator)
+            drawn.append(places if isinstance(own, int) else own[places])
+        return torch.stack(drawn, dim=1)
 
 
 @contextmanager

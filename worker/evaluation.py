@@ -13,12 +13,19 @@ from worker.tasks.base import Examples
 from worker.tasks.likelihood import Likelihood
 
 EVALUATION_BATCH = 1000
+MAX_OUTPUTS = 2**27
+"""Values of a batch's outputs, 512 MiB in float32: each token of a language model has a logit a word."""
 
 
 def heed(stop: threading.Event | None) -> None:
     """Raises: Stopped: it was set."""
     if stop is not None and stop.is_set():
         raise Stopped
+
+
+def examples_at_once(outputs_each: int) -> int:
+    """Give how many examples to evaluate in a batch, by how many values a model's outputs of one have."""
+    return min(EVALUATION_BATCH, max(1, MAX_OUTPUTS // max(1, outputs_each)))
 
 
 def measure(
@@ -45,9 +52,10 @@ def measure(
     sums: dict[str, float] = {}
     num_terms = 0
     with torch.inference_mode():
-        for first in range(0, len(examples), EVALUATION_BATCH):
+        batch = examples_at_once(model(examples.inputs[:1]).numel())
+        for first in range(0, len(examples), batch):
             heed(stop)
-            rows = slice(first, first + EVALUATION_BATCH)
+            rows = slice(first, first + batch)
             targets = examples.targets[rows]
             outputs = model(examples.inputs[rows])
             for name, value in likelihood.metrics(outputs, targets).items():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from protocol.codec import Bundle
 from protocol.errors import InvalidTask
 from protocol.messages import Assignment
-from worker.draws import Draws, draws_by_itself, torch_seeded
+from worker.draws import Batches, Draws, draws_by_itself, torch_seeded
 from worker.local_state import Kept
 from worker.local_steps import Stepped, local_steps
 from worker.many_workers import ManyWorkers
@@ -162,7 +162,8 @@ class StackedTrainer:
         stop: threading.Event | None,
     ) -> list[Trained]:
         first = jobs[0].assignment
-        begun = {name: flat.expand(len(jobs), -1) for name, flat in shared.items()}
+        # each worker's own copy: a fused step reads what lies one behind the other
+        begun = {name: flat.repeat(len(jobs), 1) for name, flat in shared.items()}
         start = RoundStart(
             parameters=(begun.pop("params"),),
             shared={name: (flat,) for name, flat in begun.items()},
@@ -203,6 +204,8 @@ class StackedTrainer:
         first = jobs[0].assignment
         draws = [Draws.seeded(job.assignment.seed, self._device) for job in jobs]
         many = ManyWorkers(model, self._exchanged, theta, self._likelihood, [d.labels for d in draws])
+        rows = [self._rows[job.worker] for job in jobs]
+        batches = Batches([d.batches for d in draws], rows, first.batch_size, self._device)
         layout = self._exchanged.layout
 
         def slope_at(batch: Examples, optimizer: Optimizer) -> Slope:
@@ -217,21 +220,12 @@ class StackedTrainer:
                 first,
                 optimizer,
                 theta,
-                lambda: self._batch(jobs, draws, first.batch_size),
+                lambda: self._examples.batch(batches.next()),
                 slope_at,
                 self._meter,
                 stop,
                 workers=len(jobs),
             )
-
-    def _batch(self, jobs: Sequence[Job], draws: Sequence[Draws], batch_size: int) -> Examples:
-        """Each worker's next mini-batch: shapes (K, B, …)."""
-        rows = [self._rows[job.worker] for job in jobs]
-        chosen = [
-            own[torch.randint(len(own), (batch_size,), generator=each.batches)]
-            for own, each in zip(rows, draws, strict=True)
-        ]
-        return self._examples.batch(torch.stack(chosen).to(self._device))
 
     def _kept(self, jobs: Sequence[Job]) -> KeptTensors | None:
         """What the workers kept, stacked; a worker that kept nothing yet is given zeros."""

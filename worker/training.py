@@ -23,7 +23,7 @@ from protocol.algorithms import MIN_REFRESH_BATCH
 from protocol.codec import Bundle
 from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, InvalidTask
 from protocol.messages import Assignment
-from worker.draws import Draws, torch_seeded
+from worker.draws import Batches, Draws, torch_seeded
 from worker.evaluation import measure
 from worker.forward import Forward, OneWorker, recompute_blocks
 from worker.local_state import Kept
@@ -201,18 +201,14 @@ class Trainer:
         self, assignment: Assignment, examples: Examples, optimizer: Optimizer, stop: threading.Event | None
     ) -> Stepped:
         draws = Draws.seeded(assignment.seed, self._device)
-
-        def next_batch() -> Examples:
-            rows = torch.randint(len(examples), (assignment.batch_size,), generator=draws.batches)
-            return examples.batch(rows)
-
+        batches = Batches([draws.batches], [len(examples)], assignment.batch_size, self._device)
         self._model.train()
         with torch_seeded(draws.model_seed, self._device):
             return local_steps(
                 assignment,
                 optimizer,
                 self._exchanged.flat,
-                next_batch,
+                lambda: examples.batch(batches.next()[0]),
                 lambda batch, optimizer: self._slope(assignment, batch, optimizer, draws),
                 self._meter,
                 stop,

@@ -27,13 +27,29 @@ DEVIATION = 0.02
 class Gpt(nn.Module):
     """Logits (B, T, vocabulary) of the token after each of (B, T) tokens, T at most `context`.
 
-    The embedding is one parameter, `tokens.weight`, in both its places. `blocks` is a sequence of equal
-    modules that take and give (B, T, width).
+    The embedding is one parameter in both its places. `blocks` is a sequence of equal modules that take and
+    give (B, T, width).
     """
 
-    def __init__(self, vocabulary: int, *, context: int, width: int, heads: int, blocks: int) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        context: int,
+        width: int,
+        heads: int,
+        blocks: int,
+        embedding: str = "tokens",
+    ) -> None:
+        """Make one, with its first values.
+
+        Args:
+            embedding: what the token embedding is called. Models whose tokens mean different things, and
+                which therefore call it differently, are refused each other's parameters.
+        """
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
+        self._embedding = embedding
+        self.add_module(embedding, nn.Embedding(vocabulary, width))
         self.positions = nn.Embedding(context, width)
         self.blocks = nn.Sequential(*(GptBlock(width, heads) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
@@ -47,8 +63,9 @@ class Gpt(nn.Module):
                 nn.init.normal_(weight, std=DEVIATION / math.sqrt(2 * blocks))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        embedded = self.tokens(tokens) + self.positions.weight[: tokens.shape[-1]]
-        return F.linear(self.norm(self.blocks(embedded)), self.tokens.weight)
+        embedding: nn.Embedding = getattr(self, self._embedding)
+        embedded = embedding(tokens) + self.positions.weight[: tokens.shape[-1]]
+        return F.linear(self.norm(self.blocks(embedded)), embedding.weight)
 
 
 class GptBlock(nn.Module):
@@ -111,4 +128,4 @@ def plain_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     # [t, s]: does s come after t?
     future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(diagonal=1)
     scores = query @ key.transpose(-1, -2) / math.sqrt(dimensions)
-    return scores.masked_fill(future, -math.inf).softmax(dim=-1).to(value.dtype) @ value
+    return scores.masked_fill(future, -math.inf).softmax(dim=-1) @ value

@@ -3,8 +3,9 @@
 
 The text is that of Python's standard library, whole files with all packages; a training example's group is
 the file it is from, and examples do not overlap. Tokens are the most frequent pieces of the training text
-(`pieces.py`). Text and numbers differ between versions of Python: all workers of a run need one
-`text_digest`, for else a number means one piece to one worker and another to the next.
+(`pieces.py`). Both differ between versions of Python, and then a number means one piece to one worker and
+another to the next: the model's first parameter is called after the vocabulary, so that a worker that has
+another one refuses the parameters of a run and does not train on them.
 """
 
 import sysconfig
@@ -35,8 +36,14 @@ class _LibraryGpt(Task):
     max_tokens: ClassVar[int]
 
     def model(self) -> nn.Module:
-        sizes = {"context": self.context, "width": self.width, "heads": self.heads, "blocks": self.blocks}
-        return Gpt(self.outputs, **sizes)
+        return Gpt(
+            self.outputs,
+            context=self.context,
+            width=self.width,
+            heads=self.heads,
+            blocks=self.blocks,
+            embedding=f"tokens_{self.vocabulary.digest[:8]}",
+        )
 
     def training_data(self) -> Examples:
         return _examples(_tokens(self.max_tokens).training, self.context)

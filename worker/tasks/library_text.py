@@ -3,14 +3,14 @@
 
 The beginning of each top-level `*.py` file (`text_files`), or whole files with those of all packages
 (`whole_files`), in the order of their names. Left out is what differs between installations of one version:
-files that are written when Python is built, a site's own, and packages that distributors ship by themselves. The
-text differs between versions of Python all the same, and some distributors change it a little: results
+files that are written when Python is built, a site's own, and packages that distributors ship by themselves.
+The text differs between versions of Python all the same, and some distributors change it a little: results
 name its digest.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,15 +69,19 @@ def whole_files(folder: Path) -> list[TextFile]:
     return _read(folder, _source_files_below(folder), most, most)
 
 
-def _source_files_below(folder: Path) -> Iterable[Path]:
-    for inside, folders, names in os.walk(folder):
-        # what is not looked into here, os.walk does not look into; config-… is written when Python is built
+def _source_files_below(folder: Path) -> Iterator[Path]:
+    for inside, folders, names in os.walk(folder, onerror=_refuse):
+        # os.walk goes into what is left of `folders`; config-… is written when Python is built
         folders[:] = [
             each
             for each in folders
             if each not in FOLDERS_NOT_EVERYWHERE and not each.startswith(("config-", "."))
         ]
         yield from (Path(inside, name) for name in names if name.endswith(".py"))
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _read(folder: Path, paths: Iterable[Path], most_of_a_file: int, most_of_all: int) -> list[TextFile]:

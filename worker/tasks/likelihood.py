@@ -159,8 +159,8 @@ def likelihood_named(name: str) -> Likelihood:
 
 def _gumbel_max(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Draw from each row's softmax, of which the argmax of logits + Gumbel noise is a draw."""
-    # −log(E) of a standard exponential E is such noise. It and the sum are float32 whatever the logits are: of so
-    # few numbers as bfloat16 has, many would be equal
+    # −log(E) of a standard exponential E is such noise. It and the sum are float32 whatever the logits are:
+    # of so few numbers as bfloat16 has, many would be equal
     exponential = torch.empty(logits.shape, device=logits.device).exponential_(generator=generator)
     return (logits - exponential.log_()).argmax(dim=-1)
 
