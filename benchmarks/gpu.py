@@ -133,16 +133,16 @@ def an_assignment(algorithm: str, steps: int, batch: int, *, slot: int = 0, **ch
     )
 
 
-def plain_loop(
-    model: nn.Module, data: Examples, batch: int, optimizer: torch.optim.Optimizer, device: torch.device
-) -> Callable[[], object]:
-    """One step of the plainest loop: draw, forward, backward, step. Model and loss are compiled as one."""
+def plain_steps(
+    model: nn.Module, data: Examples, batch: int, device: torch.device
+) -> dict[str, Callable[[], None]]:
+    """Steps of the plainest loop: draw, forward, backward, step. Model and loss are compiled as one."""
 
     @partial(torch.compile, dynamic=False)
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
 
-    def step() -> None:
+    def step(optimizer: torch.optim.Optimizer) -> None:
         rows = torch.randint(len(data), (batch,)).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(data.inputs[rows], data.targets[rows])
@@ -150,7 +150,11 @@ def plain_loop(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    fused, parameters = device.type == "cuda", list(model.parameters())
+    return {
+        "sgd, plain": partial(step, torch.optim.SGD(parameters, lr=1e-4, fused=fused)),
+        "adamw, plain": partial(step, torch.optim.AdamW(parameters, lr=1e-4, fused=fused)),
+    }
 
 
 def measure_training(task: Task, device: torch.device, batch: int, steps: int, turns: int) -> None:
@@ -166,14 +170,7 @@ def measure_training(task: Task, device: torch.device, batch: int, steps: int, t
         "fed-sophia, whole batch": an_assignment("fed-sophia", steps, batch, hessian_every=HESSIAN_EVERY),
     }
     torch.manual_seed(0)
-    fused = device.type == "cuda"
-    loops = {}
-    for name, of in (
-        ("sgd, plain", lambda p: torch.optim.SGD(p, lr=1e-3, fused=fused)),
-        ("adamw, plain", lambda p: torch.optim.AdamW(p, lr=1e-4, fused=fused)),
-    ):
-        model = task.model().to(device)
-        loops[name] = plain_loop(model, data, batch, of(model.parameters()), device)
+    loops = plain_steps(task.model().to(device), data, batch, device)
     taken: dict[str, list[float]] = {name: [] for name in (*rounds, *loops)}
     refresh: dict[str, list[tuple[float, float]]] = {name: [] for name in rounds}
     for turn in range(turns + 1):

@@ -112,7 +112,7 @@ def test_a_model_of_bfloat16_parameters_trains_by_float32_ones_and_keeps_the_bou
         bound.from_start(f"delta/{name}", array, params[name])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it does itself
 @pytest.mark.skipif(which("g++") is None, reason="PyTorch compiles by g++, which is not here")
 def test_a_compiled_model_gives_the_same_round_and_goes_back_twice_where_an_estimate_is_taken() -> None:
     plain, compiled = (

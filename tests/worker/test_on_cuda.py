@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a GPU gives beside a CPU, and that nothing waits for it at every step. Only where there is one."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from protocol.messages import Assignment
+from tests.worker.small_rounds import CPU, OnDigits, an_assignment, digits
+from worker.model import Arrays
+from worker.options import Numerics
+from worker.stacked import Job, StackedTrainer
+from worker.tasks.base import Examples, Task
+from worker.tasks.gpt import Gpt
+from worker.training import Trained, Trainer, initial_parameters
+
+if not torch.cuda.is_available():
+    pytest.skip("this machine has no CUDA device", allow_module_level=True)
+
+CUDA = torch.device("cuda")
+
+
+class Letters(Task):
+    """A GPT small enough for a test, on random letters."""
+
+    name = "letters"
+
+    def model(self) -> nn.Module:
+        return Gpt(32, context=16, width=64, heads=4, blocks=2)
+
+    def training_data(self) -> Examples:
+        letters = torch.randint(32, (64, 17), generator=torch.Generator().manual_seed(0))
+        return Examples(letters[:, :-1], letters[:, 1:])
+
+    def evaluation_data(self) -> Examples:
+        return self.training_data()
+
+
+def trained(
+    task: Task, assignment: Assignment, device: torch.device = CUDA, numerics: Numerics | None = None
+) -> Trained:
+    params = initial_parameters(task, 0)
+    # from the server: where `done` is to go down
+    state = {"params": params, "gradient": {name: np.full_like(a, 0.01) for name, a in params.items()}}
+    return Trainer(task, task.training_data(), device, numerics or Numerics()).train(assignment, state, None)
+
+
+def distance(one: Arrays, other: Arrays) -> float:
+    """Of two deltas, in parts of the first's length."""
+    first, second = (np.concatenate([a.ravel() for a in each.values()]) for each in (one, other))
+    return float(np.linalg.norm(first - second) / np.linalg.norm(first))
+
+
+@pytest.mark.parametrize("task", [digits(), Letters()], ids=["digits", "letters"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "done"])
+def test_what_draws_no_labels_gives_the_same_round_as_on_a_cpu(task: Task, algorithm: str) -> None:
+    """`done` wants products with the Hessian, which fused attention cannot give: it is not used then."""
+    assignment = an_assignment(algorithm, version=5)
+    here, there = (trained(task, assignment, device).bundles["delta"] for device in (CUDA, CPU))
+    assert distance(there, here) < 1e-3
+
+
+@pytest.mark.parametrize("estimator", ["gauss-newton-bartlett", "empirical-fisher", "hutchinson"])
+def test_every_estimate_can_be_taken_of_fused_attention_and_of_the_first_examples(estimator: str) -> None:
+    assignment = an_assignment("fed-sophia", hessian_every=2)
+    assignment = assignment.model_copy(update={"hessian_estimator": estimator, "hessian_batch": 8})
+    for numerics in (Numerics(), Numerics(micro_batch=8), Numerics(precision="bfloat16", recompute=True)):
+        done = trained(Letters(), assignment, numerics=numerics)
+        assert done.kept is not None
+        assert any((array != 0).any() for array in done.kept.bundles["hessian"].values())
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fed-sophia", "fed-sophia-shared", "scaffold"])
+def test_stacked_workers_get_what_each_gets_alone(algorithm: str) -> None:
+    task = digits()
+    examples, params = task.training_data(), initial_parameters(task, 0)
+    rows = [np.arange(200 * i, 200 * i + 200) for i in range(5)]
+    assignments = [an_assignment(algorithm, version=5, seed=i) for i in range(5)]
+    jobs = [Job(i, a.model_copy(update={"slot": i}), None) for i, a in enumerate(assignments)]
+    stacks = StackedTrainer(task, examples, rows, CUDA, stack=5, threads=1)
+    together = stacks.train(jobs, {"params": params})
+    for job, one in zip(jobs, together, strict=True):
+        trainer = Trainer(task, examples.batch(rows[job.worker]), CUDA)
+        alone = trainer.train(job.assignment, {"params": params}, None)
+        for bundle in alone.bundles:
+            assert distance(alone.bundles[bundle], one.bundles[bundle]) < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what is deprecated in it
+def test_a_compiled_round_in_bfloat16_is_nearly_that_of_float32() -> None:
+    assignment = an_assignment("fed-sophia", hessian_every=3).model_copy(update={"hessian_batch": 8})
+    fast = Numerics(precision="bfloat16", compile=True)
+    exact, coarse = trained(Letters(), assignment), trained(Letters(), assignment, numerics=fast)
+    assert coarse.metrics["train_loss"] == pytest.approx(exact.metrics["train_loss"], rel=0.02)
+    plain = an_assignment("fedavg")
+    exact, coarse = trained(Letters(), plain), trained(Letters(), plain, numerics=fast)
+    assert distance(exact.bundles["delta"], coarse.bundles["delta"]) < 0.05
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fed-sophia", "fed-sophia-shared"])
+def test_no_step_waits_for_the_device(algorithm: str) -> None:
+    task = OnDigits(lambda: nn.Linear(64, 10))
+    params = initial_parameters(task, 0)
+    trainer = Trainer(task, task.training_data(), CUDA)
+
+    def waits(steps: int) -> int:
+        assignment = an_assignment(algorithm, version=5, local_steps=steps)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                trainer.train(assignment, {"params": params}, None)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return len(caught)
+
+    waits(10)  # what is loaded and compiled at the first round
+    assert waits(10) == waits(60)
+
+
+def test_a_round_tells_what_it_took_of_the_device() -> None:
+    metrics = trained(Letters(), an_assignment("fed-sophia", local_steps=25)).metrics
+    assert metrics["step_ms"] > 0 and metrics["refresh_ms"] > 0
+    assert metrics["tokens_per_second"] == pytest.approx(16 * metrics["examples_per_second"])
+    assert metrics["peak_memory_bytes"] > 1e5
