@@ -52,6 +52,19 @@ def name_before_loading(options: WorkerOptions) -> str | None:
     return name_in_menu(options.task)
 
 
+def chosen_device(options: WorkerOptions) -> str:
+    """What the trainers that are built train on, by its name.
+
+    Raises:
+        DeviceUnavailable: the choice cannot be met here.
+    """
+    with lasting():
+        from worker.machine import device_name
+        from worker.training import choose_device
+
+    return device_name(choose_device(options.device))
+
+
 def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple[str, list["Trainer"]]:
     """Load the task once; give its name, and a trainer for each of these parts of its data, in order.
 
