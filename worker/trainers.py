@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from protocol.codec import Bundle
+from protocol.errors import DeviceUnavailable
 from protocol.messages import Assignment
 from worker.lasting import lasting
 from worker.local_state import Kept
@@ -62,7 +63,11 @@ def chosen_device(options: WorkerOptions) -> str:
         from worker.machine import device_name
         from worker.training import choose_device
 
-    return device_name(choose_device(options.device))
+    device = choose_device(options.device)
+    try:
+        return device_name(device)
+    except RuntimeError as error:
+        raise DeviceUnavailable(f"device {device}: {type(error).__name__} when asked for its name") from None
 
 
 def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple[str, list["Trainer"]]:
