@@ -116,6 +116,7 @@ def round_fields(round_: RoundSummary) -> Fields:
         "test_accuracy": round_.metrics.get("test_accuracy"),
         "test_loss": round_.metrics.get("test_loss"),
         "train_loss": round_.metrics.get("train_loss"),
+        "metrics": dict(round_.metrics),
         "seconds": seconds_of(round_),
         "bytes_up": round_.bytes_up,
         "bytes_down": round_.bytes_down,

@@ -27,12 +27,14 @@ def enrolled_table(workers: Iterable[WorkerSummary]) -> Table:
             worker.role.value,
             worker.label,
             ", ".join(worker.tasks),
+            worker.device or "",
             time_text(worker.last_seen_ms),
             presence_of(worker),
         )
         for worker in workers
     ]
-    return table_of(("name", "worker", "role", "label", "tasks", "last seen (UTC)", "presence"), rows)
+    headings = ("name", "worker", "role", "label", "tasks", "device", "last seen (UTC)", "presence")
+    return table_of(headings, rows)
 
 
 def enrolled_fields(worker: WorkerSummary) -> Fields:

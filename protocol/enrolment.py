@@ -83,6 +83,8 @@ class Heartbeat(Said):
     """`POST /v1/workers/{worker}/heartbeat`: still there; the tasks replace those of the enrolment."""
 
     tasks: Annotated[tuple[Label, ...], Field(min_length=1, max_length=64)] | None = None
+    device: Label | None = None
+    """What it trains on, for the operator to see: `NVIDIA H100 80GB HBM3`, `cpu`. None leaves it."""
 
 
 class JoinTokenRequest(Said):
@@ -151,3 +153,5 @@ class WorkerSummary(Answered):
     """Updates of its that were refused for what is in them, one after the other."""
     quarantined_ms: Count | None = None
     """Since when it is asked for nothing, because of them."""
+    device: str | None = None
+    """What it trains on, in its own words."""

@@ -179,7 +179,8 @@ class RoundSummary(Answered):
     bytes_down: int
     """Of the tensors that trainers fetched while it was open; those of evaluators are not among them."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Evaluators' metrics of the version made, averaged over evaluators; train_loss of the workers."""
+    """Evaluators' of the version made, averaged over evaluators; those of the workers' updates, averaged over
+    workers, but their energy added up."""
     staleness: tuple[int, ...] = ()
     """In an asynchronous run: how many of its updates were 0, 1, 2 … versions stale."""
 

@@ -33,6 +33,9 @@ from ps_service.storage.run_records import StoredRound, StoredRun
 EVALUATIONS_BEHIND = 100
 """So many versions of a run, the newest, are offered before older ones."""
 
+ADDED_UP = frozenset({"energy_joules"})
+"""Metrics of workers that are a round's when they are added up; of all others it has the mean."""
+
 
 async def run_summary(connection: AsyncConnection, run: StoredRun) -> RunSummary:
     return RunSummary(
@@ -65,7 +68,7 @@ async def round_summaries(
     for stored in rounds:
         state = stored.state
         version = state.base_version + 1 if state.status is RoundStatus.COMMITTED else None
-        metrics = archived.get(state.number, {}) | mean_of_workers(headers.get(state.number, []))
+        metrics = archived.get(state.number, {}) | metrics_of_workers(headers.get(state.number, []))
         if version is not None:
             metrics |= mean_of_reports(reports.get(version, []))
         summaries.append(
@@ -93,13 +96,16 @@ async def round_summaries(
     return summaries
 
 
-def mean_of_workers(headers: Sequence[UpdateHeader]) -> dict[str, float]:
-    """Plain mean over the workers that reported a metric."""
+def metrics_of_workers(headers: Sequence[UpdateHeader]) -> dict[str, float]:
+    """Over the workers that reported a metric: its plain mean, or the sum of what adds up."""
     values: dict[str, list[float]] = {}
     for header in headers:
         for name, value in header.metrics.items():
             values.setdefault(name, []).append(value)
-    return {name: _mean([(value, 1) for value in of_name]) for name, of_name in sorted(values.items())}
+    means = {name: _mean([(value, 1) for value in of_name]) for name, of_name in sorted(values.items())}
+    return {
+        name: _finite(mean * len(values[name])) if name in ADDED_UP else mean for name, mean in means.items()
+    }
 
 
 def mean_of_reports(reports: Sequence[MetricsReport]) -> dict[str, float]:
@@ -114,8 +120,11 @@ def mean_of_reports(reports: Sequence[MetricsReport]) -> dict[str, float]:
 def _mean(weighted: Sequence[tuple[float, int]]) -> float:
     """Σ v·w / Σ w, finite whatever finite values were reported: JSON has no word for infinity."""
     total = sum(weight for _, weight in weighted)
-    mean = sum(value * (weight / total) for value, weight in weighted)
-    return min(max(mean, -sys.float_info.max), sys.float_info.max)
+    return _finite(sum(value * (weight / total) for value, weight in weighted))
+
+
+def _finite(value: float) -> float:
+    return min(max(value, -sys.float_info.max), sys.float_info.max)
 
 
 def bundles_wanted(spec: RunSpec, assignment: StoredAssignment) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ from ps_service.settings import Settings
 from ps_service.storage import Stores
 from ps_service.storage.files import FileBlobs
 from ps_service.storage.records import open_records
+from ps_service.summaries import ADDED_UP
+from worker.energy import Counter
+from worker.meter import MeasuredRound, Stopwatch
 from worker.tasks import TASKS, load_task
 from worker.tasks.partition import parse_partition
 
@@ -190,7 +193,19 @@ def test_every_partition_that_a_refusal_names_is_told() -> None:
 
 
 def test_every_metric_has_its_heading_and_no_other() -> None:
-    assert set(sections("metrics.md")) == set(Meters().names())
+    chapters = {"What workers report", "Of the parameter server"}
+    assert set(sections("metrics.md")) == set(Meters().names()) | chapters
+
+
+def test_every_metric_of_a_worker_s_machine_is_told() -> None:
+    told = re.findall(r"^\| `([^`]+)` \|", sections("metrics.md")["What workers report"], flags=re.MULTILINE)
+    moments, joules = iter(range(9)), iter(range(9))
+    stopwatch = Stopwatch(lambda: next(moments), lambda first, second: float(second - first))
+    measured = MeasuredRound(stopwatch, lambda: 1, (Counter(lambda: float(next(joules))),))
+    for refreshed in (True, False):
+        measured.step_done(refreshed)
+    assert sorted({"train_loss", "train_seconds", "clip_fraction", *measured.metrics(1, 2)}) == sorted(told)
+    assert set(told) >= ADDED_UP
 
 
 async def test_every_endpoint_has_its_heading_and_no_other(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ from worker.enrolment import Enrolling
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
 from worker.global_state import GlobalState
 from worker.identity import identity_in
+from worker.introducing import DeviceName, tell_device
 from worker.leftovers import forget_ended
 from worker.loading import NotLoaded, loading
 from worker.local_state import LocalState
@@ -58,7 +59,7 @@ from worker.retry import backoff
 from worker.sending import Transport
 from worker.store_client import StoreClient
 from worker.threads import Companion, accompanied, for_ever, stoppable, to_its_end
-from worker.trainers import Trains, build_trainers, name_before_loading
+from worker.trainers import Trains, build_trainers, chosen_device, name_before_loading
 from worker.trust import store_tls_for, tls_for
 from worker.update import Trained, pack
 from worker.uploader import Uploader
@@ -289,8 +290,10 @@ async def run_worker(options: WorkerOptions, report: Report) -> None:
     """
     refuse_plain_http(options.server_url, options.trust.insecure)
     name = name_before_loading(options)
-    async with loading(partial(build_trainers, options, [options.partition_index]), name) as task:
-        await serve(options, await task.name(), task.trainer(0), report, failure=task.failure)
+    build = partial(build_trainers, options, [options.partition_index])
+    async with loading(build, name, partial(chosen_device, options)) as task:
+        trainer = task.trainer(0)
+        await serve(options, await task.name(), trainer, report, failure=task.failure, device=task.device)
 
 
 async def serve(
@@ -303,10 +306,13 @@ async def serve(
     transport: Transport | None = None,
     fsync: Fsync = os.fsync,
     failure: Companion = for_ever,
+    device: DeviceName | None = None,
 ) -> None:
     """Be one worker with this trainer; in a test others stand in for the network and the disk's syncs.
 
-    Args: failure: raises what ends this worker, whatever it is about.
+    Args:
+        failure: raises what ends this worker, whatever it is about.
+        device: what it trains on; None is not told.
     """
     with sole_user(options.state_dir):
         identity = identity_in(options.state_dir, options.server_url, fsync)
@@ -331,4 +337,5 @@ async def serve(
                 fsync,
                 failure,
             )
-            await agent.run(options.max_assignments)
+            telling = for_ever() if device is None else tell_device(client, worker_id, device, pauses)
+            await accompanied(agent.run(options.max_assignments), telling)

@@ -38,8 +38,9 @@ class NotLoaded(Exception):
 class Loading:
     """A task and its trainers in the making."""
 
-    def __init__(self, building: "Future[Built]", name: str | None) -> None:
+    def __init__(self, building: "Future[Built]", name: str | None, device: Callable[[], str] | None) -> None:
         self._building = building
+        self._device = device
         self._built = asyncio.wrap_future(building)
         self._name = name
 
@@ -50,6 +51,15 @@ class Loading:
             FedSophiaError: it is known to none but the task, which cannot be loaded.
         """
         return (await asyncio.shield(self._built))[0] if self._name is None else self._name
+
+    async def device(self) -> str | None:
+        """Give the name of what the trainers train on, if it can be told, once they have been made.
+
+        Raises:
+            FedSophiaError: the task cannot be loaded.
+        """
+        await asyncio.shield(self._built)
+        return None if self._device is None else await asyncio.to_thread(self._device)
 
     def trainer(self, number: int) -> Trains:
         """Give one that waits, once it is to work, until it has been made."""
@@ -100,16 +110,20 @@ class _Awaited:
 
 
 @asynccontextmanager
-async def loading(build: Callable[[], Built], name: str | None) -> AsyncIterator[Loading]:
+async def loading(
+    build: Callable[[], Built], name: str | None, device: Callable[[], str] | None = None
+) -> AsyncIterator[Loading]:
     """Build trainers in a thread, which has ended when the block is left, however it is left.
 
-    Args: name: the task's, if it is known; None: only building tells.
+    Args:
+        name: the task's, if it is known; None: only building tells.
+        device: gives the name of what is trained on; called once all is built.
 
     Raises:
         FedSophiaError: what `build` raised, in the place of a NotLoaded.
     """
     executor = ThreadPoolExecutor(1, thread_name_prefix="load")
-    task = Loading(executor.submit(build), name)
+    task = Loading(executor.submit(build), name, device)
     executor.shutdown(wait=False)
     try:
         yield task

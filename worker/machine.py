@@ -32,6 +32,11 @@ def whole_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def device_name(device: torch.device) -> str:
+    """What a CUDA device is sold as; the type of any other: `cpu`, `mps`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def device_uuid(device: torch.device) -> str | None:
     """What NVIDIA's tools call a CUDA device, whatever its number here is; None for any other device."""
     if device.type != "cuda":
@@ -46,9 +51,8 @@ def usable_cores() -> int:
 
 def description(device: torch.device, threads: int) -> dict[str, str | int]:
     """Device, processor, and versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
-        "device": name,
+        "device": device_name(device),
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "threads": threads,

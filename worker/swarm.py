@@ -17,7 +17,7 @@ from worker.agent import serve
 from worker.events import Failed, Report
 from worker.loading import Loading, loading
 from worker.options import SwarmOptions, WorkerOptions
-from worker.trainers import build_trainers, name_before_loading
+from worker.trainers import build_trainers, chosen_device, name_before_loading
 
 __all__ = ["SwarmOptions", "run_swarm"]
 
@@ -36,7 +36,8 @@ async def run_swarm(options: SwarmOptions, report: Report) -> None:
     if options.evaluator_token is not None:
         parts.append(None)
     name = name_before_loading(members[0])
-    async with loading(partial(build_trainers, members[0], parts), name) as task:
+    build, device = partial(build_trainers, members[0], parts), partial(chosen_device, members[0])
+    async with loading(build, name, device) as task:
         await _run(options, members, task, report)
 
 
@@ -65,7 +66,9 @@ async def _member(
 ) -> None:
     name, trainer = await task.name(), task.trainer(number)
     try:
-        await serve(options, name, trainer, report, executor=executor, failure=task.failure)
+        await serve(
+            options, name, trainer, report, executor=executor, failure=task.failure, device=task.device
+        )
     except FedSophiaError as error:
         report(Failed(error.code, error.detail, worker=options.name))
         raise

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from protocol.codec import Bundle
+from protocol.errors import DeviceUnavailable
 from protocol.messages import Assignment
 from worker.lasting import lasting
 from worker.local_state import Kept
@@ -50,6 +51,23 @@ def name_before_loading(options: WorkerOptions) -> str | None:
     if options.partition is not None:
         parse_partition(options.partition)
     return name_in_menu(options.task)
+
+
+def chosen_device(options: WorkerOptions) -> str:
+    """What the trainers that are built train on, by its name.
+
+    Raises:
+        DeviceUnavailable: the choice cannot be met here.
+    """
+    with lasting():
+        from worker.machine import device_name
+        from worker.training import choose_device
+
+    device = choose_device(options.device)
+    try:
+        return device_name(device)
+    except RuntimeError as error:
+        raise DeviceUnavailable(f"device {device}: {type(error).__name__} when asked for its name") from None
 
 
 def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple[str, list["Trainer"]]:

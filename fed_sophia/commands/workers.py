@@ -55,7 +55,7 @@ def list_workers(
     trust: Trust = NO_CHOICE,
     json_lines: JsonLines = False,
 ) -> None:
-    """List the enrolled workers by name: what each serves, and when it was last heard of."""
+    """List the enrolled workers by name: what each serves, on what, and when it was last heard of."""
     output = output_for(json_lines)
     found = ask(server, operator_key_file, trust, lambda client: client.workers())
     output.rows("worker", lambda: enrolled_table(found), [*map(enrolled_fields, found)])

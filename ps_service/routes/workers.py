@@ -84,12 +84,15 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/workers/{worker_id}/heartbeat", status_code=204, dependencies=[BEARER])
     async def heartbeat(worker: ThisWorker, worker_id: str, beat: Heartbeat) -> None:
-        """Still there; perhaps with other tasks."""
+        """Still there; perhaps with other tasks, or on another device."""
         require_same(worker, worker_id)
         if beat.tasks is not None:
             async with records.write() as connection:
                 await credential_records.set_tasks(connection, worker_id, beat.tasks)
             service.room.dismiss(worker_id)  # what it waits for is another thing now
+        if beat.device is not None and beat.device != worker.device:
+            async with records.write() as connection:
+                await credential_records.set_device(connection, worker_id, beat.device)
 
     @routes.post("/workers/{worker_id}/approve", status_code=204, dependencies=writers)
     async def approve(worker_id: str) -> None:

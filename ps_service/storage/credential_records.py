@@ -45,6 +45,8 @@ class StoredWorker:
     idle_s: int | None = None
     refusals: int = 0
     quarantined_ms: int | None = None
+    device: str | None = None
+    """What it trains on, in its own words."""
 
     def summary(self) -> WorkerSummary:
         return WorkerSummary.model_validate(vars(self))
@@ -143,6 +145,10 @@ async def set_tasks(connection: AsyncConnection, worker_id: str, tasks: tuple[st
     await connection.execute(
         update(workers).where(workers.c.worker_id == worker_id).values(tasks=json.dumps(tasks))
     )
+
+
+async def set_device(connection: AsyncConnection, worker_id: str, device: str) -> None:
+    await connection.execute(update(workers).where(workers.c.worker_id == worker_id).values(device=device))
 
 
 async def set_seen(connection: AsyncConnection, seen: Mapping[str, int]) -> None:

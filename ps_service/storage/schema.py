@@ -101,6 +101,7 @@ workers = Table(
     Column("revoked_ms", BigInteger),
     Column("refusals", _INTEGER, nullable=False),
     Column("quarantined_ms", BigInteger),
+    Column("device", Text),
 )
 
 access_tokens = Table(

@@ -111,6 +111,7 @@ def test_a_file_of_an_older_schema_is_migrated(tmp_path: Path, fed_sophia: Run) 
         "DROP TABLE schema_compatibility",
         "DROP TABLE condemned",
         "ALTER TABLE updates DROP COLUMN admitted",
+        "ALTER TABLE workers DROP COLUMN device",
         "UPDATE alembic_version SET version_num = '0005'",
     )
     where = ("--data-dir", str(a_file(tmp_path / "data", *older)))

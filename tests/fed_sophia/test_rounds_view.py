@@ -114,6 +114,12 @@ def test_a_round_s_note_says_who_was_lost_and_who_declined(round_: RoundSummary,
     assert (round_fields(round_)["declined"], round_fields(round_)["lost"]) == (round_.declined, round_.lost)
 
 
+def test_machines_are_told_every_metric_of_a_round() -> None:
+    metrics = {"step_ms": 12.5, "energy_joules": 300.0, "train_loss": 0.5}
+    fields = round_fields(a_round(1, metrics=metrics))
+    assert (fields["metrics"], fields["train_loss"]) == (metrics, 0.5)
+
+
 def test_metrics_are_waited_for_unless_nobody_measures() -> None:
     assert metrics_wait_s([a_round(1)]) > 0
     assert metrics_wait_s([a_round(1, 0.5), a_round(2), a_round(3), a_round(4)]) > 0

@@ -60,7 +60,7 @@ def invited(slot: int, standing: str, reason: str | None = None) -> dict[str, ob
 
 ENROLLED = [
     enrolled("gone", lost_ms=DAY_MS + 95_000),
-    enrolled("here", tasks=["digits", "mnist"]),
+    enrolled("here", device="NVIDIA L4", tasks=["digits", "mnist"]),
     enrolled("judge", role="evaluator"),
     enrolled("out", lost_ms=DAY_MS + 95_000, revoked_ms=DAY_MS + 99_000),
 ]
@@ -132,10 +132,10 @@ def test_every_enrolled_worker_is_a_row_with_what_is_known_of_it(
     assert (code, cells(text)) == (
         0,
         [
-            ["gone", "w-gone", "trainer", "default", "digits", seen, "lost"],
-            ["here", "w-here", "trainer", "default", "digits, mnist", seen, "present"],
-            ["judge", "w-judge", "evaluator", "default", "digits", seen, "present"],
-            ["out", "w-out", "trainer", "default", "digits", seen, "revoked"],
+            ["gone", "w-gone", "trainer", "default", "digits", "", seen, "lost"],
+            ["here", "w-here", "trainer", "default", "digits, mnist", "NVIDIA L4", seen, "present"],
+            ["judge", "w-judge", "evaluator", "default", "digits", "", seen, "present"],
+            ["out", "w-out", "trainer", "default", "digits", "", seen, "revoked"],
         ],
     )
     assert text.splitlines()[-1] == "2 present, 1 lost, 1 revoked"
@@ -170,6 +170,7 @@ def test_a_machine_is_told_of_every_enrolled_worker_and_how_many_are_there(
         "key_thumbprint": None,
         "refusals": 0,
         "quarantined_ms": None,
+        "device": None,
         "presence": "lost",
     }
     presences = {"lost": 1, "present": 2, "revoked": 1}

@@ -215,3 +215,21 @@ async def test_a_heartbeat_changes_the_tasks_and_the_last_sight(server):
     assert answer.status_code == 204
     [row] = (await server.operator.get("/v1/workers")).json()["workers"]
     assert (row["tasks"], row["last_seen_ms"]) == (["new"], server.clock.now_ms())
+
+
+async def test_a_heartbeat_says_what_a_worker_trains_on_and_the_last_word_stands(server):
+    worker = await server.enrol("worker", tasks=("digits",))
+    beat = f"/v1/workers/{worker.worker_id}/heartbeat"
+    devices = []
+    for said in (None, "cpu", None, "NVIDIA L4", "NVIDIA L4", None):
+        assert (await worker.http.post(beat, json={"device": said})).status_code == 204
+        [row] = (await server.operator.get("/v1/workers")).json()["workers"]
+        devices.append(row["device"])
+    assert devices == [None, "cpu", "cpu", "NVIDIA L4", "NVIDIA L4", "NVIDIA L4"]
+
+
+@pytest.mark.parametrize("device", ["", "x" * 129, 7])
+async def test_what_cannot_be_a_device_s_name_is_refused(server, device):
+    worker = await server.enrol("worker", tasks=("digits",))
+    answer = await worker.http.post(f"/v1/workers/{worker.worker_id}/heartbeat", json={"device": device})
+    assert answer.json()["code"] == "invalid-message"

@@ -116,7 +116,10 @@ async def test_a_database_of_0005_is_brought_up_to_date_with_its_rows(old_databa
     before = await looked(records, everything)
     assert len(before["events"]) == 5
     assert (await bring_to_head(old_database)).version == "0005"
-    added = {"updates": [(*row, "on-arrival") for row in before["updates"]]}
+    added = {
+        "updates": [(*row, "on-arrival") for row in before["updates"]],
+        "workers": [(*row, None) for row in before["workers"]],
+    }
     assert await looked(records, everything) == before | added
     schema = await schema_at(old_database)
     assert (schema.version, schema.oldest) == (migrations.HEAD, migrations.OLDEST)
@@ -140,7 +143,7 @@ async def test_a_run_of_before_goes_on_after_the_migration(old_database, start_s
 
 
 async def test_a_server_does_not_start_on_an_older_schema_and_names_the_command(old_database):
-    with pytest.raises(UnsupportedVersion, match=r"0005.*needs 0007.*`fed-sophia database migrate`"):
+    with pytest.raises(UnsupportedVersion, match=r"0005.*needs 0008.*`fed-sophia database migrate`"):
         await open_records(old_database)
     assert (await schema_at(old_database)).version == "0005"
 

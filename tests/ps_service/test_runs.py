@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs as an operator sees them: created, followed, closed early, ended."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -289,3 +291,26 @@ async def test_the_workers_own_metrics_are_averaged_over_the_round(server):
     for loss, (worker, assignment) in zip((1.0, 2.0), cohort, strict=True):
         await worker.send(assignment, server.an_update(assignment, metrics={"train_loss": loss}))
     assert (await server.rounds(run_id))[0]["metrics"] == {"train_loss": 1.5}
+
+
+async def test_of_the_workers_machines_a_round_has_the_mean_and_the_energy_of_all_of_them(server):
+    run_id, cohort = await server.a_round()
+    said = [
+        {"step_ms": 10.0, "peak_memory_bytes": 4e9, "energy_joules": 100.0},
+        {"step_ms": 30.0, "peak_memory_bytes": 2e9},
+    ]
+    for metrics, (worker, assignment) in zip(said, cohort, strict=True):
+        await worker.send(assignment, server.an_update(assignment, metrics=metrics))
+    assert (await server.rounds(run_id))[0]["metrics"] == {
+        "step_ms": 20.0,
+        "peak_memory_bytes": 3e9,
+        "energy_joules": 100.0,
+    }
+
+
+@pytest.mark.parametrize(("said", "told"), [((100.0, 50.5), 150.5), ((1.7e308, 1.7e308), sys.float_info.max)])
+async def test_the_energy_of_a_round_s_workers_is_added_up_and_stays_finite(server, said, told):
+    run_id, cohort = await server.a_round()
+    for joules, (worker, assignment) in zip(said, cohort, strict=True):
+        await worker.send(assignment, server.an_update(assignment, metrics={"energy_joules": joules}))
+    assert (await server.rounds(run_id))[0]["metrics"] == {"energy_joules": pytest.approx(told)}

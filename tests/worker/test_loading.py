@@ -70,6 +70,23 @@ async def test_it_enrols_waits_and_pulls_while_its_task_is_loaded_and_then_train
     assert "a-1" in server.received
 
 
+async def test_what_is_trained_on_is_known_once_the_task_is_loaded_and_not_before() -> None:
+    build, asked = Build(), threading.Event()
+
+    def device() -> str:
+        asked.set()
+        return "cpu"
+
+    async with loading(build, "digits", device) as task:
+        telling = asyncio.ensure_future(task.device())
+        await asyncio.sleep(0)
+        assert not telling.done() and not asked.is_set()
+        build.may_end.set()
+        assert await telling == "cpu"
+    async with loading(build, "digits") as task:
+        assert await task.device() is None
+
+
 async def test_an_evaluator_measures_once_its_task_is_loaded(tmp_path: Path):
     server, build = a_server(evaluation(1)), Build()
     server.after["tensors_of"] = build.end

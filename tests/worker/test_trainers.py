@@ -8,7 +8,7 @@ import pytest
 from protocol.errors import InvalidTask, InvalidUsage
 from tests.worker.small_rounds import a_state, an_assignment
 from worker.options import WorkerOptions
-from worker.trainers import build_trainers
+from worker.trainers import build_trainers, chosen_device
 
 FROM_FIVE_PLACES = """
 import numpy as np
@@ -55,3 +55,7 @@ def test_groups_that_are_no_array_of_one_number_an_example_are_the_tasks_fault(
 ) -> None:
     with pytest.raises(InvalidTask, match=reason):
         build_trainers(options(a_task_file(tmp_path, groups)), [0])
+
+
+def test_the_device_that_is_told_is_the_one_that_trains() -> None:
+    assert chosen_device(options("digits")) == "cpu"

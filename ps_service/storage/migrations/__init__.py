@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from protocol.errors import InvalidUsage, StorageCorrupt, UnsupportedVersion
 from ps_service.storage.schema import metadata
 
-HEAD = "0007"
+HEAD = "0008"
 OLDEST = "0007"
 """Servers of this schema may use a database of `HEAD`'s; what takes something from them raises it."""
 VERSIONS = Path(__file__).parent / "versions"
