@@ -143,7 +143,7 @@ def plain_steps(
         return cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
 
     def step(optimizer: torch.optim.Optimizer) -> None:
-        rows = torch.randint(len(data), (batch,)).to(device)
+        rows = torch.randint(len(data), (batch,), device=device)
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(data.inputs[rows], data.targets[rows])
         loss.backward()

@@ -23,8 +23,8 @@ the state then waits for torch's lock and has Python's, and the process stands s
 """
 
 
-ROWS_AT_ONCE = 2**18
-"""So many rows are drawn at a time, 2 MiB, and sent to the device: it is waited for once for many steps."""
+ROWS_AT_ONCE = 2**16
+"""So many rows are drawn at a time, and sent to the device: it is waited for once for many steps."""
 
 
 class Draws(NamedTuple):
@@ -58,26 +58,33 @@ class Batches:
         generators: Sequence[torch.Generator],
         rows: Sequence[Tensor | int],
         batch_size: int,
+        steps: int,
         device: torch.device,
     ) -> None:
         """Args:
         generators: of each worker, on the CPU.
         rows: which rows are each worker's: on the CPU, or their number where they are the first.
+        steps: so many mini-batches are wanted, at most.
         """
         self._generators = generators
         self._rows = rows
         self._batch_size = batch_size
         self._device = device
-        self._ahead: list[Tensor] = []
+        self._left = steps
+        self._ahead: Iterator[Tensor] = iter(())
 
     def next(self) -> Tensor:
         """Give the next rows of each worker, shape (K, B), on the device."""
-        if not self._ahead:
-            steps = max(1, ROWS_AT_ONCE // (self._batch_size * len(self._rows)))
-            self._ahead = [*self._drawn(steps).to(self._device).unbind()][::-1]
-        return self._ahead.pop()
+        rows = next(self._ahead, None)
+        if rows is None:
+            steps = min(self._left, max(1, ROWS_AT_ONCE // (self._batch_size * len(self._rows))))
+            self._left -= steps
+            self._ahead = iter(self._drawn(steps).to(self._device))
+            rows = next(self._ahead)
+        return rows
 
     def _drawn(self, steps: int) -> Tensor:
+        """Shape (steps, K, B)."""
         drawn = []
         for generator, own in zip(self._generators, self._rows, strict=True):
             number = own if isinstance(own, int) else len(own)

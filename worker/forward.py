@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from protocol.errors import InvalidTask
@@ -34,15 +33,11 @@ class Forward:
         *,
         twice_differentiable: bool = False,
     ) -> None:
-        """Args: twice_differentiable: gradients are to have gradients: neither compiled code's nor fused
-        attention's do.
-        """
+        """Args: twice_differentiable: gradients are to have gradients, which compiled code's have not."""
         self.drawn, self.num_terms = likelihood.sample, likelihood.num_terms
         self._contexts: list[Callable[[], AbstractContextManager[object]]] = []
         if numerics.precision == "bfloat16":
             self._contexts.append(partial(torch.autocast, device.type, torch.bfloat16))
-        if twice_differentiable:
-            self._contexts.append(partial(sdpa_kernel, SDPBackend.MATH))
         compiles = numerics.compile and not twice_differentiable
         self._outputs: Callable[[Tensor], Tensor] = compiled(model) if compiles else model
         self._loss = compiled(likelihood.loss) if compiles else likelihood.loss

@@ -3,11 +3,13 @@
 
 import os
 import platform
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
@@ -19,6 +21,31 @@ def intra_op_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+_PLAIN_ATTENTION = threading.Lock()
+_in_plain_attention = ExitStack()
+_number_in_plain_attention = 0
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let PyTorch's attention be plain operations, whose gradients have gradients; fused ones' have not.
+
+    It is so for the whole process while anybody is in here.
+    """
+    global _number_in_plain_attention
+    with _PLAIN_ATTENTION:
+        if not _number_in_plain_attention:
+            _in_plain_attention.enter_context(sdpa_kernel(SDPBackend.MATH))
+        _number_in_plain_attention += 1
+    try:
+        yield
+    finally:
+        with _PLAIN_ATTENTION:
+            _number_in_plain_attention -= 1
+            if not _number_in_plain_attention:
+                _in_plain_attention.close()
 
 
 @contextmanager

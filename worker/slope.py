@@ -6,6 +6,7 @@ means over all of it. An estimate of the Hessian's diagonal may be of its first 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from protocol.errors import InvalidTask
 from protocol.messages import Assignment
 from worker.curvature import Estimator, Objective, Pass, estimator_named, hessian_vector_product
 from worker.flat import FlatMean, Layout
+from worker.machine import plain_attention
 from worker.optimizers.base import Optimizer, Tensors
 from worker.tasks.base import Examples
 from worker.tasks.likelihood import PADDING
@@ -82,9 +84,20 @@ def slope_of(
 
     Args:
         parts: of one mini-batch, in the order of its examples.
-        objective: where the second order is wanted, one whose gradients have gradients.
+        objective: where the second order is wanted, one whose gradients have gradients but for attention's.
         parameters: the model's own; of workers that step together, stacked.
     """
+    with plain_attention() if wanted.second_order else nullcontext():
+        return _slope_of(parts, objective, parameters, layout, wanted)
+
+
+def _slope_of(
+    parts: Sequence[Part],
+    objective: Objective,
+    parameters: Tensors,
+    layout: Layout,
+    wanted: Wanted,
+) -> Slope:
     all_terms = sum(part.num_terms for part in parts)
     estimated_terms = sum(part.num_terms for part in parts if part.is_estimated)
     gradient, curvature, loss = FlatMean(layout), FlatMean(layout), None

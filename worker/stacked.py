@@ -205,7 +205,9 @@ class StackedTrainer:
         draws = [Draws.seeded(job.assignment.seed, self._device) for job in jobs]
         many = ManyWorkers(model, self._exchanged, theta, self._likelihood, [d.labels for d in draws])
         rows = [self._rows[job.worker] for job in jobs]
-        batches = Batches([d.batches for d in draws], rows, first.batch_size, self._device)
+        batches = Batches(
+            [each.batches for each in draws], rows, first.batch_size, first.local_steps, self._device
+        )
         layout = self._exchanged.layout
 
         def slope_at(batch: Examples, optimizer: Optimizer) -> Slope:

@@ -201,7 +201,9 @@ class Trainer:
         self, assignment: Assignment, examples: Examples, optimizer: Optimizer, stop: threading.Event | None
     ) -> Stepped:
         draws = Draws.seeded(assignment.seed, self._device)
-        batches = Batches([draws.batches], [len(examples)], assignment.batch_size, self._device)
+        batches = Batches(
+            [draws.batches], [len(examples)], assignment.batch_size, assignment.local_steps, self._device
+        )
         self._model.train()
         with torch_seeded(draws.model_seed, self._device):
             return local_steps(
