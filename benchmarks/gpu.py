@@ -162,7 +162,7 @@ def measure_training(task: Task, device: torch.device, batch: int, steps: int, t
     data = task.training_data().to(device)
     params = initial_parameters(task, 0)
     trainer = Trainer(task, data, device, Numerics(precision="bfloat16", compile=True))
-    sub_batch = max(1, batch // 4)
+    sub_batch = max(1, batch // 8)
     sophia = {"hessian_every": HESSIAN_EVERY, "hessian_batch": sub_batch}
     rounds = {
         "sgd, ours": an_assignment("fedavg", steps, batch),

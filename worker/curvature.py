@@ -19,8 +19,8 @@ Hutchinson, of either sign:
 
 Source: Liu et al. 2023 (arXiv 2305.14342), Algorithms 1 and 2. Where we differ: the estimate is taken on the
 outputs of the training step it falls on (one forward pass, two backward passes), or on the first of its
-examples, where the paper draws a mini-batch of its own; and B counts loss terms, which are tokens for a
-language model, without padding.
+examples alone, in a pass of their own, where the paper draws another mini-batch; and B counts loss terms,
+which are tokens for a language model, without padding.
 
 Hessian-vector product:
 
@@ -30,6 +30,7 @@ Source: Pearlmutter 1994 (Fast exact multiplication by the Hessian), with two re
 forward one.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -60,36 +61,42 @@ class Objective(Protocol):
 
 
 class Pass(NamedTuple):
-    """A forward pass, with its graph, and the gradients of its loss."""
+    """A forward pass over some of the examples of an estimate."""
 
     outputs: Tensor
+    """With their graph."""
     targets: Tensor
+    weight: float
+    """Its share of the loss terms of all passes."""
     gradients: Sequence[Tensor]
-    """With a graph where the estimator is of second order."""
+    """Of its mean loss, times `weight`; empty where the estimator uses none."""
 
 
 class Estimator(Protocol):
     """Estimates the diagonal of the curvature of the mean loss over some passes, one after the other."""
 
     @property
-    def needs_graph(self) -> bool:
-        """Whether it goes back through a pass once more."""
+    def draws_labels(self) -> bool:
+        """Whether it goes back through a pass by labels of its own, and needs no gradients."""
         ...
 
     @property
     def second_order(self) -> bool:
-        """Whether it goes back through the gradients."""
+        """Whether it goes back through the gradients, which then have a graph."""
         ...
 
-    def of_pass(self, passed: Pass, parameters: Sequence[Tensor], objective: Objective) -> Sequence[Tensor]:
-        """Give what is averaged over the passes, each by its loss terms: a tensor for each parameter."""
-        ...
-
-    def estimate(self, mean: Tensor, num_terms: int) -> Tensor:
-        """Make ĥ of the average over all passes, in place of it.
+    def of_pass(
+        self, passed: Pass, parameters: Sequence[Tensor], objective: Objective, num_terms: int
+    ) -> Sequence[Tensor]:
+        """Give what is summed over the passes: a tensor for each parameter.
 
         Args:
-            num_terms: B, the loss terms of all these passes.
+            num_terms: B, the loss terms of all passes.
+        """
+        ...
+
+    def estimate(self, total: Tensor, num_terms: int) -> Tensor:
+        """Make ĥ of the sum over all passes, in place of it.
 
         Returns:
             NaN where a loss was NaN or infinite; zeros where the outputs do not depend on a parameter.
@@ -100,45 +107,52 @@ class Estimator(Protocol):
 class GaussNewtonBartlett:
     """Of labels that are drawn from the model; the true ones say only which of them are padding."""
 
-    needs_graph = True
+    draws_labels = True
     second_order = False
 
-    def of_pass(self, passed: Pass, parameters: Sequence[Tensor], objective: Objective) -> Sequence[Tensor]:
+    def of_pass(
+        self, passed: Pass, parameters: Sequence[Tensor], objective: Objective, num_terms: int
+    ) -> Sequence[Tensor]:
         with torch.no_grad():
             drawn = objective.drawn(passed.outputs, passed.targets)
-        loss = objective.loss(passed.outputs, drawn)
+        # √B here, where it is one product: B·ĝ⊙ĝ afterwards would be one more pass over memory
+        loss = objective.loss(passed.outputs, drawn) * (passed.weight * math.sqrt(num_terms))
         return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
-    def estimate(self, mean: Tensor, num_terms: int) -> Tensor:
-        return mean.square_().mul_(num_terms)
+    def estimate(self, total: Tensor, num_terms: int) -> Tensor:
+        return total.square_()
 
 
 class EmpiricalFisher:
     """Of the labels there are."""
 
-    needs_graph = False
+    draws_labels = False
     second_order = False
 
-    def of_pass(self, passed: Pass, parameters: Sequence[Tensor], objective: Objective) -> Sequence[Tensor]:
+    def of_pass(
+        self, passed: Pass, parameters: Sequence[Tensor], objective: Objective, num_terms: int
+    ) -> Sequence[Tensor]:
         return passed.gradients
 
-    def estimate(self, mean: Tensor, num_terms: int) -> Tensor:
-        return mean.square_().mul_(num_terms)
+    def estimate(self, total: Tensor, num_terms: int) -> Tensor:
+        return total.square_().mul_(num_terms)
 
 
 class Hutchinson:
     """Of the Hessian's product with random signs, other ones in each pass."""
 
-    needs_graph = True
+    draws_labels = False
     second_order = True
 
-    def of_pass(self, passed: Pass, parameters: Sequence[Tensor], objective: Objective) -> Sequence[Tensor]:
+    def of_pass(
+        self, passed: Pass, parameters: Sequence[Tensor], objective: Objective, num_terms: int
+    ) -> Sequence[Tensor]:
         signs = [objective.signs(parameter.detach()) for parameter in parameters]
         products = hessian_vector_product(passed.gradients, parameters, signs)
         return torch._foreach_mul(products, signs)
 
-    def estimate(self, mean: Tensor, num_terms: int) -> Tensor:
-        return mean
+    def estimate(self, total: Tensor, num_terms: int) -> Tensor:
+        return total
 
 
 ESTIMATORS: dict[str, Estimator] = {

@@ -42,9 +42,11 @@ class Draws(NamedTuple):
     """For torch's global generators."""
 
     @classmethod
-    def seeded(cls, seed: int, device: torch.device) -> "Draws":
+    def seeded(cls, seed: int, device: torch.device, generator: torch.Generator | None = None) -> "Draws":
+        """Args: generator: of labels, on the device; None makes a new one."""
         batches, labels, model = np.random.SeedSequence(seed).generate_state(3, np.uint64).tolist()
-        return cls(torch.Generator().manual_seed(batches), torch.Generator(device).manual_seed(labels), model)
+        generator = torch.Generator(device) if generator is None else generator
+        return cls(torch.Generator().manual_seed(batches), generator.manual_seed(labels), model)
 
 
 class Batches:

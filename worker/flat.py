@@ -58,18 +58,16 @@ class Layout:
         return torch.cat(rows, dim=-1).to(torch.float32)
 
 
-class FlatMean:
-    """A weighted sum of tensors in one new buffer."""
+class FlatSum:
+    """A sum of tensors in one new buffer."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self.flat: Tensor | None = None
 
-    def add(self, tensors: Sequence[Tensor], weight: float) -> None:
-        """Add tensors, each (…, *shape) and without a graph, times `weight`."""
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Add tensors, each (…, *shape) and without a graph."""
         if self.flat is None:
             self.flat = self._layout.flattened(tensors)
-            if weight != 1:
-                self.flat.mul_(weight)
         else:
-            torch._foreach_add_(self._layout.views(self.flat), list(tensors), alpha=weight)
+            torch._foreach_add_(self._layout.views(self.flat), list(tensors))

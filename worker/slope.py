@@ -2,7 +2,9 @@
 """What a mini-batch says of the loss where the parameters are, as far as an optimizer wants to know it.
 
 A mini-batch may go through the model in parts, so that less of it is in memory at a time: what comes out are
-means over all of it. An estimate of the Hessian's diagonal may be of its first examples alone.
+means over all of it. An estimate of the Hessian's diagonal shares these passes, or is of the first examples
+alone and has passes of its own. To share theirs, these few would have to go back apart from the others also
+for the gradient; and what a way back costs for each parameter is more than a forward pass of a few examples.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from torch import Tensor
 from protocol.errors import InvalidTask
 from protocol.messages import Assignment
 from worker.curvature import Estimator, Objective, Pass, estimator_named, hessian_vector_product
-from worker.flat import FlatMean, Layout
+from worker.flat import FlatSum, Layout
 from worker.machine import plain_attention
 from worker.optimizers.base import Optimizer, Tensors
 from worker.tasks.base import Examples
@@ -30,8 +32,7 @@ class Part(NamedTuple):
     inputs: Tensor
     targets: Tensor
     num_terms: int
-    is_estimated: bool
-    """Whether the estimate is of this part too."""
+    """Where workers step together, of each."""
 
 
 class Slope(NamedTuple):
@@ -52,7 +53,7 @@ class Wanted:
 
     estimator: Estimator | None = None
     num_estimated: int | None = None
-    """So many examples, the first, are those the estimate is of; None: all."""
+    """So many examples, the first, are those the estimate is of; None: all, and it shares their passes."""
     vector: Tensors | None = None
     """In the shapes of the parameters."""
 
@@ -64,7 +65,10 @@ class Wanted:
             InvalidMessage: the assignment's estimator is unknown.
         """
         if optimizer.wants_hessian:
-            return cls(estimator_named(assignment.hessian_estimator), assignment.hessian_batch)
+            few = assignment.hessian_batch
+            if few is not None and few >= assignment.batch_size:
+                few = None
+            return cls(estimator_named(assignment.hessian_estimator), few)
         vector = optimizer.vector
         return cls() if vector is None else cls(vector=layout.views(vector[0]))
 
@@ -73,89 +77,112 @@ class Wanted:
         return self.vector is not None or (self.estimator is not None and self.estimator.second_order)
 
 
-def slope_of(
-    parts: Sequence[Part],
-    objective: Objective,
-    parameters: Tensors,
-    layout: Layout,
-    wanted: Wanted,
-) -> Slope:
-    """Go through the model and back with each part.
+class Model(NamedTuple):
+    """What is gone through."""
+
+    objective: Objective
+    """Where the second order is wanted, one whose gradients have gradients but for attention's."""
+    parameters: Tensors
+    """The model's own; of workers that step together, stacked."""
+    layout: Layout
+
+
+def slope_of(parts_of_first: Callable[[int | None], Sequence[Part]], wanted: Wanted, model: Model) -> Slope:
+    """Go through the model and back with a mini-batch.
 
     Args:
-        parts: of one mini-batch, in the order of its examples.
-        objective: where the second order is wanted, one whose gradients have gradients but for attention's.
-        parameters: the model's own; of workers that step together, stacked.
+        parts_of_first: gives the parts of its first so many examples, or of all.
     """
     with plain_attention() if wanted.second_order else nullcontext():
-        return _slope_of(parts, objective, parameters, layout, wanted)
+        if wanted.estimator is None or wanted.num_estimated is None:
+            return _shared(parts_of_first(None), wanted, model)
+        slope = _shared(parts_of_first(None), Wanted(), model)
+        few = parts_of_first(wanted.num_estimated)
+        return slope._replace(curvature=_estimate(few, wanted.estimator, model))
 
 
-def _slope_of(
-    parts: Sequence[Part],
-    objective: Objective,
-    parameters: Tensors,
-    layout: Layout,
-    wanted: Wanted,
-) -> Slope:
-    all_terms = sum(part.num_terms for part in parts)
-    estimated_terms = sum(part.num_terms for part in parts if part.is_estimated)
-    gradient, curvature, loss = FlatMean(layout), FlatMean(layout), None
-    estimator = wanted.estimator
+def _shared(parts: Sequence[Part], wanted: Wanted, model: Model) -> Slope:
+    """The slope, what is wanted beside it taken in the same passes."""
+    objective, parameters, layout = model
+    num_terms = sum(part.num_terms for part in parts)
+    gradient, curvature = FlatSum(layout), FlatSum(layout)
+    estimator, loss = wanted.estimator, None
     for part in parts:
-        weight = part.num_terms / all_terms
-        of_this = estimator if part.is_estimated else None
+        weight = part.num_terms / num_terms
         outputs = objective.outputs(part.inputs)
-        loss_of_part = objective.loss(outputs, part.targets)
+        share = objective.loss(outputs, part.targets) * weight
         gradients = torch.autograd.grad(
-            loss_of_part,
+            share,
             parameters,
-            retain_graph=wanted.second_order or (of_this is not None and of_this.needs_graph),
+            retain_graph=wanted.second_order or (estimator is not None and estimator.draws_labels),
             create_graph=wanted.second_order,
             materialize_grads=True,
         )
-        gradient.add([each.detach() for each in gradients], weight)
+        gradient.add([each.detach() for each in gradients])
         if wanted.vector is not None:
-            curvature.add(hessian_vector_product(gradients, parameters, wanted.vector), weight)
-        elif of_this is not None:
-            of_pass = of_this.of_pass(Pass(outputs, part.targets, gradients), parameters, objective)
-            curvature.add(of_pass, part.num_terms / estimated_terms)
+            curvature.add(hessian_vector_product(gradients, parameters, wanted.vector))
+        elif estimator is not None:
+            passed = Pass(outputs, part.targets, weight, gradients)
+            curvature.add(estimator.of_pass(passed, parameters, objective, num_terms))
         # of what has been gone through, nothing stays while the next part is
         del outputs, gradients
-        share = loss_of_part.detach() * weight
-        loss = share if loss is None else loss + share
+        loss = share.detach() if loss is None else loss + share.detach()
     assert loss is not None and gradient.flat is not None, "a mini-batch without a part"
     found = curvature.flat
     if estimator is not None and found is not None:
-        found = estimator.estimate(found, estimated_terms)
-    return Slope(loss, gradient.flat, found, all_terms)
+        found = estimator.estimate(found, num_terms)
+    return Slope(loss, gradient.flat, found, num_terms)
+
+
+def _estimate(parts: Sequence[Part], estimator: Estimator, model: Model) -> Tensor:
+    """An estimate in passes of its own."""
+    objective, parameters, layout = model
+    num_terms = sum(part.num_terms for part in parts)
+    total = FlatSum(layout)
+    for part in parts:
+        weight = part.num_terms / num_terms
+        gradients: Tensors = ()
+        outputs = objective.outputs(part.inputs)
+        if not estimator.draws_labels:
+            share = objective.loss(outputs, part.targets) * weight
+            gradients = torch.autograd.grad(
+                share, parameters, create_graph=estimator.second_order, materialize_grads=True
+            )
+        passed = Pass(outputs, part.targets, weight, gradients)
+        total.add(estimator.of_pass(passed, parameters, objective, num_terms))
+        del outputs, gradients, passed
+    assert total.flat is not None, "an estimate without a part"
+    return estimator.estimate(total.flat, num_terms)
 
 
 def parts_of(
-    batch: Examples, at_most: int | None, wanted: Wanted, num_terms: Callable[[Tensor], int], *, dim: int = 0
+    batch: Examples,
+    first: int | None,
+    at_most: int | None,
+    num_terms: Callable[[Tensor], int],
+    *,
+    dim: int = 0,
 ) -> list[Part]:
-    """Cut a mini-batch into parts of `at_most` examples; all of it is one where that is None.
+    """Cut a mini-batch into parts.
 
     Args:
+        first: so many examples of it, the first; None: all.
+        at_most: so many examples a part; None: all in one.
         num_terms: how many loss terms some targets are. A part without any is left out.
         dim: the one that counts the examples.
 
     Raises:
-        InvalidTask: there is no loss term, or none that an estimate could be of.
+        InvalidTask: there is no loss term.
     """
     size = batch.inputs.shape[dim]
-    step = size if at_most is None else at_most
-    estimated = 0 if wanted.estimator is None else min(wanted.num_estimated or size, size)
-    cuts = [*range(0, estimated, step), *range(estimated, size, step), size]
+    end = size if first is None else min(first, size)
     parts = []
-    for first, last in pairwise(cuts):
+    for begin, until in pairwise([*range(0, end, end if at_most is None else at_most), end]):
         inputs, targets = batch.inputs, batch.targets
-        if last - first < size:
-            inputs, targets = (each.narrow(dim, first, last - first) for each in (inputs, targets))
+        if until - begin < size:
+            inputs, targets = (each.narrow(dim, begin, until - begin) for each in (inputs, targets))
         if terms := num_terms(targets):
-            parts.append(Part(inputs, targets, terms, last <= estimated))
-    if not parts or (estimated and not parts[0].is_estimated):
-        raise InvalidTask(
-            f"targets: every one of {estimated if parts else size} examples is {PADDING}, padding"
-        )
+            parts.append(Part(inputs, targets, terms))
+    if not parts:
+        raise InvalidTask(f"targets: every one of {end} examples is {PADDING}, padding")
     return parts

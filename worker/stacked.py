@@ -36,7 +36,7 @@ from worker.meter import Meter
 from worker.model import ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
-from worker.slope import Slope, Wanted, parts_of, slope_of
+from worker.slope import Model, Slope, Wanted, parts_of, slope_of
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
@@ -211,9 +211,11 @@ class StackedTrainer:
         layout = self._exchanged.layout
 
         def slope_at(batch: Examples, optimizer: Optimizer) -> Slope:
-            wanted = Wanted.by(optimizer, first, layout)
-            parts = parts_of(batch, None, wanted, lambda targets: targets[0].numel(), dim=1)
-            return slope_of(parts, many, many.parameters, layout, wanted)
+            return slope_of(
+                lambda first: parts_of(batch, first, None, lambda targets: targets[0].numel(), dim=1),
+                Wanted.by(optimizer, first, layout),
+                Model(many, many.parameters, layout),
+            )
 
         # seeded only where it matters: the generators are the whole process's, and lanes go side by side
         seeding = torch_seeded(draws[0].model_seed, self._device) if self._draws else nullcontext()

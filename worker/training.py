@@ -33,7 +33,8 @@ from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
 from worker.options import Numerics
-from worker.slope import Slope, Wanted, parts_of, slope_of
+from worker.recording import Recorder
+from worker.slope import Model, Slope, Wanted, parts_of, slope_of
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
 from worker.tasks.likelihood import likelihood_named
@@ -100,6 +101,10 @@ class Trainer:
                 likelihood = likelihood.of_data(self._examples.targets)
             forward = partial(Forward, self._model, likelihood, device, numerics)
             self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
+            # padding is looked for in each batch, for which the device is waited for
+            records = numerics.compile and device.type == "cuda" and not likelihood.padded
+        self._labels = torch.Generator(device)
+        self._recorder = Recorder(self._labels) if records else None
         self._meter = Meter(device)
         self._micro_batch = numerics.micro_batch
         self._evaluation: Examples | None = None
@@ -200,7 +205,7 @@ class Trainer:
     def _steps(
         self, assignment: Assignment, examples: Examples, optimizer: Optimizer, stop: threading.Event | None
     ) -> Stepped:
-        draws = Draws.seeded(assignment.seed, self._device)
+        draws = Draws.seeded(assignment.seed, self._device, self._labels)
         batches = Batches(
             [draws.batches], [len(examples)], assignment.batch_size, assignment.local_steps, self._device
         )
@@ -221,8 +226,15 @@ class Trainer:
         exchanged = self._exchanged
         wanted = Wanted.by(optimizer, assignment, exchanged.layout)
         forward = self._forward_of_second_order if wanted.second_order else self._forward
-        parts = parts_of(batch, self._micro_batch, wanted, forward.num_terms)
-        return slope_of(parts, OneWorker(forward, draws.labels), exchanged.tensors, exchanged.layout, wanted)
+        model = Model(OneWorker(forward, draws.labels), exchanged.tensors, exchanged.layout)
+
+        def slope(batch: Examples) -> Slope:
+            parts = partial(parts_of, batch, at_most=self._micro_batch, num_terms=forward.num_terms)
+            return slope_of(parts, wanted, model)
+
+        if self._recorder is None or wanted.vector is not None:
+            return slope(batch)
+        return self._recorder.slope((wanted.estimator, wanted.num_estimated), batch, slope)
 
     def _round_start(
         self, assignment: Assignment, start: Tensor, state: Mapping[str, Bundle], kept: Kept | None

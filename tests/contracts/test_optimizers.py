@@ -97,6 +97,24 @@ def test_a_step_moves_the_parameters_and_changes_neither_gradients_nor_curvature
 
 
 @every_optimizer
+def test_it_keeps_no_gradients_which_the_next_steps_may_be_written_over(
+    algorithm: str, name: str, count: int
+) -> None:
+    ends = []
+    for overwritten in (False, True):
+        parameters = random_tensors(0)
+        optimizer = begin(algorithm, name, count, parameters)
+        for seed in range(1, 4):
+            gradients = random_tensors(seed)
+            curvature = curvature_for(optimizer, parameters, 1000 + seed)
+            optimizer = optimizer.step(parameters, gradients, curvature)
+            if overwritten:
+                torch._foreach_zero_(gradients)
+        ends.append((parameters, optimizer.uploads()))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+
+
+@every_optimizer
 def test_an_optimizer_wants_an_estimate_or_a_product_and_not_both(
     algorithm: str, name: str, count: int
 ) -> None:

@@ -15,7 +15,7 @@ from worker.flat import Layout
 from worker.forward import Forward, OneWorker
 from worker.model import ExchangedParameters
 from worker.options import Numerics
-from worker.slope import Part, Wanted, slope_of
+from worker.slope import Model, Part, Wanted, slope_of
 from worker.stacked_outputs import stacked_outputs
 from worker.tasks import TASKS, load_task, task_class
 from worker.tasks.base import Task
@@ -83,11 +83,12 @@ def test_its_model_its_data_and_its_likelihood_fit_together(task: Task) -> None:
         outputs = model(batch.inputs)
         loss = likelihood.loss(outputs, batch.targets)
         assert loss.isfinite() and loss.shape == ()
-        part = Part(batch.inputs, batch.targets, likelihood.num_terms(batch.targets), is_estimated=True)
+        parts = [Part(batch.inputs, batch.targets, likelihood.num_terms(batch.targets))]
         objective = OneWorker(Forward(model, likelihood, torch.device("cpu"), Numerics()), torch.Generator())
         parameters = tuple(model.parameters())
         layout = Layout(tuple(parameter.shape for parameter in parameters))
-        slope = slope_of([part], objective, parameters, layout, Wanted(GaussNewtonBartlett()))
+        model_of = Model(objective, parameters, layout)
+        slope = slope_of(lambda _, parts=parts: parts, Wanted(GaussNewtonBartlett()), model_of)
         assert slope.curvature is not None and (slope.curvature >= 0).all()
 
 

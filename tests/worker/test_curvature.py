@@ -10,7 +10,7 @@ from worker.curvature import ESTIMATORS, estimator_named, hessian_vector_product
 from worker.flat import Layout
 from worker.forward import Forward, OneWorker
 from worker.options import Numerics
-from worker.slope import Slope, Wanted, parts_of, slope_of
+from worker.slope import Model, Slope, Wanted, parts_of, slope_of
 from worker.tasks.base import Examples
 from worker.tasks.likelihood import LIKELIHOODS, PADDING
 
@@ -51,8 +51,12 @@ def slope(
     )
     objective = OneWorker(forward, generator or torch.Generator().manual_seed(3))
     parameters = tuple(model.parameters())
-    parts = parts_of(batch, at_most, wanted, LIKELIHOODS[likelihood].num_terms)
-    return slope_of(parts, objective, parameters, layout_of(model), wanted)
+    num_terms = LIKELIHOODS[likelihood].num_terms
+    return slope_of(
+        lambda first: parts_of(batch, first, at_most, num_terms),
+        wanted,
+        Model(objective, parameters, layout_of(model)),
+    )
 
 
 def layout_of(model: nn.Module) -> Layout:
@@ -239,8 +243,7 @@ def test_an_estimate_may_be_of_the_first_examples_alone_while_the_gradient_is_of
 
 def test_more_examples_than_there_are_means_all_of_them() -> None:
     batch = Examples(*a_linear_model(3, 10)[:1], torch.zeros(10).long())
-    parts = parts_of(batch, None, Wanted(ESTIMATORS["empirical-fisher"], 99), torch.numel)
-    assert [(len(part.targets), part.is_estimated) for part in parts] == [(10, True)]
+    assert [len(part.targets) for part in parts_of(batch, 99, None, torch.numel)] == [10]
 
 
 def test_an_estimate_of_nothing_but_padding_is_refused_by_name() -> None:

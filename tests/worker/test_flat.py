@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from worker.flat import ALIGNMENT, FlatMean, Layout
+from worker.flat import ALIGNMENT, FlatSum, Layout
 from worker.model import ExchangedParameters
 
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=6)
@@ -41,13 +41,14 @@ def test_tensors_of_whole_boundaries_begin_on_one_wherever_the_others_stand() ->
     assert offsets[1] % ALIGNMENT == offsets[3] % ALIGNMENT == 0
 
 
-def test_a_mean_of_parts_weighs_each() -> None:
+def test_a_sum_is_of_all_that_was_added_and_changes_none_of_it() -> None:
     layout = Layout((torch.Size([2]), torch.Size([1])))
-    mean = FlatMean(layout)
-    mean.add([torch.tensor([4.0, 8.0]), torch.tensor([0.0])], 0.25)
-    mean.add([torch.tensor([0.0, 4.0]), torch.tensor([2.0])], 0.75)
-    assert mean.flat is not None
-    assert [view.tolist() for view in layout.views(mean.flat)] == [[1.0, 5.0], [1.5]]
+    total, first = FlatSum(layout), torch.tensor([4.0, 8.0])
+    total.add([first, torch.tensor([0.0])])
+    total.add([torch.tensor([0.0, 4.0]), torch.tensor([2.0])])
+    assert total.flat is not None
+    assert [view.tolist() for view in layout.views(total.flat)] == [[4.0, 12.0], [2.0]]
+    assert first.tolist() == [4.0, 8.0]
 
 
 def test_a_models_parameters_lie_in_the_buffer_and_keep_their_values() -> None:

@@ -100,6 +100,28 @@ def test_a_compiled_round_in_bfloat16_is_nearly_that_of_float32() -> None:
     assert distance(exact.bundles["delta"], coarse.bundles["delta"]) < 0.05
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what is deprecated in it
+@pytest.mark.parametrize("batch", [None, 8])
+def test_a_recorded_step_is_the_step_itself(batch: int | None) -> None:
+    """Of what draws nothing: a recording may draw other labels. Rounds follow each other in one trainer."""
+    assignment = an_assignment("fed-sophia", hessian_every=3, local_steps=20)
+    assignment = assignment.model_copy(
+        update={"hessian_estimator": "empirical-fisher", "hessian_batch": batch}
+    )
+    task = Letters()
+    state = {"params": initial_parameters(task, 0)}
+    plain = Trainer(task, task.training_data(), CUDA)
+    fast = Trainer(task, task.training_data(), CUDA, Numerics(compile=True))
+    for seed in (1, 2):
+        rounds = [
+            trainer.train(assignment.model_copy(update={"seed": seed}), state, None)
+            for trainer in (plain, fast)
+        ]
+        assert distance(rounds[0].bundles["delta"], rounds[1].bundles["delta"]) < 0.02
+        assert rounds[1].metrics["train_loss"] == pytest.approx(rounds[0].metrics["train_loss"], rel=1e-3)
+    assert fast._recorder is not None and len(fast._recorder._recordings) == 2
+
+
 @pytest.mark.parametrize("algorithm", ["fedavg", "fed-sophia", "fed-sophia-shared"])
 def test_no_step_waits_for_the_device(algorithm: str) -> None:
     task = OnDigits(lambda: nn.Linear(64, 10))

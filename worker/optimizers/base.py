@@ -69,7 +69,8 @@ class Optimizer(Protocol):
         Coordinate by coordinate: tensors may have a leading dimension more, of workers that step together.
 
         Args:
-            gradients: those at the parameters before the step, on its mini-batch; not changed.
+            gradients: those at the parameters before the step, on its mini-batch; not changed, and not kept:
+                those of the next step may be written over them.
             curvature: what was wanted, an estimate or a product, at the same place; not changed.
         """
         ...

@@ -24,6 +24,11 @@ MOST_LOGITS_AT_ONCE = 2**24
 class Likelihood(Protocol):
     """A distribution of targets given outputs."""
 
+    @property
+    def padded(self) -> bool:
+        """Whether a target may be padding, which is looked for in each batch."""
+        ...
+
     def of_data(self, targets: Tensor) -> "Likelihood":
         """The same, for batches of these targets alone: what is known of all need not be looked for in each.
 
@@ -95,6 +100,8 @@ class Categorical:
 class Bernoulli:
     """Independent yes or no; outputs are logits, targets 0 or 1 of the same shape; each is a loss term."""
 
+    padded = False
+
     def of_data(self, targets: Tensor) -> "Bernoulli":
         return self
 
@@ -119,6 +126,8 @@ class Gaussian:
 
     Each value is a loss term: (output - target)²/2. The constant log(2π)/2 is left out.
     """
+
+    padded = False
 
     def of_data(self, targets: Tensor) -> "Gaussian":
         return self
