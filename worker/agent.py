@@ -39,12 +39,13 @@ from protocol.messages import (
     MetricsReport,
     parse,
 )
+from worker.aside import InThread, TrainsAside
 from worker.client import ServerClient
 from worker.downloader import Downloader
 from worker.durable import Fsync, prove_writable, sole_user
 from worker.enrolment import Enrolling
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
-from worker.global_state import GlobalState
+from worker.global_state import GlobalState, Held
 from worker.identity import identity_in
 from worker.leftovers import forget_ended
 from worker.loading import NotLoaded, loading
@@ -57,7 +58,7 @@ from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
 from worker.sending import Transport
 from worker.store_client import StoreClient
-from worker.threads import Companion, accompanied, for_ever, stoppable, to_its_end
+from worker.threads import Companion, accompanied, for_ever, to_its_end
 from worker.trainers import Trains, build_trainers, name_before_loading
 from worker.trust import store_tls_for, tls_for
 from worker.update import Trained, pack
@@ -71,7 +72,7 @@ LAST_WORD_S = 5.0
 """How long a worker that has to end tries to say that it has nothing to give."""
 MAX_REASON = 500
 
-__all__ = ["Agent", "Trains", "WorkerOptions", "run_worker", "serve"]
+__all__ = ["Agent", "Trains", "WorkerOptions", "run_worker", "serve", "serve_aside"]
 
 NO_WORKER_ANY_MORE = (Unauthenticated, AssertionRefused, WorkerRevoked, WorkerExpired)
 """The server has this worker no more."""
@@ -89,17 +90,17 @@ class Agent:
         task: str,
         client: ServerClient,
         store: StoreClient,
-        trainer: Trains,
+        trainer: TrainsAside,
         state_dir: Path,
         report: Report,
         pauses: Pauses,
-        executor: Executor | None = None,
         fsync: Fsync = os.fsync,
         failure: Companion = for_ever,
+        held: Held | None = None,
     ) -> None:
         """Args:
-        executor: where training runs; None means the loop's own threads.
         failure: raises what ends this worker, whatever it is about.
+        held: global state that other workers of this process share with this one.
         """
         self._name = name
         self._worker_id = worker_id
@@ -114,9 +115,8 @@ class Agent:
         self._outbox = Outbox(state_dir / "outbox", self._local_state, fsync)
         self._report = report
         self._pauses = pauses
-        self._executor = executor
         self._failure = failure
-        self._global_state = GlobalState(self._fetch)
+        self._global_state = GlobalState(self._fetch, held)
         self._measured: dict[str, int] = {}  # {run: version measured last}
         self._heartbeat_s = pauses.heartbeat_s
         self._looked_s = -math.inf  # when it was looked for what ended runs left behind
@@ -184,8 +184,7 @@ class Agent:
         state = await self._global_state.pull(assignment.run_id, assignment.tensors)
         kept = await asyncio.to_thread(self._local_state.load, assignment.run_id)
         self._report(Training(assignment.run_id, assignment.round, worker=self._name))
-        training = partial(self._trainer.train, assignment, state, kept)
-        trained = await stoppable(training, self._executor)
+        trained = await self._trainer.train(assignment, state, kept)
         await to_its_end(partial(self._keep, assignment, state["params"], trained))
 
     def _keep(self, assignment: Assignment, params: Bundle, trained: Trained) -> None:
@@ -231,8 +230,7 @@ class Agent:
         """Measure a version and report it; True unless it was the one reported last."""
         try:
             state = await self._global_state.pull(assignment.run_id, assignment.tensors)
-            evaluating = partial(self._trainer.evaluate, state)
-            num_examples, metrics = await stoppable(evaluating, self._executor)
+            num_examples, metrics = await self._trainer.evaluate(state)
         except NotFinite as error:  # reported without metrics, so that the server offers the next version
             self._report(Refused(error.code, error.detail, worker=self._name))
             num_examples, metrics = 1, {}
@@ -306,7 +304,28 @@ async def serve(
 ) -> None:
     """Be one worker with this trainer; in a test others stand in for the network and the disk's syncs.
 
-    Args: failure: raises what ends this worker, whatever it is about.
+    Args:
+        executor: where training runs; None means the loop's own threads.
+        failure: raises what ends this worker, whatever it is about.
+    """
+    aside = InThread(trainer, executor)
+    await serve_aside(options, task_name, aside, report, pauses, transport, fsync, failure)
+
+
+async def serve_aside(
+    options: WorkerOptions,
+    task_name: str,
+    trainer: TrainsAside,
+    report: Report,
+    pauses: Pauses = REAL_PAUSES,
+    transport: Transport | None = None,
+    fsync: Fsync = os.fsync,
+    failure: Companion = for_ever,
+    held: Held | None = None,
+) -> None:
+    """The same with a trainer that finds its own thread.
+
+    Args: held: global state that other workers of this process share with this one.
     """
     with sole_user(options.state_dir):
         identity = identity_in(options.state_dir, options.server_url, fsync)
@@ -327,8 +346,8 @@ async def serve(
                 options.state_dir,
                 report,
                 pauses,
-                executor,
                 fsync,
                 failure,
+                held,
             )
             await agent.run(options.max_assignments)
