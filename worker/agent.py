@@ -52,7 +52,7 @@ from worker.loading import NotLoaded, loading
 from worker.local_state import LocalState
 from worker.options import WorkerOptions
 from worker.outbox import Entry, Outbox, Pending
-from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
+from worker.patience import HEARTBEAT_S, REAL_PAUSES, Pauses, despite_damage, persistently
 from worker.poller import Poller
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
@@ -118,7 +118,7 @@ class Agent:
         self._failure = failure
         self._global_state = GlobalState(self._fetch, held)
         self._measured: dict[str, int] = {}  # {run: version measured last}
-        self._heartbeat_s = pauses.heartbeat_s
+        self._heartbeat_s = min(HEARTBEAT_S, pauses.heartbeat_s)  # until an assignment says how often
         self._looked_s = -math.inf  # when it was looked for what ended runs left behind
 
     async def run(self, max_assignments: int | None = None) -> None:

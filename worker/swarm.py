@@ -9,6 +9,7 @@ that train, or a trainer that does many workers' training at once.
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 from protocol.addresses import refuse_plain_http
@@ -23,11 +24,18 @@ from worker.gathering import Gathering
 from worker.global_state import Held
 from worker.loading import Loading, loading
 from worker.local_state import Kept
+from worker.open_files import allow_members
 from worker.options import SwarmOptions, WorkerOptions
+from worker.patience import REAL_PAUSES
 from worker.trainers import name_before_loading
 from worker.update import Trained
 
 __all__ = ["SwarmOptions", "run_swarm"]
+
+PAUSES = replace(REAL_PAUSES, heartbeat_s=3600.0)
+"""Heartbeats as often as the server asks for them, and not more: thousands may wait to be trained."""
+DISK_THREADS = 32
+"""So many members' files are written at a time: a disk syncs many together as soon as one."""
 
 
 async def run_swarm(options: SwarmOptions, report: Report) -> None:
@@ -41,12 +49,14 @@ async def run_swarm(options: SwarmOptions, report: Report) -> None:
     if options.stack is not None and options.stack < 1:
         raise InvalidUsage("a stack needs at least one worker")
     refuse_plain_http(options.server_url, options.trust.insecure)
+    allow_members(options.num_workers)
     name = name_before_loading(options.member(options.first_index))
     async with loading(partial(build_crew, options), name) as task:
         await _run(options, task, report)
 
 
 async def _run(options: SwarmOptions, task: Loading[Apart | Together], report: Report) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(DISK_THREADS, "disk"))
     executor = ThreadPoolExecutor(options.parallel_training, thread_name_prefix="train")
     crew = _Crew(options, task, executor, report)
     try:
@@ -85,6 +95,7 @@ class _Crew:
                 await self._task.name(),
                 _OnceLoaded(self, number),
                 self._report,
+                PAUSES,
                 failure=self._task.failure,
                 held=self._held,
             )
