@@ -18,7 +18,6 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -73,8 +72,6 @@ class Figures:
     """Most memory it held, in 10^6 bytes."""
     swarm_mb: float
     """The same of the processes of the swarm together."""
-    swarm_kb_per_worker: float
-    """Growth of their memory from their start to the end of the last round, a worker."""
 
     def table(self) -> str:
         return table(
@@ -85,8 +82,7 @@ class Figures:
                 "a round": f"{median(self.round_s):.1f} s, {self.updates_per_s:.0f} updates a second",
                 "rounds": ", ".join(f"{each:.1f}" for each in self.round_s) + " s",
                 "processor": f"server {self.server_cpu_s:.1f} s, swarm {self.swarm_cpu_s:.1f} s of a core",
-                "memory": f"server {self.server_mb:.0f} MB, swarm {self.swarm_mb:.0f} MB, "
-                f"{self.swarm_kb_per_worker:.0f} kB a worker",
+                "memory": f"server {self.server_mb:.0f} MB, swarm {self.swarm_mb:.0f} MB at most",
             }
         )
 
@@ -114,7 +110,9 @@ async def _measure(
         await children.start(f"swarm-{number}", arguments, {"FED_SOPHIA_JOIN_TOKEN": token})
         for number, arguments in enumerate(_swarms(plan, folder, client.server_url))
     ]
-    fresh_mb = await _enrolled(plan, swarms)
+    async with asyncio.timeout(WITHIN_S):
+        while sum(map(_has_enrolled, swarms)) < plan.workers:
+            await asyncio.sleep(LOOK_S)
     enrol_s = time.monotonic() - began_s
     text = f"{plan.workers} enrolled in {enrol_s:.1f} s"
     output.event("enrolled", text, {"enrol_s": enrol_s, "server": asdict(usage_of(server.process.pid))})
@@ -136,7 +134,6 @@ async def _measure(
     after = _usages(server, *swarms)
     cpu_s = [end.cpu_s - begin.cpu_s for begin, end in zip(before, after, strict=True)]
     seconds = tuple(_seconds(each) for each in rounds)
-    grown_mb = sum(usage.rss_bytes for usage in after[1:]) / 1e6 - fresh_mb
     return Figures(
         plan.workers,
         plan.processes,
@@ -149,19 +146,7 @@ async def _measure(
         sum(cpu_s[1:]),
         server.peak_rss_mb() or 0.0,
         sum(swarm.peak_rss_mb() or 0.0 for swarm in swarms),
-        1000 * grown_mb / plan.workers,
     )
-
-
-async def _enrolled(plan: Plan, swarms: Sequence[Child]) -> float:
-    """Wait until all workers have enrolled; give the memory in MB of the swarms when the first had."""
-    fresh_mb = None
-    async with asyncio.timeout(WITHIN_S):
-        while (enrolled := sum(map(_has_enrolled, swarms))) < plan.workers:
-            if enrolled and fresh_mb is None:
-                fresh_mb = sum(usage_of(swarm.process.pid).rss_bytes for swarm in swarms) / 1e6
-            await asyncio.sleep(LOOK_S)
-    return fresh_mb or 0.0
 
 
 def _has_enrolled(swarm: Child) -> int:

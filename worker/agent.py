@@ -45,7 +45,7 @@ from worker.downloader import Downloader
 from worker.durable import Fsync, prove_writable, sole_user
 from worker.enrolment import Enrolling
 from worker.events import Evaluated, Refused, Report, Sent, Training, Waiting
-from worker.global_state import GlobalState, Held
+from worker.global_state import GlobalState
 from worker.identity import identity_in
 from worker.leftovers import forget_ended
 from worker.loading import NotLoaded, loading
@@ -57,6 +57,7 @@ from worker.poller import Poller
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
 from worker.sending import Transport
+from worker.shared import Shared
 from worker.store_client import StoreClient
 from worker.threads import Companion, accompanied, for_ever, to_its_end
 from worker.trainers import Trains, build_trainers, name_before_loading
@@ -96,12 +97,13 @@ class Agent:
         pauses: Pauses,
         fsync: Fsync = os.fsync,
         failure: Companion = for_ever,
-        held: Held | None = None,
+        shared: Shared | None = None,
     ) -> None:
         """Args:
         failure: raises what ends this worker, whatever it is about.
-        held: global state that other workers of this process share with this one.
+        shared: with other workers of this process.
         """
+        shared = shared or Shared()
         self._name = name
         self._worker_id = worker_id
         self._task = task
@@ -116,7 +118,8 @@ class Agent:
         self._report = report
         self._pauses = pauses
         self._failure = failure
-        self._global_state = GlobalState(self._fetch, held)
+        self._global_state = GlobalState(self._fetch, shared.held)
+        self._moving = shared.moving
         self._measured: dict[str, int] = {}  # {run: version measured last}
         self._heartbeat_s = min(HEARTBEAT_S, pauses.heartbeat_s)  # until an assignment says how often
         self._looked_s = -math.inf  # when it was looked for what ended runs left behind
@@ -178,7 +181,8 @@ class Agent:
 
     async def _fetch(self, run_id: str, digest: str, at_most_bytes: int | None) -> memoryview:
         fetch = partial(self._downloader.fetch, run_id, digest, at_most_bytes)
-        return await self._despite_damage(fetch, (DigestMismatch,))
+        async with self._moving:
+            return await self._despite_damage(fetch, (DigestMismatch,))
 
     async def _train_and_keep(self, assignment: Assignment) -> None:
         state = await self._global_state.pull(assignment.run_id, assignment.tensors)
@@ -202,7 +206,8 @@ class Agent:
         assignment_id = pending.entry.assignment_id
         try:
             push = partial(self._uploader.push, assignment_id, pending.entry.header, pending.message_path)
-            receipt = await self._despite_damage(push, DAMAGED_ON_THE_WAY)
+            async with self._moving:
+                receipt = await self._despite_damage(push, DAMAGED_ON_THE_WAY)
         except OVERTAKEN + CANNOT_BE_DONE as error:
             await self._give_up(assignment_id, pending.entry.run_id, error)
             await to_its_end(partial(self._outbox.drop, assignment_id))
@@ -321,22 +326,25 @@ async def serve_aside(
     transport: Transport | None = None,
     fsync: Fsync = os.fsync,
     failure: Companion = for_ever,
-    held: Held | None = None,
+    shared: Shared | None = None,
 ) -> None:
     """The same with a trainer that finds its own thread.
 
-    Args: held: global state that other workers of this process share with this one.
+    Args: shared: with other workers of this process.
     """
+    shared = shared or Shared()
     with sole_user(options.state_dir):
-        identity = identity_in(options.state_dir, options.server_url, fsync)
+        identity = await to_its_end(partial(identity_in, options.state_dir, options.server_url, fsync))
         tls = await accompanied(tls_for(options, report, pauses, transport, fsync), failure())
         async with (
             ServerClient(options.server_url, transport, tls=tls) as client,
             StoreClient(options.server_url, store_tls_for(options)) as store,
         ):
             enrolling = Enrolling(client, options, task_name, report, pauses, fsync)
-            worker_id = await accompanied(enrolling.enrol_once(identity), failure())
-            agent = Agent(
+            async with shared.coming:
+                worker_id = await accompanied(enrolling.enrol_once(identity), failure())
+            making = partial(
+                Agent,
                 options.name,
                 worker_id,
                 task_name,
@@ -348,6 +356,7 @@ async def serve_aside(
                 pauses,
                 fsync,
                 failure,
-                held,
+                shared,
             )
+            agent = await to_its_end(making)  # it looks through its files
             await agent.run(options.max_assignments)

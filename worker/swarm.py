@@ -21,12 +21,12 @@ from worker.aside import InThread, TrainsAside
 from worker.crew import Apart, Together, build_crew
 from worker.events import Failed, NotStacked, Report, StackShrunk
 from worker.gathering import Gathering
-from worker.global_state import Held
 from worker.loading import Loading, loading
 from worker.local_state import Kept
 from worker.open_files import allow_members
 from worker.options import SwarmOptions, WorkerOptions
 from worker.patience import REAL_PAUSES
+from worker.shared import Shared
 from worker.trainers import name_before_loading
 from worker.update import Trained
 
@@ -84,7 +84,7 @@ class _Crew:
         self._task = task
         self._executor = executor
         self._report = report
-        self._held = Held()
+        self._shared = Shared()
         self._trainers: Sequence[TrainsAside] = ()
 
     async def live(self, options: WorkerOptions, number: int) -> None:
@@ -97,7 +97,7 @@ class _Crew:
                 self._report,
                 PAUSES,
                 failure=self._task.failure,
-                held=self._held,
+                shared=self._shared,
             )
         except FedSophiaError as error:
             self._report(Failed(error.code, error.detail, worker=options.name))
