@@ -9,10 +9,12 @@ from worker.events import (
     Enrolled,
     Evaluated,
     Failed,
+    NotStacked,
     Reconnecting,
     Refused,
     Report,
     Sent,
+    StackShrunk,
     Training,
     Waiting,
 )
@@ -47,6 +49,10 @@ def _sentence(event: AgentEvent) -> str:
             return f"gave up an assignment: {event.detail} ({event.code})"
         case Reconnecting():
             return f"{event.detail}; trying again in {event.wait_s:.1f} s"
+        case NotStacked():
+            return f"training one by one, since stacking failed: {event.detail}"
+        case StackShrunk():
+            return f"out of memory: training {event.at_once} at once from now on"
         case Failed():
             return f"stopped: {event.detail} ({event.code})"
         case _:

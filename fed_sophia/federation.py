@@ -2,7 +2,7 @@
 """A whole federation on this machine: a parameter server and swarms of workers, each a real process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,11 +47,14 @@ class Federation:
         self._children = children
         self._output = output
 
-    async def start_server(self) -> tuple[Child, OperatorClient]:
-        """Start the parameter server on a free port; give it once it listens."""
+    async def start_server(self, settings: Mapping[str, str] | None = None) -> tuple[Child, OperatorClient]:
+        """Start the parameter server on a free port; give it once it listens.
+
+        Args: settings: of the server, by the names of their variables.
+        """
         data_dir = self._folder / "server"
         arguments = ["serve", "--host", "127.0.0.1", "--port", "0", "--data-dir", str(data_dir)]
-        server = await self._children.start("server", arguments)
+        server = await self._children.start("server", arguments, settings)
         listening = await self._children.first_line(server, _READY_S)
         url = str(listening["url"])
         key = read_secret(Path(str(listening["operator_key_file"])), "operator key")

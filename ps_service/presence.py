@@ -22,6 +22,8 @@ from ps_service.storage.credential_records import StoredWorker
 from ps_service.transitions import invite_free
 
 LOOKS_WITHIN_LOST_AFTER = 18
+HEARTBEATS_WITHIN_LOST_AFTER = 4.5
+"""Asked for: every 20 s of 90."""
 MOST_AT_ONCE = 100
 """Workers found lost in one transaction."""
 
@@ -48,7 +50,7 @@ class Presence:
         self._expired = expired
         self._lost_after_ms = round(lost_after_s * 1000)
         self.look_every_s = lost_after_s / LOOKS_WITHIN_LOST_AFTER
-        self.heartbeat_s = min(20.0, lost_after_s / 4)
+        self.heartbeat_s = lost_after_s / HEARTBEATS_WITHIN_LOST_AFTER
         """How often a worker at work is to be heard of."""
         self._signs: dict[str, _Sign] = {}
         """Of those who are here, and those of whom something is not written down."""

@@ -39,6 +39,7 @@ from protocol.messages import (
     MetricsReport,
     parse,
 )
+from worker.aside import InThread, TrainsAside
 from worker.client import ServerClient
 from worker.downloader import Downloader
 from worker.durable import Fsync, prove_writable, sole_user
@@ -52,13 +53,14 @@ from worker.loading import NotLoaded, loading
 from worker.local_state import LocalState
 from worker.options import WorkerOptions
 from worker.outbox import Entry, Outbox, Pending
-from worker.patience import REAL_PAUSES, Pauses, despite_damage, persistently
+from worker.patience import HEARTBEAT_S, REAL_PAUSES, Pauses, despite_damage, persistently
 from worker.poller import Poller
 from worker.refusals import CANNOT_BE_DONE, DAMAGED_ON_THE_WAY, OVERTAKEN
 from worker.retry import backoff
 from worker.sending import Transport
+from worker.shared import Shared
 from worker.store_client import StoreClient
-from worker.threads import Companion, accompanied, for_ever, stoppable, to_its_end
+from worker.threads import Companion, accompanied, for_ever, to_its_end
 from worker.trainers import Trains, build_trainers, chosen_device, name_before_loading
 from worker.trust import store_tls_for, tls_for
 from worker.update import Trained, pack
@@ -72,7 +74,7 @@ LAST_WORD_S = 5.0
 """How long a worker that has to end tries to say that it has nothing to give."""
 MAX_REASON = 500
 
-__all__ = ["Agent", "Trains", "WorkerOptions", "run_worker", "serve"]
+__all__ = ["Agent", "Trains", "WorkerOptions", "run_worker", "serve", "serve_aside"]
 
 NO_WORKER_ANY_MORE = (Unauthenticated, AssertionRefused, WorkerRevoked, WorkerExpired)
 """The server has this worker no more."""
@@ -90,18 +92,19 @@ class Agent:
         task: str,
         client: ServerClient,
         store: StoreClient,
-        trainer: Trains,
+        trainer: TrainsAside,
         state_dir: Path,
         report: Report,
         pauses: Pauses,
-        executor: Executor | None = None,
         fsync: Fsync = os.fsync,
         failure: Companion = for_ever,
+        shared: Shared | None = None,
     ) -> None:
         """Args:
-        executor: where training runs; None means the loop's own threads.
         failure: raises what ends this worker, whatever it is about.
+        shared: with other workers of this process.
         """
+        shared = shared or Shared()
         self._name = name
         self._worker_id = worker_id
         self._task = task
@@ -115,11 +118,11 @@ class Agent:
         self._outbox = Outbox(state_dir / "outbox", self._local_state, fsync)
         self._report = report
         self._pauses = pauses
-        self._executor = executor
         self._failure = failure
-        self._global_state = GlobalState(self._fetch)
+        self._global_state = GlobalState(self._fetch, shared.held)
+        self._moving = shared.moving
         self._measured: dict[str, int] = {}  # {run: version measured last}
-        self._heartbeat_s = pauses.heartbeat_s
+        self._heartbeat_s = min(HEARTBEAT_S, pauses.heartbeat_s)  # until an assignment says how often
         self._looked_s = -math.inf  # when it was looked for what ended runs left behind
 
     async def run(self, max_assignments: int | None = None) -> None:
@@ -179,14 +182,14 @@ class Agent:
 
     async def _fetch(self, run_id: str, digest: str, at_most_bytes: int | None) -> memoryview:
         fetch = partial(self._downloader.fetch, run_id, digest, at_most_bytes)
-        return await self._despite_damage(fetch, (DigestMismatch,))
+        async with self._moving:
+            return await self._despite_damage(fetch, (DigestMismatch,))
 
     async def _train_and_keep(self, assignment: Assignment) -> None:
         state = await self._global_state.pull(assignment.run_id, assignment.tensors)
         kept = await asyncio.to_thread(self._local_state.load, assignment.run_id)
         self._report(Training(assignment.run_id, assignment.round, worker=self._name))
-        training = partial(self._trainer.train, assignment, state, kept)
-        trained = await stoppable(training, self._executor)
+        trained = await self._trainer.train(assignment, state, kept)
         await to_its_end(partial(self._keep, assignment, state["params"], trained))
 
     def _keep(self, assignment: Assignment, params: Bundle, trained: Trained) -> None:
@@ -204,7 +207,8 @@ class Agent:
         assignment_id = pending.entry.assignment_id
         try:
             push = partial(self._uploader.push, assignment_id, pending.entry.header, pending.message_path)
-            receipt = await self._despite_damage(push, DAMAGED_ON_THE_WAY)
+            async with self._moving:
+                receipt = await self._despite_damage(push, DAMAGED_ON_THE_WAY)
         except OVERTAKEN + CANNOT_BE_DONE as error:
             await self._give_up(assignment_id, pending.entry.run_id, error)
             await to_its_end(partial(self._outbox.drop, assignment_id))
@@ -232,8 +236,7 @@ class Agent:
         """Measure a version and report it; True unless it was the one reported last."""
         try:
             state = await self._global_state.pull(assignment.run_id, assignment.tensors)
-            evaluating = partial(self._trainer.evaluate, state)
-            num_examples, metrics = await stoppable(evaluating, self._executor)
+            num_examples, metrics = await self._trainer.evaluate(state)
         except NotFinite as error:  # reported without metrics, so that the server offers the next version
             self._report(Refused(error.code, error.detail, worker=self._name))
             num_examples, metrics = 1, {}
@@ -311,19 +314,43 @@ async def serve(
     """Be one worker with this trainer; in a test others stand in for the network and the disk's syncs.
 
     Args:
+        executor: where training runs; None means the loop's own threads.
         failure: raises what ends this worker, whatever it is about.
         device: what it trains on; None is not told.
     """
+    aside = InThread(trainer, executor)
+    await serve_aside(options, task_name, aside, report, pauses, transport, fsync, failure, device)
+
+
+async def serve_aside(
+    options: WorkerOptions,
+    task_name: str,
+    trainer: TrainsAside,
+    report: Report,
+    pauses: Pauses = REAL_PAUSES,
+    transport: Transport | None = None,
+    fsync: Fsync = os.fsync,
+    failure: Companion = for_ever,
+    device: DeviceName | None = None,
+    shared: Shared | None = None,
+) -> None:
+    """The same with a trainer that finds its own thread.
+
+    Args: shared: with other workers of this process.
+    """
+    shared = shared or Shared()
     with sole_user(options.state_dir):
-        identity = identity_in(options.state_dir, options.server_url, fsync)
+        identity = await to_its_end(partial(identity_in, options.state_dir, options.server_url, fsync))
         tls = await accompanied(tls_for(options, report, pauses, transport, fsync), failure())
         async with (
             ServerClient(options.server_url, transport, tls=tls) as client,
             StoreClient(options.server_url, store_tls_for(options)) as store,
         ):
             enrolling = Enrolling(client, options, task_name, report, pauses, fsync)
-            worker_id = await accompanied(enrolling.enrol_once(identity), failure())
-            agent = Agent(
+            async with shared.coming:
+                worker_id = await accompanied(enrolling.enrol_once(identity), failure())
+            making = partial(
+                Agent,
                 options.name,
                 worker_id,
                 task_name,
@@ -333,9 +360,10 @@ async def serve(
                 options.state_dir,
                 report,
                 pauses,
-                executor,
                 fsync,
                 failure,
+                shared,
             )
+            agent = await to_its_end(making)  # it looks through its files
             telling = for_ever() if device is None else tell_device(client, worker_id, device, pauses)
             await accompanied(agent.run(options.max_assignments), telling)

@@ -21,6 +21,7 @@ from worker.events import Enrolled, Report
 from worker.identity import Identity, save_identity
 from worker.options import WorkerOptions
 from worker.patience import Pauses, persistently
+from worker.threads import to_its_end
 
 T = TypeVar("T")
 
@@ -77,10 +78,10 @@ class Enrolling:
             raise InvalidUsage(f"{self.options.name} has not enrolled yet: a join token is needed")
         token = JoinToken.parse(self.options.join_token)
         identity = identity.model_copy(update={"server_id": token.server_id, "worker_id": None})
-        self._save(identity)
+        await self._save(identity)
         signer = Signer(identity.private_key, token.server_id)
         answer = await self._persistently(partial(signer.persuade, partial(self._ask, signer, token)))
-        self._save(identity.model_copy(update={"worker_id": answer.worker_id}))
+        await self._save(identity.model_copy(update={"worker_id": answer.worker_id}))
         self.client.authenticate(signer, answer.worker_id)
         await self._say_hello(answer.worker_id)
         return answer.worker_id
@@ -97,7 +98,7 @@ class Enrolling:
     async def _rotate(self, identity: Identity, worker_id: str, server_id: str) -> None:
         """Put a new key in the place of this worker's. What breaks off is settled at the next start."""
         identity = identity.model_copy(update={"next_private_key": token_urlsafe(32)})
-        self._save(identity)
+        await self._save(identity)
         assert identity.next_private_key is not None
         signer = Signer(identity.next_private_key, server_id)
         asking = partial(self._ask_to_rotate, signer, identity.private_key, worker_id)
@@ -109,7 +110,7 @@ class Enrolling:
             if (await self._settle_keys(identity, worker_id, server_id)).private_key != signer.private_key:
                 raise
         else:
-            self._promote(identity)
+            await self._promote(identity)
             self.client.authenticate(signer, worker_id)
 
     async def _ask_to_rotate(self, signer: Signer, old_key: str, worker_id: str) -> None:
@@ -131,9 +132,9 @@ class Enrolling:
         except AssertionRefused:
             await self._is_had(identity.private_key, worker_id, server_id)
             identity = identity.model_copy(update={"next_private_key": None})
-            self._save(identity)
+            await self._save(identity)
             return identity
-        return self._promote(identity)
+        return await self._promote(identity)
 
     async def _is_had(self, private_key: str, worker_id: str, server_id: str) -> None:
         """Be this worker by this key. Raises: AssertionRefused: the server does not take it."""
@@ -141,15 +142,15 @@ class Enrolling:
         with suppress(WorkerExpired):  # it looks at who signed before it says so
             await self._persistently(partial(self.client.heartbeat, worker_id, Heartbeat()))
 
-    def _promote(self, identity: Identity) -> Identity:
+    async def _promote(self, identity: Identity) -> Identity:
         promoted = identity.model_copy(
             update={"private_key": identity.next_private_key, "next_private_key": None}
         )
-        self._save(promoted)
+        await self._save(promoted)
         return promoted
 
-    def _save(self, identity: Identity) -> None:
-        save_identity(self.options.state_dir, identity, self.fsync)
+    async def _save(self, identity: Identity) -> None:
+        await to_its_end(partial(save_identity, self.options.state_dir, identity, self.fsync))
 
     async def _persistently(self, action: Callable[[], Awaitable[T]]) -> T:
         return await persistently(action, self.options.name, self.report, self.pauses)

@@ -67,6 +67,20 @@ class Reconnecting(AgentEvent):
 
 
 @dataclass(frozen=True)
+class NotStacked(AgentEvent):
+    """The workers of a swarm train one by one, since their models cannot be stacked."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class StackShrunk(AgentEvent):
+    """The device's memory was used up: a swarm's workers train so many at once from now on."""
+
+    at_once: int
+
+
+@dataclass(frozen=True)
 class Failed(AgentEvent):
     """The worker ended with this error, and its swarm with it."""
 

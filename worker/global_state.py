@@ -3,6 +3,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from protocol.codec import Bundle
 from protocol.errors import BundleMismatch
@@ -15,12 +17,25 @@ Fetch = Callable[[str, str, int | None], Awaitable[memoryview]]
 """(run, digest, the most bytes that may come; None sets no limit of its own) → a tensor message."""
 
 
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The bundles of one tensor message."""
+
+    bundles: Mapping[str, Bundle]
+
+
+Held = WeakValueDictionary[str, Decoded]
+"""{digest: what some worker of this process holds}. Each fetches its own, and the memory is spent once."""
+
+
 class GlobalState:
     """The bundles that this worker's last assignment named, by the digests of their messages."""
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, held: Held | None = None) -> None:
+        """Args: held: shared with other workers of this process."""
         self._fetch = fetch
-        self._held: dict[str, Mapping[str, Bundle]] = {}
+        self._shared = Held() if held is None else held
+        self._held: dict[str, Decoded] = {}
 
     async def pull(self, run_id: str, digests: Mapping[str, str]) -> Mapping[str, Bundle]:
         """Give the bundles with these digests, fetching those that are lacking; others are forgotten.
@@ -50,7 +65,12 @@ class GlobalState:
     async def _bundle(self, run_id: str, name: str, digest: str, at_most_bytes: int | None) -> Bundle:
         if digest not in self._held:
             message = await self._fetch(run_id, digest, at_most_bytes)
-            self._held[digest] = await asyncio.to_thread(state_in, message)
-        if name not in self._held[digest]:
+            self._held[digest] = self._shared.get(digest) or await self._decode(digest, message)
+        bundles = self._held[digest].bundles
+        if name not in bundles:
             raise BundleMismatch(f"tensors {digest}: expected bundle {name} in them")
-        return self._held[digest][name]
+        return bundles[name]
+
+    async def _decode(self, digest: str, message: memoryview) -> Decoded:
+        decoded = Decoded(await asyncio.to_thread(state_in, message))
+        return self._shared.setdefault(digest, decoded)  # another may have been sooner

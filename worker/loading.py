@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import Generic, NoReturn, TypeVar
 
 from protocol.codec import Bundle
 from protocol.errors import FedSophiaError
@@ -23,6 +23,8 @@ from worker.threads import for_ever, until_ended
 from worker.trainers import Trains
 from worker.update import Trained
 
+Made = TypeVar("Made", covariant=True)
+"""What a task is made into, beside its name."""
 Built = tuple[str, Sequence[Trains]]
 """A task's name, and its trainers."""
 
@@ -35,10 +37,12 @@ class NotLoaded(Exception):
         self.error = error
 
 
-class Loading:
-    """A task and its trainers in the making."""
+class Loading(Generic[Made]):
+    """A task and what trains it, in the making."""
 
-    def __init__(self, building: "Future[Built]", name: str | None, device: Callable[[], str] | None) -> None:
+    def __init__(
+        self, building: "Future[tuple[str, Made]]", name: str | None, device: Callable[[], str] | None
+    ) -> None:
         self._building = building
         self._device = device
         self._built = asyncio.wrap_future(building)
@@ -61,7 +65,18 @@ class Loading:
         await asyncio.shield(self._built)
         return None if self._device is None else await asyncio.to_thread(self._device)
 
-    def trainer(self, number: int) -> Trains:
+    async def made(self) -> Made:
+        """Give it once it has been made.
+
+        Raises:
+            NotLoaded: the task cannot be loaded.
+        """
+        try:
+            return (await asyncio.shield(self._built))[1]
+        except FedSophiaError as error:
+            raise NotLoaded(error) from None
+
+    def trainer(self: "Loading[Sequence[Trains]]", number: int) -> Trains:
         """Give one that waits, once it is to work, until it has been made."""
         return _Awaited(self._building, number)
 
@@ -71,10 +86,7 @@ class Loading:
         Raises:
             NotLoaded: the task cannot be loaded.
         """
-        try:
-            await asyncio.shield(self._built)
-        except FedSophiaError as error:
-            raise NotLoaded(error) from None
+        await self.made()
         await for_ever()
 
     async def ended(self) -> None:
@@ -111,8 +123,8 @@ class _Awaited:
 
 @asynccontextmanager
 async def loading(
-    build: Callable[[], Built], name: str | None, device: Callable[[], str] | None = None
-) -> AsyncIterator[Loading]:
+    build: Callable[[], tuple[str, Made]], name: str | None, device: Callable[[], str] | None = None
+) -> AsyncIterator[Loading[Made]]:
     """Build trainers in a thread, which has ended when the block is left, however it is left.
 
     Args:

@@ -87,7 +87,9 @@ class SwarmOptions:
     device: str = "auto"
     threads: int | None = None
     parallel_training: int = 1
-    """How many workers train at the same time."""
+    """How many workers, or stacks of them, train at the same time."""
+    stack: int | None = None
+    """How many workers' models are stacked and trained as one, at most; None: what suits the device."""
     max_assignments: int | None = None
     """Of every trainer. The evaluator goes on until the trainers have done theirs."""
     trust: Trust = Trust()

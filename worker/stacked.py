@@ -9,6 +9,8 @@ come from each worker's own seed: what comes out is what `Trainer` gives one wor
 of float32. Only a model that draws by itself (dropout) draws other numbers here.
 
 Stacks go side by side, each in a thread of its own: a small operation gains little from several threads.
+A stack for which the device's memory does not suffice is done again in halves, and no stack is larger than
+these from then on: nothing has been handed out before, so that the results are the same.
 """
 
 import copy
@@ -92,11 +94,17 @@ class StackedTrainer:
             self._draws = draws_by_itself(model, self._examples.inputs[:1])
         self._rows = [torch.from_numpy(np.asarray(each, dtype=np.int64)) for each in rows]
         self._stack = stack
+        self._shrinking = threading.Lock()
         self._meter = Meter(device)
         # models that draw share torch's global generators, so one at a time
         lanes = 1 if self._draws else threads
         # a model each: a call puts the parameters it is given into the module
         self._models = [model, *(copy.deepcopy(model) for _ in range(lanes - 1))]
+
+    @property
+    def stack(self) -> int:
+        """So many workers are stacked at most: what was asked for, or fewer since memory was used up."""
+        return self._stack
 
     def train(
         self, jobs: Sequence[Job], state: Mapping[str, Bundle], stop: threading.Event | None = None
@@ -110,7 +118,8 @@ class StackedTrainer:
 
         Raises:
             Stopped: `stop` was set.
-            InvalidTask: a worker has too few examples, or the task's code failed.
+            InvalidTask: a worker has too few examples, the task's code failed, or the device's memory does
+                not suffice for one worker.
             ShapeMismatch, BundleMismatch, InvalidMessage: as in `Trainer.train`.
             NotFinite: a loss or a result is NaN or infinite.
         """
@@ -149,10 +158,45 @@ class StackedTrainer:
     ) -> dict[int, Trained]:
         """Do one thread's stacks, one after the other; {worker: what it gave}."""
         results: dict[int, Trained] = {}
-        for jobs in stacks[lane :: len(self._models)]:
-            trained = self._train(self._models[lane], jobs, shared, stop)
-            results |= {job.worker: each for job, each in zip(jobs, trained, strict=True)}
+        left = list(reversed(stacks[lane :: len(self._models)]))
+        while left:
+            jobs = left.pop()
+            fits = len(jobs) <= self._stack
+            trained = self._if_it_fits(self._models[lane], jobs, shared, stop) if fits else None
+            if trained is None:
+                if fits:
+                    self._shrink(len(jobs))
+                middle = len(jobs) // 2
+                left += [jobs[middle:], jobs[:middle]]
+            else:
+                results |= {job.worker: each for job, each in zip(jobs, trained, strict=True)}
         return results
+
+    def _if_it_fits(
+        self,
+        model: nn.Module,
+        jobs: Sequence[Job],
+        shared: Mapping[str, Tensor],
+        stop: threading.Event | None,
+    ) -> list[Trained] | None:
+        """None: the device has too little memory for so many.
+
+        Raises:
+            torch.OutOfMemoryError: and for one alone.
+        """
+        try:
+            return self._train(model, jobs, shared, stop)
+        except torch.OutOfMemoryError:
+            if len(jobs) == 1:
+                raise
+        return None
+
+    def _shrink(self, too_many: int) -> None:
+        """Stack half as many from now on. The error, whose frames held the memory, is gone by now."""
+        with self._shrinking:
+            self._stack = min(self._stack, too_many // 2)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _train(
         self,

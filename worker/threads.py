@@ -65,11 +65,11 @@ async def accompanied(work: Coroutine[None, None, T], *companions: Coroutine[Non
         await until_ended(everything)
 
 
-async def to_its_end(action: Callable[[], None]) -> None:
-    """Do a short action on files in a thread; a cancellation waits until it is done."""
+async def to_its_end(action: Callable[[], T]) -> T:
+    """Give the result of a short action on files, done in a thread; a cancellation waits until it is done."""
     acting = asyncio.get_running_loop().run_in_executor(None, action)
     await until_ended([acting])
-    acting.result()
+    return acting.result()
 
 
 async def until_ended(works: Sequence["asyncio.Future[T]"], within_s: float | None = None) -> None:

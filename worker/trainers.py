@@ -15,7 +15,7 @@ from worker.lasting import lasting
 from worker.local_state import Kept
 from worker.options import WorkerOptions
 from worker.tasks import load_task, name_in_menu
-from worker.tasks.partition import parse_partition
+from worker.tasks.partition import Indices, parse_partition
 from worker.update import Trained
 
 if TYPE_CHECKING:
@@ -101,14 +101,27 @@ def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple
 
 def _examples_of(task: "Task", options: WorkerOptions, parts: Sequence[int]) -> dict[int, "Examples"]:
     """The examples that each of these parts holds; the data are read and divided once."""
-    partition = None if options.partition is None else parse_partition(options.partition)
     if not parts:
         return {}
     everything = task.training_data()
-    if partition is None:
+    rows_of_each = divided(task, everything, options, parts)
+    if rows_of_each is None:
         return dict.fromkeys(parts, everything)
+    return {part: everything.batch(rows) for part, rows in zip(parts, rows_of_each, strict=True)}
+
+
+def divided(
+    task: "Task", everything: "Examples", options: WorkerOptions, parts: Sequence[int]
+) -> list[Indices] | None:
+    """Which of the examples each of these parts holds, in order; None: each holds all of them.
+
+    Raises:
+        InvalidUsage: they cannot be divided so.
+    """
+    if options.partition is None:
+        return None
+    partition = parse_partition(options.partition)
     groups = task.groups() if partition.divides == "groups" else None
-    rows_of_each = partition.indices_of_each(
+    return partition.indices_of_each(
         everything.targets.numpy(), parts, options.partition_of, options.partition_seed, groups
     )
-    return {part: everything.batch(rows) for part, rows in zip(parts, rows_of_each, strict=True)}

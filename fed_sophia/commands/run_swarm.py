@@ -28,6 +28,7 @@ from worker.options import Trust
 EXAMPLES = """\b
 Examples:
   fed-sophia swarm --workers 8 --task digits --partition shards:2
+  fed-sophia swarm --workers 1000 --task digits --partition iid --stack 64
   fed-sophia swarm --workers 16 --first-index 16 --of 32 --task fashion-mnist-mlp --partition iid
 """
 
@@ -53,8 +54,17 @@ def swarm(
     partition: PartitionScheme = None,
     partition_seed: PartitionSeed = 0,
     parallel_training: Annotated[
-        int, typer.Option(min=1, help="Workers of this process that train at the same time.")
+        int,
+        typer.Option(min=1, help="Workers of this process, or stacks of them, that train at the same time."),
     ] = 1,
+    stack: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Workers whose models are stacked and trained as one, at most; 1 trains one by one.",
+            show_default="1 on a CPU, 1024 on CUDA",
+        ),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     data_dir: DataDir = None,
@@ -87,6 +97,7 @@ def swarm(
         partition=partition,
         partition_seed=partition_seed,
         parallel_training=parallel_training,
+        stack=stack,
         device=device,
         threads=threads,
         trust=trust,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import InvalidUsage
+from worker.crew import MOST_ON_CUDA, stack_size
 from worker.events import AgentEvent, Failed
 from worker.options import SwarmOptions
 from worker.swarm import run_swarm
@@ -45,3 +46,15 @@ async def test_one_workers_failure_is_told_with_its_name_and_ends_the_swarm_with
 async def test_a_swarm_of_nobody_is_refused(tmp_path: Path):
     with pytest.raises(InvalidUsage, match="at least one worker"):
         await run_swarm(a_swarm(tmp_path, num_workers=0), lambda event: None)
+
+
+async def test_a_stack_of_nobody_is_refused(tmp_path: Path):
+    with pytest.raises(InvalidUsage, match="a stack needs at least one worker"):
+        await run_swarm(a_swarm(tmp_path, stack=0), lambda event: None)
+
+
+def test_workers_are_stacked_on_cuda_and_elsewhere_where_that_is_asked_for():
+    assert stack_size(None, "cpu", 1000) == stack_size(None, "mps", 1000) == 1
+    assert stack_size(None, "cuda", 10_000) == MOST_ON_CUDA
+    assert stack_size(64, "cpu", 1000) == 64
+    assert stack_size(64, "cuda", 5) == 5

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers of one process: each asks for itself, few at a time, and what they hold is held once."""
+
+import asyncio
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from protocol.codec import digest_of
+from tests.worker.small_server import JOIN_TOKEN, PARAMS, SmallServer, a_server, message_of, training
+from tests.worker.workplace import StubTrainer
+from worker.agent import serve_aside
+from worker.aside import InThread
+from worker.global_state import GlobalState
+from worker.options import WorkerOptions
+from worker.patience import Pauses
+from worker.shared import Shared
+
+DIGEST = digest_of([message_of(PARAMS)])
+
+
+async def test_each_worker_fetches_for_itself_and_the_memory_is_spent_once():
+    asked: list[str] = []
+
+    async def fetch(run_id: str, digest: str, at_most_bytes: int | None) -> memoryview:
+        asked.append(digest)
+        return memoryview(message_of(PARAMS))
+
+    shared = Shared()
+    states = [GlobalState(fetch, shared.held) for _ in range(3)]
+    pulled = [await state.pull("run-1", {"params": DIGEST}) for state in states]
+
+    assert asked == [DIGEST] * 3
+    assert all(each["params"] is pulled[0]["params"] for each in pulled)
+    del pulled, states
+    gc.collect()
+    assert len(shared.held) == 0
+
+
+@dataclass
+class Counter:
+    """How many are in some place, and how many were at most."""
+
+    here: int = 0
+    most: int = 0
+
+    async def __call__(self) -> None:
+        self.here += 1
+        self.most = max(self.most, self.here)
+        for _ in range(20):  # others could come in
+            await asyncio.sleep(0)
+        self.here -= 1
+
+
+async def work_of(server: SmallServer, folder: Path, shared: Shared) -> None:
+    options = WorkerOptions(
+        "http://fed.example", str(JOIN_TOKEN), folder.name, folder, "digits", max_assignments=1
+    )
+    pauses = Pauses(sleep=lambda _: asyncio.sleep(0), jitter=lambda: 0.5)
+    await serve_aside(
+        options,
+        "digits",
+        InThread(StubTrainer(), None),
+        lambda _event: None,
+        pauses,
+        transport=server,
+        shared=shared,
+    )
+
+
+@pytest.mark.parametrize("at", ["enrol", "tensors_of", "upload"])
+async def test_no_more_come_fetch_or_send_at_a_time_than_share_a_turn(tmp_path: Path, at: str):
+    at_once, counter = 2, Counter()
+    shared = Shared(coming=asyncio.Semaphore(at_once), moving=asyncio.Semaphore(at_once))
+    servers = [a_server(training(1)) for _ in range(6)]
+    for server in servers:
+        server.before[at] = counter
+    async with asyncio.timeout(20), asyncio.TaskGroup() as workers:
+        for number, server in enumerate(servers):
+            workers.create_task(work_of(server, tmp_path / f"w{number}", shared))
+    assert all("a-1" in server.received for server in servers)
+    assert 1 <= counter.most <= at_once
