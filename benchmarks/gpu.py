@@ -21,11 +21,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from protocol.algorithms import algorithm_named
@@ -134,9 +135,10 @@ def an_assignment(algorithm: str, steps: int, batch: int, *, slot: int = 0, **ch
 
 
 def plain_steps(
-    model: nn.Module, data: Examples, batch: int, device: torch.device
+    task: Task, data: Examples, batch: int, device: torch.device
 ) -> dict[str, Callable[[], None]]:
     """Steps of the plainest loop: draw, forward, backward, step. Model and loss are compiled as one."""
+    model = task.model().to(device)
 
     @partial(torch.compile, dynamic=False)
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -152,8 +154,8 @@ def plain_steps(
 
     fused, parameters = device.type == "cuda", list(model.parameters())
     return {
-        "sgd, plain": partial(step, torch.optim.SGD(parameters, lr=1e-4, fused=fused)),
-        "adamw, plain": partial(step, torch.optim.AdamW(parameters, lr=1e-4, fused=fused)),
+        "sgd": partial(step, torch.optim.SGD(parameters, lr=1e-4, fused=fused)),
+        "adamw": partial(step, torch.optim.AdamW(parameters, lr=1e-4, fused=fused)),
     }
 
 
@@ -161,55 +163,57 @@ def measure_training(task: Task, device: torch.device, batch: int, steps: int, t
     """Milliseconds a step, of many in a row: our rounds, and the plain loops, in turns."""
     data = task.training_data().to(device)
     params = initial_parameters(task, 0)
-    trainer = Trainer(task, data, device, Numerics(precision="bfloat16", compile=True))
-    sub_batch = max(1, batch // 8)
-    sophia = {"hessian_every": HESSIAN_EVERY, "hessian_batch": sub_batch}
-    rounds = {
-        "sgd, ours": an_assignment("fedavg", steps, batch),
-        "fed-sophia": an_assignment("fed-sophia", steps, batch, **sophia),
-        "fed-sophia, whole batch": an_assignment("fed-sophia", steps, batch, hessian_every=HESSIAN_EVERY),
+    few = {"hessian_every": HESSIAN_EVERY, "hessian_batch": max(1, batch // 8)}
+    whole = {"hessian_every": HESSIAN_EVERY}
+    assignments = {
+        "sgd": an_assignment("fedavg", steps, batch),
+        "fed-sophia": an_assignment("fed-sophia", steps, batch, **few),
+        "fed-sophia, whole batch": an_assignment("fed-sophia", steps, batch, **whole),
     }
+    fast = Numerics(precision="bfloat16", compile=True)
+    trainers = {"": Trainer(task, data, device, fast)}
+    if device.type == "cuda":
+        trainers[", recorded"] = Trainer(task, data, device, replace(fast, record=True))
     torch.manual_seed(0)
-    loops = plain_steps(task.model().to(device), data, batch, device)
-    taken: dict[str, list[float]] = {name: [] for name in (*rounds, *loops)}
-    refresh: dict[str, list[tuple[float, float]]] = {name: [] for name in rounds}
+    loops = plain_steps(task, data, batch, device)
+    ms: dict[str, list[float]] = {}
     for turn in range(turns + 1):
-        for name, assignment in rounds.items():
-            metrics = trainer.train(assignment, {"params": params}, None).metrics
-            if turn:  # the first compiles
-                taken[name].append(batch / metrics["examples_per_second"] * 1e3)
-                if "refresh_ms" in metrics:
-                    refresh[name].append((metrics["refresh_ms"], metrics["step_ms"]))
-            else:
-                say("first round", case=name, seconds=metrics["train_seconds"])
         for name, step in loops.items():
             step()
-            several = partial(_repeat, step, steps)
-            took = _seconds(several, device)
-            if turn:
-                taken[name].append(took / steps * 1e3)
-    _say_training(taken, refresh, batch, sub_batch, task, metrics)
+            took = _seconds(partial(_repeat, step, steps), device) / steps * 1e3
+            _note(ms, turn, f"{name}, plain", took, task, batch)
+        for how, trainer in trainers.items():
+            for name, assignment in assignments.items():
+                metrics = trainer.train(assignment, {"params": params}, None).metrics
+                took = batch / metrics["examples_per_second"] * 1e3
+                _note(ms, turn, name + how, took, task, batch, metrics)
+    median = {name: statistics.median(taken) for name, taken in ms.items()}
+    for how in trainers:
+        say(
+            "train" + how,
+            fed_sophia_over_adamw=median["adamw, plain"] / median["fed-sophia" + how],
+            our_loop_over_a_plain_one=median["sgd, plain"] / median["sgd" + how],
+            estimate_of_a_step=(median["fed-sophia" + how] / median["sgd" + how] - 1) * HESSIAN_EVERY,
+            spread=max(map(spread, ms.values())),
+        )
 
 
-def _say_training(
-    taken: Mapping[str, list[float]],
-    refresh: Mapping[str, list[tuple[float, float]]],
-    batch: int,
-    sub_batch: int,
+def _note(
+    ms: dict[str, list[float]],
+    turn: int,
+    name: str,
+    took: float,
     task: Task,
-    metrics: Mapping[str, float],
+    batch: int,
+    metrics: Mapping[str, float] | None = None,
 ) -> None:
-    ms = {name: statistics.median(each) for name, each in taken.items()}
+    """Say each as it comes: who has a machine for minutes has what was measured until then."""
+    if turn:  # the first compiles
+        ms.setdefault(name, []).append(took)
+    shown = ("step_ms", "refresh_ms", "peak_memory_bytes", "energy_joules")
+    told = {key: metrics[key] for key in shown if key in metrics} if metrics else {}
     tokens = batch * getattr(task, "context", 1)
-    for name, took in ms.items():
-        say("train", case=name, ms_a_step=took, tokens_per_s=tokens / took * 1e3, spread=spread(taken[name]))
-    for name, pairs in refresh.items():
-        if pairs:
-            extra, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
-            say("refresh", case=name, ms=extra, of_a_step=extra / plain, step_ms=plain, sub_batch=sub_batch)
-    say("fed-sophia over adamw", tokens=ms["adamw, plain"] / ms["fed-sophia"])
-    say("our loop over a plain one", steps=ms["sgd, plain"] / ms["sgd, ours"])
-    say("memory", peak_gb=metrics.get("peak_memory_bytes", 0) / 1e9, joules=metrics.get("energy_joules"))
+    say("turn", number=turn, case=name, ms_a_step=took, tokens_per_s=tokens / took * 1e3, **told)
 
 
 def spread(taken: list[float]) -> float:

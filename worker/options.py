@@ -32,6 +32,8 @@ class Numerics:
     """Examples that go through the model at a time; None: the whole mini-batch."""
     compile: bool = False
     """Whether the model is compiled: faster on a GPU after some tens of seconds."""
+    record: bool = False
+    """Whether the way through the model is recorded on a CUDA device, and played again at each step."""
     recompute: bool = False
     """Whether a model's blocks are computed a second time in place of keeping what is in them."""
 

@@ -102,7 +102,7 @@ class Trainer:
             forward = partial(Forward, self._model, likelihood, device, numerics)
             self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
             # padding is looked for in each batch, for which the device is waited for
-            records = numerics.compile and device.type == "cuda" and not likelihood.padded
+            records = numerics.record and device.type == "cuda" and not likelihood.padded
         self._labels = torch.Generator(device)
         self._recorder = Recorder(self._labels) if records else None
         self._meter = Meter(device)

@@ -70,6 +70,9 @@ def worker(
     compiles: Annotated[
         bool, typer.Option("--compile", help="Compile the model: a GPU is faster after some tens of seconds.")
     ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Record a step's kernels on CUDA, and play them again.")
+    ] = False,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute a model's blocks twice, to keep less in memory.")
     ] = False,
@@ -107,7 +110,7 @@ def worker(
         partition_seed=partition_seed,
         device=device,
         threads=threads,
-        numerics=Numerics(precision, micro_batch, compiles, recompute),
+        numerics=Numerics(precision, micro_batch, compiles, record, recompute),
         rotate_key=rotate_key,
         trust=trust,
     )

@@ -100,7 +100,6 @@ def test_a_compiled_round_in_bfloat16_is_nearly_that_of_float32() -> None:
     assert distance(exact.bundles["delta"], coarse.bundles["delta"]) < 0.05
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, of what is deprecated in it
 @pytest.mark.parametrize("batch", [None, 8])
 def test_a_recorded_step_is_the_step_itself(batch: int | None) -> None:
     """Of what draws nothing: a recording may draw other labels. Rounds follow each other in one trainer."""
@@ -111,7 +110,7 @@ def test_a_recorded_step_is_the_step_itself(batch: int | None) -> None:
     task = Letters()
     state = {"params": initial_parameters(task, 0)}
     plain = Trainer(task, task.training_data(), CUDA)
-    fast = Trainer(task, task.training_data(), CUDA, Numerics(compile=True))
+    fast = Trainer(task, task.training_data(), CUDA, Numerics(record=True))
     for seed in (1, 2):
         rounds = [
             trainer.train(assignment.model_copy(update={"seed": seed}), state, None)
