@@ -30,6 +30,7 @@ class ConnectionOptions(TypedDict):
     ws: Literal["none"]
     proxy_headers: bool
     forwarded_allow_ips: str
+    timeout_keep_alive: int
 
 
 def connection_options(settings: Settings) -> ConnectionOptions:
@@ -39,6 +40,7 @@ def connection_options(settings: Settings) -> ConnectionOptions:
         "ws": "none",  # there is nothing to speak of over one, and it would be out of these bounds
         "proxy_headers": bool(settings.trusted_proxies),
         "forwarded_allow_ips": settings.trusted_proxies,
+        "timeout_keep_alive": settings.keep_alive_s,
     }
 
 

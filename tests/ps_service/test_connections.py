@@ -257,3 +257,19 @@ def test_a_proxy_is_an_address_or_a_network():
     for wrong in ("*", "proxy.example", "10.0.0.7/8"):
         with pytest.raises(ValidationError):
             Settings(trusted_proxies=wrong)
+
+
+async def test_a_connection_on_which_nothing_is_asked_is_kept_for_as_long_as_is_said(connect):
+    """Longer than a proxy in front keeps it, which would else send a request on it that nobody reads."""
+    line = await connect(keep_alive_s=1)
+    began = asyncio.get_running_loop().time()
+    await line.send(HEALTH + b"\r\n")
+    await line.head_and_body()
+    assert await line.closed() == b""
+    assert 0.9 < asyncio.get_running_loop().time() - began < 5
+    kept = await connect()
+    await kept.send(HEALTH + b"\r\n")
+    await kept.head_and_body()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(6):  # uvicorn's own 5 s
+            await kept.closed()
