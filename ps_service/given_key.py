@@ -85,27 +85,36 @@ async def admit(key: str, stores: Stores, clock: Clock, audit: Audit) -> None:
     One that the servers know already stays as it is, and so do all others. Several servers may be started
     with it at a time.
     """
+    async with stores.records.read() as connection:
+        known = await key_records.key_of_secret(connection, hash_secret(key))
+    if known is None:
+        known = await _add(key, stores, clock, audit)
+    if known.revoked_ms is not None or (known.expires_ms is not None and known.expires_ms <= clock.now_ms()):
+        log.warning(
+            "the operator key of %s, %s, was revoked or has expired, and stays of no use: put another there",
+            VARIABLE,
+            known.key_id,
+        )
+
+
+async def _add(key: str, stores: Stores, clock: Clock, audit: Audit) -> OperatorKeySummary:
+    """Let it take the place of the one before; give it as it is known then."""
     now_ms, replaced = clock.now_ms(), list[str]()
     new = OperatorKeySummary(
         key_id=f"{PREFIX}{secrets.token_hex(6)}", label=_LABEL, scopes=EVERYTHING, created_ms=now_ms
     )
     async with stores.records.write() as connection:
         known = await key_records.key_of_secret(connection, hash_secret(key))
-        if known is None:
-            for each in await key_records.list_operator_keys(connection):
-                if each.key_id.startswith(PREFIX) and each.revoked_ms is None:
-                    await key_records.revoke_operator_key(connection, each.key_id, now_ms)
-                    replaced.append(each.key_id)
-            await key_records.add_operator_key(connection, hash_secret(key), new)
-    if known is None:
-        audit.note("server", "admit", {"key_id": new.key_id})
-        log.info("the operator key of %s is admitted as %s", VARIABLE, new.key_id)
-    elif known.revoked_ms is not None or (known.expires_ms is not None and known.expires_ms <= now_ms):
-        log.warning(
-            "the operator key of %s, %s, was revoked or has expired, and stays of no use: put another there",
-            VARIABLE,
-            known.key_id,
-        )
+        if known is not None:
+            return known  # another server has started at the same time
+        for each in await key_records.list_operator_keys(connection):
+            if each.key_id.startswith(PREFIX) and each.revoked_ms is None:
+                await key_records.revoke_operator_key(connection, each.key_id, now_ms)
+                replaced.append(each.key_id)
+        await key_records.add_operator_key(connection, hash_secret(key), new)
+    audit.note("server", "admit", {"key_id": new.key_id})
+    log.info("the operator key of %s is admitted as %s", VARIABLE, new.key_id)
     for key_id in replaced:
         audit.note("server", "revoke", {"key_id": key_id, "replaced_by": new.key_id})
         log.info("the operator key %s, which was given before it, is revoked", key_id)
+    return new
