@@ -66,8 +66,8 @@ class Settings(BaseSettings):
     """A body that falls behind for so long is given up; a refused one is read on for so long."""
     min_body_bytes_per_s: float = Field(default=256.0, ge=0)
     """The least pace of a tensor message, over the time above."""
-    keep_alive_s: int = Field(default=75, ge=1)
-    """How long a connection stays open on which nothing is asked."""
+    proxy_keep_alive_s: int = Field(default=75, ge=1)
+    """How long a connection of a trusted proxy stays open on which nothing is asked."""
     max_header_bytes: int = Field(default=16_384, ge=1024)
     """Longest request line and headers."""
     header_timeout_s: float = Field(default=10.0, gt=0)

@@ -126,13 +126,13 @@ async def test_a_wait_is_not_cut_off_unless_the_time_out_is_shorter(
 
 def test_an_idle_connection_is_closed_by_the_proxy_and_not_under_its_next_request() -> None:
     kept = re.findall(r"^ {4}keepalive_timeout (\d+)s;", CONFIGURATION.read_text("utf-8"), flags=re.MULTILINE)
-    assert [float(seconds) + MAY_BE_LATE_S <= Settings(_env_file=None).keep_alive_s for seconds in kept] == [
-        True
-    ]
+    assert [
+        float(seconds) + MAY_BE_LATE_S <= Settings(_env_file=None).proxy_keep_alive_s for seconds in kept
+    ] == [True]
     told = dict(
         re.findall(r"^(\w+)=(.*)$", (DEPLOY / "k8s" / "base" / "server.env").read_text("utf-8"), re.MULTILINE)
     )
-    assert float(told["FED_SOPHIA_KEEP_ALIVE_S"]) >= INGRESS_KEEPS_S + MAY_BE_LATE_S
+    assert float(told["FED_SOPHIA_PROXY_KEEP_ALIVE_S"]) >= INGRESS_KEEPS_S + MAY_BE_LATE_S
 
 
 async def test_events_come_as_they_happen(behind: ServerProcess, proxy: NginxProcess) -> None:
