@@ -7,6 +7,7 @@ so is what is held of an answer that nobody reads.
 """
 
 import asyncio
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import ClassVar, Literal, TypedDict
 
 from starlette.types import Scope
@@ -17,6 +18,9 @@ from ps_service.inflow import EXTENSION, Inflow
 from ps_service.routes.problems import answer
 from ps_service.settings import Settings
 
+KEEP_ALIVE_S = 5
+"""How long a connection of anybody stays open on which nothing is asked. Proxies are trusted with longer, for
+each holds memory, and a flood of them would hold all of it."""
 LINGER_S = 1.0
 AROUND_A_HEADER = len(b": \r\n")
 MOST_AHEAD = 16
@@ -30,6 +34,7 @@ class ConnectionOptions(TypedDict):
     ws: Literal["none"]
     proxy_headers: bool
     forwarded_allow_ips: str
+    timeout_keep_alive: int
 
 
 def connection_options(settings: Settings) -> ConnectionOptions:
@@ -39,14 +44,18 @@ def connection_options(settings: Settings) -> ConnectionOptions:
         "ws": "none",  # there is nothing to speak of over one, and it would be out of these bounds
         "proxy_headers": bool(settings.trusted_proxies),
         "forwarded_allow_ips": settings.trusted_proxies,
+        "timeout_keep_alive": KEEP_ALIVE_S,
     }
 
 
 def bounded_protocol(settings: Settings) -> type[asyncio.Protocol]:
     """uvicorn's protocol over httptools, which bounds neither by itself, with these bounds."""
     max_bytes = settings.max_header_bytes
+    proxies = tuple(ip_network(each) for each in settings.trusted_proxies.split(",") if each)
 
     class Bounded(_BoundedProtocol):
+        trusted_proxies = proxies
+        proxy_keep_alive_s = settings.proxy_keep_alive_s
         max_header_bytes = max_bytes
         header_timeout_s = settings.header_timeout_s
         read_timeout_s = settings.body_timeout_s
@@ -71,6 +80,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     that, too, a least pace is expected.
     """
 
+    trusted_proxies: ClassVar[tuple[IPv4Network | IPv6Network, ...]]
+    proxy_keep_alive_s: ClassVar[int]
     max_header_bytes: ClassVar[int]
     header_timeout_s: ClassVar[float]
     read_timeout_s: ClassVar[float]
@@ -91,6 +102,8 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.client is not None and self._is_proxy(self.client[0]):
+            self.timeout_keep_alive = self.proxy_keep_alive_s
         self._expect_a_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -192,6 +205,13 @@ class _BoundedProtocol(HttpToolsProtocol):
         else:
             super().send_400_response(msg)
             self._look_later()
+
+    def _is_proxy(self, host: str) -> bool:
+        if not self.trusted_proxies:
+            return False
+        address = ip_address(host)
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self.trusted_proxies)
 
     def _count(self, size_bytes: int) -> None:
         self._told = True

@@ -21,6 +21,7 @@ from ps_service.app import create_app
 from ps_service.clock import SystemClock
 from ps_service.collector import collect_seldom
 from ps_service.connections import connection_options
+from ps_service.given_key import admit, given_key
 from ps_service.listening import BACKLOG, allow_many_connections, listen
 from ps_service.service import Service
 from ps_service.settings import Settings
@@ -53,27 +54,33 @@ def serve(settings: Settings, announce: Callable[[str], None], stores: OpensStor
     Args: stores: opens what the server keeps in its data directory; None: `open_stores`.
 
     Raises:
-        InvalidUsage: the address or the data directory is another's, or the files of TLS or the object
-            store cannot be used.
+        InvalidUsage: the address or the data directory is another's, or the files of TLS, of the operator's
+            key, or the object store cannot be used.
         StorageNotWritable: the disk of the data directory is full, read-only or failing.
     """
-    tls = tls_arguments(settings)
-    os.umask(0o077)  # all that is made is the operator's own, also in a directory that others may enter
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    tls = tls_arguments(settings)
+    key_file = settings.server_operator_key_file
+    key = None if key_file is None else given_key(key_file)
+    os.umask(0o077)  # all that is made is the operator's own, also in a directory that others may enter
     allow_many_connections()
     keep_freed_memory()
     # the loop uvicorn would choose: uvloop where it is installed
     loop_factory = uvicorn.Config("ps_service.app:create_app", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         try:
-            runner.run(_serve(settings, tls, announce, stores or partial(open_stores, settings)))
+            runner.run(_serve(settings, tls, key, announce, stores or partial(open_stores, settings)))
         except StorageNotWritable as error:
             raise StorageNotWritable(f"data directory {settings.server_data_dir}: {error.detail}") from error
 
 
 async def _serve(
-    settings: Settings, tls: TlsArguments, announce: Callable[[str], None], open_: OpensStores
+    settings: Settings,
+    tls: TlsArguments,
+    key: str | None,
+    announce: Callable[[str], None],
+    open_: OpensStores,
 ) -> None:
     directory = settings.server_data_dir
     with writing_files():
@@ -87,7 +94,10 @@ async def _serve(
         await asyncio.to_thread(stores.blobs.check)
         app = create_app(settings, stores, await _clock(stores), directory / AUDIT_LOG)
         service: Service = app.state.service
-        await service.operator_keys.make_first_credentials(directory)
+        if key is None:
+            await service.operator_keys.make_first_credentials(directory)
+        else:
+            await admit(key, stores, service.clock, service.audit)
         host, port = listener.getsockname()[:2]
         scheme = "https" if tls else "http"
         url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

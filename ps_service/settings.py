@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """Whether plain HTTP may be spoken beyond this machine."""
     server_data_dir: Path = Path("fed-sophia-data")
     """Directory of the database, the tensors and the first credentials."""
+    server_operator_key_file: Path | None = None
+    """File of an operator key that is good from the start; None: the first start makes one."""
     database_url: SecretStr = SecretStr("")
     """The PostgreSQL that several servers share: postgresql://user:password@host/name; empty: a file of the
     data directory."""
@@ -64,6 +66,8 @@ class Settings(BaseSettings):
     """A body that falls behind for so long is given up; a refused one is read on for so long."""
     min_body_bytes_per_s: float = Field(default=256.0, ge=0)
     """The least pace of a tensor message, over the time above."""
+    proxy_keep_alive_s: int = Field(default=75, ge=1)
+    """How long a connection of a trusted proxy stays open on which nothing is asked."""
     max_header_bytes: int = Field(default=16_384, ge=1024)
     """Longest request line and headers."""
     header_timeout_s: float = Field(default=10.0, gt=0)

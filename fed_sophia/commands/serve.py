@@ -98,31 +98,42 @@ def serve(
         insecure=insecure,
     )
     trusted_by = (tls_ca or tls_cert) if advertised_ca(settings) else None
-    run_server(settings, lambda url: _announce(url, data_dir, trusted_by, output))
+    given = settings.server_operator_key_file
+    key_file, token_file = given or data_dir / "operator.key", None if given else data_dir / "join.token"
+    run_server(settings, lambda url: _announce(url, data_dir, key_file, token_file, trusted_by, output))
     output.summary("stopped; start again with the same --data-dir to go on", {"stopped": True})
 
 
-def _announce(url: str, data_dir: Path, trusted_by: Path | None, output: Output) -> None:
+def _announce(
+    url: str,
+    data_dir: Path,
+    key_file: Path,
+    token_file: Path | None,
+    trusted_by: Path | None,
+    output: Output,
+) -> None:
     """Say where the server listens, where its credentials are, and what to do next."""
-    key_file, token_file = data_dir / "operator.key", data_dir / "join.token"
     output.event(
         "listening",
         f"parameter server on {url}\n"
         f"  operator key   {key_file}\n"
-        f"  join token     {token_file}\n\n" + next_steps(url, key_file, token_file, trusted_by),
+        f"  join token     {token_file or 'yours to make'}\n\n"
+        + next_steps(url, key_file, token_file, trusted_by),
         {
             "url": url,
             "data_dir": str(data_dir),
             "operator_key_file": str(key_file),
-            "join_token_file": str(token_file),
+            "join_token_file": None if token_file is None else str(token_file),
         },
     )
 
 
-def next_steps(url: str, key_file: Path, token_file: Path, trusted_by: Path | None) -> str:
+def next_steps(url: str, key_file: Path, token_file: Path | None, trusted_by: Path | None) -> str:
     """The commands by which a worker joins the server that listens at `url`, and an operator begins a run.
 
-    Args: trusted_by: the file of the CA that the server is known by; None if that is left to the system.
+    Args:
+        token_file: None if the server has made none.
+        trusted_by: the file of the CA that the server is known by; None if that is left to the system.
     """
     host, where = urlsplit(url).hostname or "", ""
     if ip_address(host).is_unspecified:
@@ -134,8 +145,15 @@ def next_steps(url: str, key_file: Path, token_file: Path, trusted_by: Path | No
     as_operator = f"{server} --operator-key-file {key_file}"
     if trusted_by is not None:
         as_operator += f" --ca {trusted_by}"
+    token_first = ""
+    if token_file is None:
+        token_file = Path("join.token")
+        token_first = (
+            f"First, a join token for workers{where}:\n"
+            f"  fed-sophia token create {as_operator} --uses 100 | head -n 1 > {token_file}\n"
+        )
     return (
-        f"Next, in another terminal, on a machine that holds data{where}:\n"
+        f"{token_first}Next, in another terminal, on a machine that holds data{where}:\n"
         f"  fed-sophia worker {server} --join-token-file {token_file} --task digits\n"
         "and begin a run:\n"
         f"  fed-sophia run create {as_operator} --task digits --cohort-size 1 --follow\n"

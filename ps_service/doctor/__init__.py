@@ -14,6 +14,7 @@ from ps_service.doctor.data_directory import check_data_directory
 from ps_service.doctor.database import check_database
 from ps_service.doctor.finding import Finding
 from ps_service.doctor.limits import check_limits
+from ps_service.doctor.operator_key import check_operator_key
 from ps_service.doctor.tls_files import check_tls_files
 from ps_service.settings import Settings
 
@@ -23,5 +24,6 @@ CHECKS: Mapping[str, Callable[[Settings], Finding]] = {
     "clock": check_clock,
     "blobs": check_blobs,
     "tls": check_tls_files,
+    "operator-key": check_operator_key,
     "limits": check_limits,
 }

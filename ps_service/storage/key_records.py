@@ -71,6 +71,13 @@ async def operator_key(
     return None if row is None else _key(row)
 
 
+async def key_of_secret(connection: AsyncConnection, secret_hash: str) -> OperatorKeySummary | None:
+    """The key of this secret, whether or not it is good for anything still."""
+    query = select(operator_keys).where(operator_keys.c.secret_hash == secret_hash)
+    row = (await connection.execute(query)).first()
+    return None if row is None else _key(row)
+
+
 async def list_operator_keys(connection: AsyncConnection) -> list[OperatorKeySummary]:
     query = select(operator_keys).order_by(operator_keys.c.created_ms, operator_keys.c.key_id)
     return [_key(row) for row in await connection.execute(query)]

@@ -129,7 +129,7 @@ def selectors_match(resources: Resources) -> Iterator[str]:
 
 
 def nothing_secret_is_written(resources: Resources) -> Iterator[str]:
-    secret = re.compile(r"PASSWORD|SECRET|TOKEN|_KEY|DATABASE_URL")
+    secret = re.compile(r"(PASSWORD|SECRET|TOKEN|_KEY|DATABASE_URL)(?!\w*_FILE$)")
     for resource in resources:
         if resource["kind"] == "Secret":
             yield f"{shown(resource)}: is written down"

@@ -90,8 +90,24 @@ def settings_are_set(resources: Resources) -> Iterator[str]:
             yield f"{server.name}: servers share no object store"
     elif server.owner["spec"].get("replicas") != 1 or server.owner["spec"]["strategy"]["type"] != "Recreate":
         yield f"{server.name}: two servers may come to use one data directory"
+    if str(settings.server_operator_key_file) not in _files_of_secrets(server):
+        yield f"{server.name}: its operator key is of no Secret that it alone can read"
     if any(of_kind(resources, "Ingress")) and not settings.trusted_proxies:
         yield f"{server.name}: takes all devices for the ingress"
+
+
+def _files_of_secrets(of: Pods) -> set[str]:
+    """Where a pod finds the key `key` of Secrets that others of its machine cannot read."""
+    secrets = {
+        volume["name"]
+        for volume in of.spec["volumes"]
+        if volume.get("secret", {}).get("defaultMode", 0o644) & 0o007 == 0 and "secret" in volume
+    }
+    return {
+        f"{each['mountPath']}/key"
+        for each in of.containers[0]["volumeMounts"]
+        if each["name"] in secrets and each.get("readOnly")
+    }
 
 
 def servers_have_time_to_stop(resources: Resources) -> Iterator[str]:

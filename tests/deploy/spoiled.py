@@ -7,6 +7,7 @@ from typing import Any
 from tests.deploy.manifests import Resource, Resources, named, of_kind
 
 Spoils = Callable[[Resources], object]
+OPERATOR_KEY_FILE = "FED_SOPHIA_SERVER_OPERATOR_KEY_FILE"
 
 
 def _pod(resources: Resources, kind: str = "Deployment", name: str = "fed-sophia-server") -> Resource:
@@ -16,6 +17,16 @@ def _pod(resources: Resources, kind: str = "Deployment", name: str = "fed-sophia
 
 def _container(resources: Resources, name: str = "fed-sophia-server") -> Any:
     return _pod(resources, name=name)["containers"][0]
+
+
+def _variable(resources: Resources, name: str) -> Any:
+    [found] = [each for each in _container(resources)["env"] if each["name"] == name]
+    return found
+
+
+def _volume(resources: Resources, name: str) -> Any:
+    [found] = [each for each in _pod(resources)["volumes"] if each["name"] == name]
+    return found
 
 
 def _security(resources: Resources) -> Any:
@@ -75,7 +86,7 @@ OF_ANY_POD: list[tuple[str, Spoils, str]] = [
         lambda them: _container(them)["resources"]["limits"].pop("memory"),
         "no limits",
     ),
-    ("resources_are_bounded", lambda them: _pod(them)["volumes"][1].update(emptyDir={}), "fill its node"),
+    ("resources_are_bounded", lambda them: _volume(them, "tmp").update(emptyDir={}), "fill its node"),
     ("images_are_pinned", lambda them: _container(them).update(image="postgres:latest"), "no version"),
     ("images_are_pinned", lambda them: _container(them).update(image="registry:5000/postgres"), "no version"),
     ("images_are_pinned", lambda them: _container(them).update(image="fed-sophia-server:0.0.9"), "is not"),
@@ -107,7 +118,7 @@ OF_ANY_POD: list[tuple[str, Spoils, str]] = [
     ),
     (
         "nothing_secret_is_written",
-        lambda them: _container(them)["env"][0].update(value="postgresql://a:b@c/d"),
+        lambda them: _variable(them, "FED_SOPHIA_DATABASE_URL").update(value="postgresql://a:b@c/d"),
         "written down",
     ),
 ]
@@ -134,7 +145,17 @@ OF_OURS: list[tuple[str, Spoils, str]] = [
     ("settings_are_set", lambda them: _settings(them).pop("FED_SOPHIA_SERVER_DATA_DIR"), "no volume"),
     (
         "settings_are_set",
-        lambda them: _pod(them)["volumes"][0].update(persistentVolumeClaim={"claimName": "data"}),
+        lambda them: _variable(them, OPERATOR_KEY_FILE).update(value="/tmp/key"),
+        "no Secret",
+    ),
+    (
+        "settings_are_set",
+        lambda them: _volume(them, "operator-key")["secret"].pop("defaultMode"),
+        "no Secret",
+    ),
+    (
+        "settings_are_set",
+        lambda them: _volume(them, "data").update(persistentVolumeClaim={"claimName": "data"}),
         "two servers",
     ),
     ("servers_have_time_to_stop", lambda them: _settings(them).update(FED_SOPHIA_DRAIN_S="46"), "drains"),

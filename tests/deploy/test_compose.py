@@ -29,7 +29,24 @@ def variables(service: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_server_its_stores_and_two_workers_are_there() -> None:
-    assert set(SERVICES) == {"postgres", "s3", "migrate", "server", "worker-1", "worker-2"}
+    assert set(SERVICES) == {"postgres", "s3", "server", "worker-1", "worker-2"}
+
+
+def command_lines(service: dict[str, Any]) -> list[list[str]]:
+    """What it runs of ours, one after the other."""
+    if service.get("entrypoint") == ["sh", "-ec"]:
+        [script] = service["command"]
+        return [line.removeprefix("exec ").split() for line in script.split("; ")]
+    return [["fed-sophia", *service["command"]]]
+
+
+def test_the_server_migrates_its_database_first_and_is_told_itself_to_stop() -> None:
+    [script] = SERVICES["server"]["command"]
+    assert command_lines(SERVICES["server"]) == [
+        ["fed-sophia", "database", "migrate"],
+        ["fed-sophia", "serve"],
+    ]
+    assert "exec fed-sophia serve" in script
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -54,12 +71,11 @@ def test_a_service_of_ours_is_this_version_and_can_be_built(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_service_of_ours_is_told_nothing_that_nobody_reads(name: str) -> None:
-    options, of_command = options_and_variables(
-        ["fed-sophia", *(word for word in OURS[name]["command"] if not word.startswith("-"))]
-    )
+    *_, words = command_lines(OURS[name])
+    options, of_command = options_and_variables([word for word in words if not word.startswith("-")])
     told = {each for each in variables(OURS[name]) if each.startswith("FED_SOPHIA_")}
     assert told - of_command - (set() if name.startswith("worker") else SETTINGS) == set()
-    used = {word.partition("=")[0] for word in OURS[name]["command"] if word.startswith("-")}
+    used = {word.partition("=")[0] for word in words if word.startswith("-")}
     assert used - options == set()
 
 
@@ -79,7 +95,7 @@ def test_the_server_has_settings_that_are_valid_and_both_stores() -> None:
 
 def test_workers_do_not_see_the_stores() -> None:
     of_stores = {name for name, each in SERVICES.items() if "stores" in each["networks"]}
-    assert of_stores == {"postgres", "s3", "migrate", "server"}
+    assert of_stores == {"postgres", "s3", "server"}
     assert COMPOSED["networks"]["stores"]["internal"] is True
 
 
@@ -99,8 +115,11 @@ def test_a_store_is_the_one_of_the_manifests(name: str, manifest: str) -> None:
     assert service["image"] == container["image"]
     assert service.get("entrypoint") == container.get("command")
     assert set(service["environment"]) == {each["name"] for each in container["env"]}
-    mounted = [each["mountPath"] for each in container["volumeMounts"] if each["name"] == "data"]
-    assert [each.partition(":")[2] for each in service["volumes"]] == mounted
+    mounted = {each["mountPath"] for each in container["volumeMounts"]}
+    written = {each.partition(":")[2] for each in service["volumes"]} | {
+        each.partition(":")[0] for each in service["tmpfs"]
+    }
+    assert written == mounted
 
 
 def test_nothing_secret_is_written_and_what_is_to_be_given_is_in_the_guide() -> None:

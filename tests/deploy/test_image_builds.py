@@ -1,26 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images built for real, which takes minutes, a network and podman: docs/howto/build-images.md.
 
-    FED_SOPHIA_IMAGES=1 pytest tests/deploy/test_image_builds.py
-
-Words of `FED_SOPHIA_IMAGES_OPTIONS` are given to each `podman build`: another base, a pip.conf.
+FED_SOPHIA_IMAGES=1 pytest tests/deploy/test_image_builds.py
 """
 
 import os
 import secrets
-import shlex
-import subprocess
-import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
-from tests.deploy.manifests import ROOT
+from tests.deploy.containers import BUILDS_WITHIN_S, RUNS_WITHIN_S, answers, built, podman
 from tests.deploy.test_images import PARTS, USER
 
-BUILDS_WITHIN_S, RUNS_WITHIN_S = 900, 120
-MAX_SERVER_BYTES = 250_000_000
+MAX_SERVER_BYTES = 235_000_000
 """Of what the server's image adds to its base."""
 
 pytestmark = [
@@ -29,21 +22,9 @@ pytestmark = [
 ]
 
 
-def podman(*words: str, within_s: float = RUNS_WITHIN_S) -> str:
-    done = subprocess.run(
-        ["podman", *words], capture_output=True, text=True, timeout=within_s, check=False, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module", params=PARTS)
 def image(request: pytest.FixtureRequest) -> str:
-    name = f"fed-sophia-{request.param}:test"
-    options = shlex.split(os.environ.get("FED_SOPHIA_IMAGES_OPTIONS", ""))
-    file = f"deploy/images/{request.param}.Containerfile"
-    podman("build", *options, "-f", file, "-t", name, ".", within_s=BUILDS_WITHIN_S)
-    return name
+    return built(request.param)
 
 
 CONFINED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp:size=64m")
@@ -64,18 +45,6 @@ def server(image: str) -> Iterator[tuple[str, str]]:
     finally:
         podman("rm", "--force", name)
         podman("volume", "rm", name)
-
-
-def answers(url: str) -> bool:
-    until = time.monotonic() + RUNS_WITHIN_S
-    while time.monotonic() < until:
-        try:
-            if httpx.get(url, timeout=2).is_success:
-                return True
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    return False
 
 
 def test_a_server_answers_without_root_on_a_root_that_is_read_only_and_stops_tidily(

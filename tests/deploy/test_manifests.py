@@ -18,9 +18,11 @@ from tests.deploy.manifests import (
     OVERLAYS,
     ROOT,
     Resources,
+    environment,
     kubectl,
     named,
     of_kind,
+    pods,
     rendered,
     rendered_together,
     shown,
@@ -77,6 +79,21 @@ def test_all_components_together_keep_to_the_policies(policy: str, everything: R
 def test_a_component_alone_goes_with_the_base(component: str, tmp_path: Path) -> None:
     resources = rendered_together(tmp_path, K8S / "base", [component])
     assert [complaint for policy in POLICIES for complaint in complaints(resources, policy)] == []
+
+
+@pytest.mark.parametrize("part", ["server", "workers"])
+def test_what_podman_runs_keeps_to_the_policies_but_for_the_network_of_its_machine(part: str) -> None:
+    resources = rendered(K8S / "podman" / part)
+    held = ("pods_are_confined", "resources_are_bounded", "images_are_pinned", "variables_exist")
+    found = [each for policy in held for each in complaints(resources, policy)]
+    assert [each for each in found if not each.endswith("shares its node's network or processes")] == []
+    told = [environment(resources, container) for each in pods(resources) for container in each.containers]
+    if part == "server":
+        assert [(each["FED_SOPHIA_HOST"], each["FED_SOPHIA_INSECURE"]) for each in told] == [
+            ("127.0.0.1", "false")
+        ]
+    else:
+        assert [each["FED_SOPHIA_SERVER"] for each in told] == ["http://127.0.0.1:8080"] * 2
 
 
 @pytest.mark.parametrize("version", KUBERNETES)

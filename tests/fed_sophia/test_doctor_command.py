@@ -41,7 +41,7 @@ def test_where_nothing_is_wrong_it_is_told_of_each_check_and_nothing_is_made(
     done = fed_sophia("doctor", "--json", FED_SOPHIA_MAX_WAITING="100")
     found = checked(done)
     assert list(found) == ["variables", "settings", *CHECKS, "summary"]
-    assert found["summary"] == {"ok": 8, "warnings": 0, "errors": 0}
+    assert found["summary"] == {"ok": 9, "warnings": 0, "errors": 0}
     assert done.code == 0
     assert list(tmp_path.iterdir()) == []
 

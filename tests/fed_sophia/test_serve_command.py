@@ -48,3 +48,9 @@ def test_only_operators_are_given_the_ca_for_a_worker_has_its_hash_in_the_token(
     assert "--ca" not in worker
     assert "--operator-key-file d/operator.key --ca chain.pem " in run
     assert "--operator-key-file d/operator.key --ca chain.pem " in token
+
+
+def test_who_brought_the_operator_key_makes_the_join_token_first() -> None:
+    steps = next_steps("http://127.0.0.1:8080", KEY, None, None).splitlines()
+    assert "token create" in steps[1] and "--operator-key-file d/operator.key" in steps[1]
+    assert steps[1].endswith("> join.token") and "--join-token-file join.token" in steps[3]

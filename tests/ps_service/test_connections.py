@@ -7,6 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from ps_service.connections import bounded_protocol
 from ps_service.settings import Settings
 
 MAX_BYTES = 2_000
@@ -257,3 +258,43 @@ def test_a_proxy_is_an_address_or_a_network():
     for wrong in ("*", "proxy.example", "10.0.0.7/8"):
         with pytest.raises(ValidationError):
             Settings(trusted_proxies=wrong)
+
+
+async def test_only_a_proxy_s_connection_on_which_nothing_is_asked_is_kept_for_long(connect):
+    """Longer than the proxy keeps it, which would else send a request on it that nobody reads."""
+    of_anybody = await connect()
+    of_a_proxy = await connect(trusted_proxies="10.0.0.0/8,127.0.0.1", proxy_keep_alive_s=75)
+    of_a_hasty_one = await connect(trusted_proxies="127.0.0.0/8", proxy_keep_alive_s=1)
+    lines = (of_anybody, of_a_proxy, of_a_hasty_one)
+    began = asyncio.get_running_loop().time()
+    for line in lines:
+        await line.send(HEALTH + b"\r\n")
+        await line.head_and_body()
+
+    async def closed_after_s(line):
+        try:
+            async with asyncio.timeout(7):
+                assert await line.closed() == b""
+        except TimeoutError:
+            return None
+        return asyncio.get_running_loop().time() - began
+
+    anybody, proxy, hasty = await asyncio.gather(*map(closed_after_s, lines))
+    assert 4.9 < anybody < 7
+    assert proxy is None
+    assert 0.9 < hasty < 4
+
+
+@pytest.mark.parametrize(
+    ("host", "is_one"),
+    [
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+        ("fd00::7", True),
+        ("11.1.2.3", False),
+        ("fd00::8", False),
+    ],
+)
+def test_a_proxy_is_known_by_its_address_however_it_is_written(host, is_one):
+    protocol = bounded_protocol(Settings(trusted_proxies="10.0.0.0/8,fd00::7"))
+    assert protocol._is_proxy(protocol, host) is is_one

@@ -23,6 +23,7 @@ from ps_service.doctor.database import check_database
 from ps_service.doctor.examination import examine
 from ps_service.doctor.finding import Level, ok
 from ps_service.doctor.limits import available_bytes, check_limits
+from ps_service.doctor.operator_key import check_operator_key
 from ps_service.doctor.tls_files import check_tls_files
 from ps_service.doctor.variables import check_variables
 from ps_service.settings import Settings
@@ -328,6 +329,23 @@ def test_files_of_tls_that_do_not_fit_or_are_not_there_are_an_error(authority, t
     exposed = check_tls_files(Settings(host="0.0.0.0"))
     assert (exposed.level, "plain HTTP" in exposed.said) == (Level.ERROR, True)
     assert check_tls_files(Settings(host="0.0.0.0", insecure=True)).level == Level.OK
+
+
+# --- the operator's key ------------------------------------------------------------------------------
+
+
+def test_an_operator_s_key_is_looked_at_where_one_is_given(tmp_path):
+    file = tmp_path / "key"
+    file.write_text("fso_" + secrets.token_hex(32))
+    file.chmod(0o440)
+    settings = Settings(server_operator_key_file=file)
+    assert check_operator_key(settings).level == check_operator_key(Settings()).level == Level.OK
+    file.chmod(0o444)
+    assert check_operator_key(settings).remedy == f"chmod o= {file}"
+    file.chmod(0o600)
+    file.write_text("fso_secret")
+    found = check_operator_key(settings)
+    assert (found.level, "expected one line" in found.said) == (Level.ERROR, True)
 
 
 # --- limits and variables ----------------------------------------------------------------------------

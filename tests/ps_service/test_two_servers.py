@@ -19,8 +19,8 @@ from tests.ps_service.test_resumption import offset, send_part
 
 
 @pytest.fixture
-async def start_two(start_server, new_database, s3, tmp_path):
-    """Start both; options as `start_server`'s."""
+async def start_two(new_database, s3, start_server, tmp_path):
+    """Start both; options as `start_server`'s, which ends before its database does."""
 
     async def start(kind=ObjectBlobs, **options):
         url, clock, prefix = new_database(), ManualClock(), secrets.token_hex(6)

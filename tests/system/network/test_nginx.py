@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,13 +28,16 @@ from tests.system.network.devices import (
     received_bytes,
 )
 from tests.system.network.federation import federate
-from tests.system.network.nginx import NginxProcess, annotated, directives, nginx
+from tests.system.network.nginx import CONFIGURATION, DEPLOY, NginxProcess, annotated, directives, nginx
 from worker.answers import NothingYet
 from worker.downloader import Downloader
 
 MEGABYTE = 10**6
 AT_ONCE_S = 5.0
 """Longer than it takes, and much shorter than the 15 s after which the server says that it is still there."""
+INGRESS_KEEPS_S = 60.0
+"""What ingress-nginx keeps an idle connection for, unless its own ConfigMap says otherwise."""
+MAY_BE_LATE_S = 10.0
 LONG = pytest.mark.skipif("FED_SOPHIA_LONG" not in os.environ, reason="takes minutes: make test-long")
 
 
@@ -118,6 +122,17 @@ async def test_a_wait_is_not_cut_off_unless_the_time_out_is_shorter(
     ):
         with pytest.raises(ServerUnreachable, match="504"):
             await device.client.next_assignment(device.worker_id, wait_s)
+
+
+def test_an_idle_connection_is_closed_by_the_proxy_and_not_under_its_next_request() -> None:
+    kept = re.findall(r"^ {4}keepalive_timeout (\d+)s;", CONFIGURATION.read_text("utf-8"), flags=re.MULTILINE)
+    assert [
+        float(seconds) + MAY_BE_LATE_S <= Settings(_env_file=None).proxy_keep_alive_s for seconds in kept
+    ] == [True]
+    told = dict(
+        re.findall(r"^(\w+)=(.*)$", (DEPLOY / "k8s" / "base" / "server.env").read_text("utf-8"), re.MULTILINE)
+    )
+    assert float(told["FED_SOPHIA_PROXY_KEEP_ALIVE_S"]) >= INGRESS_KEEPS_S + MAY_BE_LATE_S
 
 
 async def test_events_come_as_they_happen(behind: ServerProcess, proxy: NginxProcess) -> None:
