@@ -110,7 +110,9 @@ def _shared(parts: Sequence[Part], wanted: Wanted, model: Model) -> Slope:
     for part in parts:
         weight = part.num_terms / num_terms
         outputs = objective.outputs(part.inputs)
-        share = objective.loss(outputs, part.targets) * weight
+        share = objective.loss(outputs, part.targets)
+        if weight != 1:
+            share = share * weight
         gradients = torch.autograd.grad(
             share,
             parameters,

@@ -140,8 +140,10 @@ def _plain_step(
 def _number_over(values: torch.Tensor, bound: float) -> torch.Tensor:
     """How many are beyond ±bound; NaN is not."""
     # ones and zeros of float32, which a CPU adds four times as fast as truth values, and exactly up to 2^24
-    over = torch.split(values.abs().gt_(bound).flatten(), 2**24)
-    return torch.stack([part.sum() for part in over]).long().sum()
+    over = values.abs().gt_(bound)
+    if over.numel() <= 2**24:
+        return over.sum().long()
+    return torch.stack([part.sum() for part in torch.split(over.flatten(), 2**24)]).long().sum()
 
 
 def clip_metrics(state: SophiaState) -> dict[str, float]:
