@@ -3,9 +3,12 @@
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from protocol.errors import InvalidTask
-from worker.tasks.likelihood import LIKELIHOODS, PADDING, likelihood_named
+from worker.tasks.likelihood import LIKELIHOODS, MOST_LOGITS_AT_ONCE, PADDING, likelihood_named
 
 
 def a_generator() -> torch.Generator:
@@ -31,6 +34,52 @@ def test_categorical_labels_are_drawn_as_often_as_the_softmax_says() -> None:
     frequency = torch.bincount(drawn, minlength=4) / 40_000
     p = torch.softmax(logits, 0)
     assert ((frequency - p).abs() <= 5 * (p * (1 - p) / 40_000).sqrt() + 1e-9).all()
+
+
+class Watched(TorchDispatchMode):
+    """Sees the memory of the largest tensor that is made, and which operations there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest_bytes = 0
+        self.operations: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.operations.add(func.name())
+        made = [each.untyped_storage().nbytes() for each in tree_leaves(result) if isinstance(each, Tensor)]
+        self.largest_bytes = max([self.largest_bytes, *made])
+        return result
+
+
+def drawn_at_once(logits: Tensor) -> Tensor:
+    noise = -torch.empty(logits.shape).exponential_(generator=a_generator()).log()
+    return (logits + noise).argmax(dim=-1)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)], ids=["examples", "tokens"])
+def test_categorical_labels_are_those_of_noise_and_sums_in_float32_whatever_the_logits_are(
+    shape: tuple[int, ...], kind: torch.dtype
+) -> None:
+    outputs = torch.randn(*shape, generator=a_generator()).to(kind)
+    drawn = LIKELIHOODS["categorical"].sample(outputs, torch.zeros(shape[:-1]), a_generator())
+    assert torch.equal(drawn, drawn_at_once(outputs.float()))
+
+
+def test_categorical_labels_of_many_logits_are_drawn_in_bounded_memory_and_are_those_drawn_at_once() -> None:
+    """Of 18·2^20 logits, which take little themselves: each row is the same."""
+    logits = torch.randn(2**20, generator=a_generator()).expand(3, 6, 2**20)
+    with Watched() as watched:
+        drawn = LIKELIHOODS["categorical"].sample(logits, torch.zeros(3, 6), a_generator())
+    assert watched.largest_bytes == 4 * MOST_LOGITS_AT_ONCE < 4 * logits.numel()
+    assert torch.equal(drawn, drawn_at_once(logits))
+
+
+def test_more_classes_than_logits_at_once_are_drawn_row_by_row() -> None:
+    logits = torch.zeros(1).expand(1, MOST_LOGITS_AT_ONCE + 1)
+    drawn = LIKELIHOODS["categorical"].sample(logits, torch.zeros(1), a_generator())
+    assert drawn.shape == (1,)
 
 
 def test_bernoulli_draws_have_their_probability_and_gaussian_ones_unit_variance() -> None:
@@ -98,6 +147,32 @@ def test_no_label_is_drawn_for_padding() -> None:
 def test_a_batch_of_nothing_but_padding_is_refused_by_name() -> None:
     with pytest.raises(InvalidTask, match="every one of a batch is -100, which marks padding"):
         LIKELIHOODS["categorical"].loss(torch.zeros(3, 5), torch.full((3,), PADDING))
+
+
+def test_where_the_data_has_no_padding_no_batch_is_looked_into() -> None:
+    """Where the processor has to know a number that a GPU has, it waits; torch calls that a local scalar."""
+    targets = torch.tensor([[1, 2, 0], [3, 4, 0]])
+    outputs, categorical = torch.randn(2, 3, 5, generator=a_generator()), LIKELIHOODS["categorical"]
+    known = categorical.of_data(targets)
+    with Watched() as watched:
+        loss = known.loss(outputs, targets)
+        assert known.num_terms(known.sample(outputs, targets, a_generator())) == 6
+    assert "aten::_local_scalar_dense" not in watched.operations
+    assert torch.equal(loss, categorical.loss(outputs, targets))
+    with Watched() as watched:
+        categorical.loss(outputs, targets)
+    assert "aten::_local_scalar_dense" in watched.operations
+
+
+def test_where_the_data_has_padding_it_stays_padding_and_a_batch_of_nothing_else_is_refused() -> None:
+    targets = torch.tensor([[1, PADDING], [PADDING, PADDING]])
+    known = LIKELIHOODS["categorical"].of_data(targets)
+    assert known.num_terms(targets) == 1
+    assert torch.equal(
+        known.sample(torch.zeros(2, 2, 5), targets, a_generator()) == PADDING, targets == PADDING
+    )
+    with pytest.raises(InvalidTask, match="every one of a batch is -100"):
+        known.loss(torch.zeros(1, 2, 5), targets[1:])
 
 
 def test_an_unknown_likelihood_is_refused_with_the_menu() -> None:

@@ -6,6 +6,7 @@ Gauss–Newton–Bartlett estimate needs targets drawn from it. To add a likelih
 methods of `Likelihood` and add a line to `LIKELIHOODS`.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,10 +17,19 @@ from protocol.errors import InvalidTask
 
 PADDING = -100
 """The class number that marks a target as padding, as PyTorch's cross-entropy has it."""
+MOST_LOGITS_AT_ONCE = 2**24
+"""For so many, label draws make noise at a time: 64 MiB, whatever the batch and the number of classes."""
 
 
 class Likelihood(Protocol):
     """A distribution of targets given outputs."""
+
+    def of_data(self, targets: Tensor) -> "Likelihood":
+        """The same, for batches of these targets alone: what is known of all need not be looked for in each.
+
+        The processor waits for a GPU to look into a batch that is there.
+        """
+        ...
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean negative log-likelihood over the loss terms, a scalar.
@@ -46,12 +56,19 @@ class Likelihood(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Categorical:
     """One of C classes; outputs are logits (…, C), targets class numbers (…).
 
     A loss term is one example for (B, C) and one token for (B, T, C). A target of `PADDING` is none: it
     has no part in the loss, the metrics or their number, and no label is drawn for it.
     """
+
+    padded: bool = True
+    """Whether a target may be padding."""
+
+    def of_data(self, targets: Tensor) -> "Categorical":
+        return Categorical(padded=bool((targets == PADDING).any()))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         _require_shape(targets, outputs.shape[:-1])
@@ -60,14 +77,14 @@ class Categorical:
         return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=PADDING)
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        # Gumbel-max: the argmax of logits + Gumbel noise has the distribution softmax(logits).
-        # -log(E) of a standard exponential E is Gumbel noise.
-        exponential = torch.empty(outputs.shape, device=outputs.device).exponential_(generator=generator)
-        drawn = (outputs - exponential.log_()).argmax(dim=-1)
-        return drawn.masked_fill_(targets == PADDING, PADDING)
+        # a CPU draws the same whatever the number of rows at a time: its noise comes in their order
+        num_rows = max(1, MOST_LOGITS_AT_ONCE // outputs.shape[-1])
+        parts = torch.split(outputs.flatten(0, -2), num_rows)
+        drawn = torch.cat([_gumbel_max(part, generator) for part in parts]).view(outputs.shape[:-1])
+        return drawn.masked_fill_(targets == PADDING, PADDING) if self.padded else drawn
 
     def num_terms(self, targets: Tensor) -> int:
-        return int((targets != PADDING).sum())
+        return int((targets != PADDING).sum()) if self.padded else targets.numel()
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         loss = self.loss(outputs, targets) * self.num_terms(targets)
@@ -77,6 +94,9 @@ class Categorical:
 
 class Bernoulli:
     """Independent yes or no; outputs are logits, targets 0 or 1 of the same shape; each is a loss term."""
+
+    def of_data(self, targets: Tensor) -> "Bernoulli":
+        return self
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         _require_shape(targets, outputs.shape)
@@ -99,6 +119,9 @@ class Gaussian:
 
     Each value is a loss term: (output - target)²/2. The constant log(2π)/2 is left out.
     """
+
+    def of_data(self, targets: Tensor) -> "Gaussian":
+        return self
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         _require_shape(targets, outputs.shape)
@@ -132,6 +155,14 @@ def likelihood_named(name: str) -> Likelihood:
         return LIKELIHOODS[name]
     except KeyError:
         raise InvalidTask(f"likelihood {name!r}: expected one of {', '.join(LIKELIHOODS)}") from None
+
+
+def _gumbel_max(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw from each row's softmax, of which the argmax of logits + Gumbel noise is a draw."""
+    # −log(E) of a standard exponential E is such noise. It and the sum are float32 whatever the logits are:
+    # of so few numbers as bfloat16 has, many would be equal
+    exponential = torch.empty(logits.shape, device=logits.device).exponential_(generator=generator)
+    return (logits - exponential.log_()).argmax(dim=-1)
 
 
 def _require_shape(targets: Tensor, expected: torch.Size) -> None:
