@@ -110,6 +110,17 @@ def test_all_blocks_count_into_one_number() -> None:
 
 if not INTERPRETED:
 
+    def test_the_processor_does_not_wait_for_the_device_to_step_or_to_count() -> None:
+        theta, g, m, h, estimate = (tensor.to(DEVICE) for tensor in random_tensors((1000,)))
+        state = SophiaState(0, (m,), (h,), ClipCount.nothing_yet((theta,)))
+        sophia_step((theta,), (g,), state, SETTINGS, (estimate,))  # to compile it, it may wait
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            state = sophia_step((theta,), (g,), state, SETTINGS, (estimate,))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert state.clips is not None and 0 < state.clips.fraction < 1
+
     def test_more_values_than_fit_in_31_bits_have_their_own_places() -> None:
         number = 2**31 + BLOCK + 5
         if torch.cuda.mem_get_info()[0] < 14 * number:

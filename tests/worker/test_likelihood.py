@@ -4,10 +4,9 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from protocol.errors import InvalidTask
+from tests.worker.watched import Watched
 from worker.tasks.likelihood import LIKELIHOODS, MOST_LOGITS_AT_ONCE, PADDING, likelihood_named
 
 
@@ -34,22 +33,6 @@ def test_categorical_labels_are_drawn_as_often_as_the_softmax_says() -> None:
     frequency = torch.bincount(drawn, minlength=4) / 40_000
     p = torch.softmax(logits, 0)
     assert ((frequency - p).abs() <= 5 * (p * (1 - p) / 40_000).sqrt() + 1e-9).all()
-
-
-class Watched(TorchDispatchMode):
-    """Sees the memory of the largest tensor that is made, and which operations there were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest_bytes = 0
-        self.operations: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.operations.add(func.name())
-        made = [each.untyped_storage().nbytes() for each in tree_leaves(result) if isinstance(each, Tensor)]
-        self.largest_bytes = max([self.largest_bytes, *made])
-        return result
 
 
 def drawn_at_once(logits: Tensor) -> Tensor:
@@ -150,18 +133,17 @@ def test_a_batch_of_nothing_but_padding_is_refused_by_name() -> None:
 
 
 def test_where_the_data_has_no_padding_no_batch_is_looked_into() -> None:
-    """Where the processor has to know a number that a GPU has, it waits; torch calls that a local scalar."""
     targets = torch.tensor([[1, 2, 0], [3, 4, 0]])
     outputs, categorical = torch.randn(2, 3, 5, generator=a_generator()), LIKELIHOODS["categorical"]
     known = categorical.of_data(targets)
     with Watched() as watched:
         loss = known.loss(outputs, targets)
         assert known.num_terms(known.sample(outputs, targets, a_generator())) == 6
-    assert "aten::_local_scalar_dense" not in watched.operations
+    assert not watched.waited_for_the_device
     assert torch.equal(loss, categorical.loss(outputs, targets))
     with Watched() as watched:
         categorical.loss(outputs, targets)
-    assert "aten::_local_scalar_dense" in watched.operations
+    assert watched.waited_for_the_device
 
 
 def test_where_the_data_has_padding_it_stays_padding_and_a_batch_of_nothing_else_is_refused() -> None:

@@ -10,6 +10,7 @@ from protocol.bound import DeltaBound
 from protocol.encodings import ENCODINGS
 from protocol.errors import InvalidMessage
 from protocol.fed_sophia import FedSophiaHyperparameters, FedSophiaSharedHyperparameters
+from tests.worker.watched import Watched
 from worker.optimizers.base import KeptTensors, RoundStart
 from worker.optimizers.sophia import (
     ClipCount,
@@ -229,6 +230,19 @@ def test_the_clip_fraction_is_the_mean_over_the_steps_of_this_round(
     for gradients in ([3.0, -3.0, 2.5, 2.0], [0.0, 0.0, -2.1, 0.0], [0.0, 0.0, 0.0, 0.0]):
         optimizer = optimizer.step(parameters, tensors(gradients), None)
     assert optimizer.metrics()["clip_fraction"] == pytest.approx((3 + 1 + 0) / 12)
+
+
+def test_no_step_waits_for_the_device_to_count_and_the_metrics_do() -> None:
+    values = FedSophiaHyperparameters(hessian_every=2).optimizer_settings(3)
+    parameters = tensors([1.0, -1.0])
+    optimizer = Sophia.begin(values, a_start(parameters))
+    with Watched() as watched:
+        for estimate in (tensors([1.0, 0.0]), None, tensors([1.0, 0.0])):
+            optimizer = optimizer.step(parameters, tensors([1.0, 2.0]), estimate)
+    assert not watched.waited_for_the_device
+    with Watched() as watched:
+        assert optimizer.metrics()["clip_fraction"] > 0
+    assert watched.waited_for_the_device
 
 
 def test_more_coordinates_than_float32_can_count_are_counted_exactly() -> None:

@@ -75,7 +75,7 @@ def fused_step(
     return new_momentum, new_hessian
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _kernel(
     parameters,
     gradients,
@@ -100,8 +100,7 @@ def _kernel(
     """One block of the step; `estimate` and `new_hessian`, or `held_back`, may be None."""
     first = tl.program_id(0).to(tl.int64) * BLOCK  # there may be more than 2^31 values
     at = first + tl.arange(0, BLOCK)
-    # only the last block needs a mask: with one, and a number that is no multiple of 16, each value would be
-    # read by itself
+    # only the last block needs a mask: with one that may end anywhere, each value is read by itself
     if first + BLOCK <= number:
         _block(
             parameters, gradients, momentum, hessian, estimate, new_momentum, new_hessian, held_back,

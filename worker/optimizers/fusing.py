@@ -45,10 +45,10 @@ def _compiled_on(device: torch.device) -> FusedStep | None:
         from worker.optimizers.fused_sophia import fused_step
     except ImportError:
         return None
-    values = torch.ones(1, device=device)
+    values, count = torch.ones(1, device=device), torch.zeros((), dtype=torch.int64, device=device)
     numbers = dict.fromkeys(("learning_rate", "momentum_decay", "hessian_decay", "weight_decay"), 0.5)
     try:
-        fused_step(values, values, values, values, None, None, clip_bound=1.0, epsilon=1.0, **numbers)
+        fused_step(values, values, values, values, None, count, clip_bound=1.0, epsilon=1.0, **numbers)
         torch.cuda.synchronize(device)
     except Exception as error:  # whatever its compilers raise: the step can be had without them
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]

@@ -124,16 +124,17 @@ def _plain_step(
     momentum = averaged(momentum, gradients, settings.momentum_decay)
     if hessian_estimate is not None:
         hessian = averaged(hessian, hessian_estimate, settings.hessian_decay)
-    # θ − ηλ·θ, not θ·(1 − ηλ): in float32 that factor is off by up to 2⁻²⁵, the same way at every step,
-    # and uses up what the bound allows for rounding
-    if settings.weight_decay:
-        torch._foreach_add_(parameters, parameters, alpha=-settings.learning_rate * settings.weight_decay)
-    moves = torch._foreach_div(momentum, torch._foreach_clamp_min(hessian, settings.epsilon))
-    for move in moves:
+    rate, bound = settings.learning_rate, settings.clip_bound
+    for theta, m, h in zip(parameters, momentum, hessian, strict=True):
+        # θ − ηλ·θ, not θ·(1 − ηλ): in float32 that factor is off by up to 2⁻²⁵, the same way at every step,
+        # and uses up what the bound allows for rounding
+        if settings.weight_decay:
+            theta.add_(theta, alpha=-rate * settings.weight_decay)
+        move = h.clamp_min(settings.epsilon)
+        torch.div(m, move, out=move)
         if held_back is not None:
-            held_back += _number_over(move, settings.clip_bound)
-        move.clamp_(-settings.clip_bound, settings.clip_bound)
-    torch._foreach_add_(parameters, moves, alpha=-settings.learning_rate)
+            held_back += _number_over(move, bound)
+        theta.add_(move.clamp_(-bound, bound), alpha=-rate)
     return momentum, hessian
 
 
