@@ -126,6 +126,7 @@ class Gathering:
         self._patience_s = patience_s
         self._clock_s = clock_s
         self._groups: dict[str, _Group] = {}
+        self._here: set[_Waiting] = set()
         self._came = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._at_work: list[_Waiting] = []
@@ -144,6 +145,7 @@ class Gathering:
         waiting = _Waiting(part, state, asyncio.get_running_loop().create_future())
         group = self._group_of(part.assignment)
         group.waiting[waiting] = None
+        self._here.add(waiting)
         group.last_came_s = self._clock_s()
         self._came.set()
         if self._running is None or self._running.done():
@@ -155,6 +157,8 @@ class Gathering:
             self._came.set()  # nobody may be left to wait for
             await self._end_for_nobody()
             raise
+        finally:
+            self._here.discard(waiting)
 
     def _group_of(self, assignment: Assignment) -> _Group:
         alike = assignment.model_dump_json(exclude=_OWN)
@@ -165,6 +169,15 @@ class Gathering:
         return group
 
     async def _run(self) -> None:
+        try:
+            await self._train_who_waits()
+        except Exception as error:  # of a report, say: whoever went on waiting would wait for ever
+            for waiting in self._here:
+                if not waiting.result.done():
+                    waiting.result.set_exception(error)
+            self._groups.clear()
+
+    async def _train_who_waits(self) -> None:
         """Train stack after stack, while anybody waits."""
         while any(group.waiting for group in self._groups.values()):
             wait_s, group = self._next()
@@ -230,9 +243,9 @@ class Gathering:
         train = partial(self._trainer.train, parts, state)
         self._work = asyncio.create_task(stoppable(train, self._executor))
         await asyncio.wait([self._work])
-        self._at_work = []
+        work, self._work, self._at_work = self._work, None, []  # its results are large: theirs from now on
         try:
-            results = self._work.result()
+            results = work.result()
         except (asyncio.CancelledError, Stopped):  # by the last of them
             for waiting in stack:
                 waiting.result.cancel()
