@@ -346,9 +346,8 @@ async def serve_aside(
             ServerClient(options.server_url, transport, tls=tls) as client,
             StoreClient(options.server_url, store_tls_for(options)) as store,
         ):
-            enrolling = Enrolling(client, options, task_name, report, pauses, fsync)
-            async with shared.coming:
-                worker_id = await accompanied(enrolling.enrol_once(identity), failure())
+            enrolling = Enrolling(client, options, task_name, report, pauses, fsync, shared.coming)
+            worker_id = await accompanied(enrolling.enrol_once(identity), failure())
             making = partial(
                 Agent,
                 options.name,
@@ -365,5 +364,9 @@ async def serve_aside(
                 shared,
             )
             agent = await to_its_end(making)  # it looks through its files
-            telling = for_ever() if device is None else tell_device(client, worker_id, device, pauses)
+            telling = (
+                for_ever()
+                if device is None
+                else tell_device(client, worker_id, device, pauses, shared.coming)
+            )
             await accompanied(agent.run(options.max_assignments), telling)

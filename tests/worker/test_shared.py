@@ -6,10 +6,11 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from protocol.codec import digest_of
-from tests.worker.small_server import JOIN_TOKEN, PARAMS, SmallServer, a_server, message_of, training
+from tests.worker.small_server import JOIN_TOKEN, PARAMS, SmallServer, a_server, message_of, problem, training
 from tests.worker.workplace import StubTrainer
 from worker.agent import serve_aside
 from worker.aside import InThread
@@ -54,6 +55,10 @@ class Counter:
         self.here -= 1
 
 
+async def on_a_cpu() -> str:
+    return "cpu"
+
+
 async def work_of(server: SmallServer, folder: Path, shared: Shared) -> None:
     options = WorkerOptions(
         "http://fed.example", str(JOIN_TOKEN), folder.name, folder, "digits", max_assignments=1
@@ -66,11 +71,12 @@ async def work_of(server: SmallServer, folder: Path, shared: Shared) -> None:
         lambda _event: None,
         pauses,
         transport=server,
+        device=on_a_cpu,
         shared=shared,
     )
 
 
-@pytest.mark.parametrize("at", ["enrol", "tensors_of", "upload"])
+@pytest.mark.parametrize("at", ["enrol", "heartbeat", "tensors_of", "upload"])
 async def test_no_more_come_fetch_or_send_at_a_time_than_share_a_turn(tmp_path: Path, at: str):
     at_once, counter = 2, Counter()
     shared = Shared(coming=asyncio.Semaphore(at_once), moving=asyncio.Semaphore(at_once))
@@ -82,3 +88,24 @@ async def test_no_more_come_fetch_or_send_at_a_time_than_share_a_turn(tmp_path: 
             workers.create_task(work_of(server, tmp_path / f"w{number}", shared))
     assert all("a-1" in server.received for server in servers)
     assert 1 <= counter.most <= at_once
+
+
+async def test_who_waits_for_an_operators_approval_holds_up_nobody(tmp_path: Path):
+    async def pending() -> httpx.Response:
+        return problem("approval-pending", 403)
+
+    shared = Shared(coming=asyncio.Semaphore(1))
+    servers = [a_server(training(1)) for _ in range(3)]
+    for server in servers:
+        server.before["heartbeat"] = pending
+    async with asyncio.timeout(20):
+        works = [
+            asyncio.create_task(work_of(server, tmp_path / f"w{number}", shared))
+            for number, server in enumerate(servers)
+        ]
+        while not all(server.enrolments for server in servers):
+            await asyncio.sleep(0)
+        for server in servers:  # the operator approves
+            del server.before["heartbeat"]
+        await asyncio.gather(*works)
+    assert all("a-1" in server.received for server in servers)
