@@ -160,6 +160,8 @@ class Agent:
                 if isinstance(assignment, Assignment):
                     await self._decline_in_passing(assignment.assignment_id, failed.error)
                 raise
+            finally:
+                self._global_state.let_go()
         return await self._heard_of(self._deliver(self._outbox.pending()[0]))
 
     async def _await_assignment(self) -> Assignment | EvaluationAssignment:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from protocol.codec import digest_of
@@ -35,9 +36,62 @@ async def test_each_worker_fetches_for_itself_and_the_memory_is_spent_once():
 
     assert asked == [DIGEST] * 3
     assert all(each["params"] is pulled[0]["params"] for each in pulled)
-    del pulled, states
+    assert list(shared.held.by_digest) == [DIGEST]
+
+
+async def test_of_many_workers_that_wait_none_holds_the_version_it_had_last():
+    versions = [message_of({"w": np.full(3, number, np.float32)}) for number in range(20)]
+    messages = {digest_of([message]): message for message in versions}
+    asked: list[str] = []
+
+    async def fetch(run_id: str, digest: str, at_most_bytes: int | None) -> memoryview:
+        asked.append(digest)
+        return memoryview(messages[digest])
+
+    shared = Shared()
+    workers = [GlobalState(fetch, shared.held) for _ in messages]
+    for worker, digest in zip(workers, messages, strict=True):
+        await worker.pull("run-1", {"params": digest})
+        worker.let_go()
     gc.collect()
-    assert len(shared.held) == 0
+    newest = list(messages)[-1]
+    assert list(shared.held.by_digest) == [newest]
+
+    await workers[-1].pull("run-1", {"params": newest})
+    assert asked.count(newest) == 1, "it has fetched this one"
+    await workers[0].pull("run-1", {"params": newest})
+    assert asked.count(newest) == 2, "each fetches for itself"
+
+
+async def test_what_a_worker_at_work_holds_is_not_decoded_again_for_others_while_runs_take_turns():
+    of_one, of_other = message_of(PARAMS), message_of({"w": np.zeros(3, np.float32)})
+
+    async def fetch(run_id: str, digest: str, at_most_bytes: int | None) -> memoryview:
+        return memoryview(of_one if digest == DIGEST else of_other)
+
+    shared = Shared()
+    at_work, another, later = (GlobalState(fetch, shared.held) for _ in range(3))
+    state = await at_work.pull("run-1", {"params": DIGEST})
+    await another.pull("run-2", {"params": digest_of([of_other])})
+    another.let_go()
+    assert (await later.pull("run-1", {"params": DIGEST}))["params"] is state["params"]
+
+
+async def test_a_worker_lets_go_of_an_old_version_before_it_fetches_a_new_one():
+    versions = [message_of({"w": np.full(3, number, np.float32)}) for number in range(2)]
+    messages = {digest_of([message]): message for message in versions}
+    shared, held_meanwhile = Shared(), []
+
+    async def fetch(run_id: str, digest: str, at_most_bytes: int | None) -> memoryview:
+        gc.collect()
+        held_meanwhile.append(len(shared.held.by_digest))
+        return memoryview(messages[digest])
+
+    worker = GlobalState(fetch, shared.held)
+    for digest in messages:
+        await worker.pull("run-1", {"params": digest})
+        worker.let_go()
+    assert held_meanwhile == [0, 0]
 
 
 @dataclass
