@@ -11,6 +11,7 @@ A stack that fails is halved until who failed is alone: log₂K + 1 times the wo
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,7 @@ class _Group:
 
     waiting: dict[_Waiting, None] = field(default_factory=dict)  # in the order they came
     last_came_s: float = 0.0
+    last_begun_s: float = -math.inf
     trained: int = 0
 
 
@@ -188,26 +190,31 @@ class Gathering:
             for waiting in stack:
                 del group.waiting[waiting]
             group.trained += len(stack)
+            group.last_begun_s = self._clock_s()
             await self._do(stack)
 
     def _next(self) -> tuple[float, _Group]:
-        """(seconds until it is begun with, the group that is first)."""
+        """(seconds until it is begun with, the group that is first).
+
+        Of those that are due, who had no turn for longest: one that is always full keeps no other waiting.
+        """
         now_s = self._clock_s()
         waits = [
-            wait_before(
-                len(group.waiting),
-                group.trained,
-                members=self._members,
-                most=self._most,
-                quiet_s=now_s - group.last_came_s,
-                patience_s=self._patience_s,
+            (
+                wait_before(
+                    len(group.waiting),
+                    group.trained,
+                    members=self._members,
+                    most=self._most,
+                    quiet_s=now_s - group.last_came_s,
+                    patience_s=self._patience_s,
+                ),
+                group,
             )
-            if group.waiting
-            else float("inf")
             for group in self._groups.values()
+            if group.waiting
         ]
-        first = min(range(len(waits)), key=waits.__getitem__)
-        return waits[first], list(self._groups.values())[first]
+        return min(waits, key=lambda each: (each[0], each[1].last_begun_s))
 
     async def _arrival(self, within_s: float) -> None:
         self._came.clear()

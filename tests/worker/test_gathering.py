@@ -132,6 +132,15 @@ async def test_members_in_different_rounds_are_never_stacked():
     assert sorted(trainer.stacks) == [[0, 1], [2, 3]]
 
 
+async def test_a_round_that_always_fills_a_stack_keeps_no_other_waiting():
+    trainer = Stacks(most=2)
+    async with a_swarm(trainer, members=100, patience_s=0.0) as swarm:
+        busy = [each for _ in range(10) for each in swarm.sends(0, 1)]
+        (other,) = swarm.sends(2, of_round=2)
+        await asyncio.gather(*busy, other)
+    assert trainer.stacks.index([2]) == 1
+
+
 async def test_the_next_round_gathers_anew():
     trainer = Stacks(most=8)
     async with a_swarm(trainer, members=3) as swarm:
