@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from protocol.fields import Answered, Count, Identifier, Int, Label, Said
+from protocol.fields import Answered, Count, Identifier, Int, Label, OneLine, Said
 
 PROTOCOL_VERSION = 1
 
@@ -83,7 +83,7 @@ class Heartbeat(Said):
     """`POST /v1/workers/{worker}/heartbeat`: still there; the tasks replace those of the enrolment."""
 
     tasks: Annotated[tuple[Label, ...], Field(min_length=1, max_length=64)] | None = None
-    device: Label | None = None
+    device: OneLine | None = None
     """What it trains on, for the operator to see: `NVIDIA H100 80GB HBM3`, `cpu`. None leaves it."""
 
 

@@ -15,6 +15,8 @@ SchemaVersion = Annotated[Int, Field(ge=1, le=1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=128)]
+OneLine = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^\PC+$")]
+"""Without control characters, of which PostgreSQL takes no zero and a terminal takes many for commands."""
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 """One of a few choices."""
 Seed = Annotated[Int, Field(ge=0, lt=2**63)]

@@ -160,6 +160,8 @@ class Agent:
                 if isinstance(assignment, Assignment):
                     await self._decline_in_passing(assignment.assignment_id, failed.error)
                 raise
+            finally:
+                self._global_state.let_go()
         return await self._heard_of(self._deliver(self._outbox.pending()[0]))
 
     async def _await_assignment(self) -> Assignment | EvaluationAssignment:
@@ -346,9 +348,8 @@ async def serve_aside(
             ServerClient(options.server_url, transport, tls=tls) as client,
             StoreClient(options.server_url, store_tls_for(options)) as store,
         ):
-            enrolling = Enrolling(client, options, task_name, report, pauses, fsync)
-            async with shared.coming:
-                worker_id = await accompanied(enrolling.enrol_once(identity), failure())
+            enrolling = Enrolling(client, options, task_name, report, pauses, fsync, shared.coming)
+            worker_id = await accompanied(enrolling.enrol_once(identity), failure())
             making = partial(
                 Agent,
                 options.name,
@@ -365,5 +366,9 @@ async def serve_aside(
                 shared,
             )
             agent = await to_its_end(making)  # it looks through its files
-            telling = for_ever() if device is None else tell_device(client, worker_id, device, pauses)
+            telling = (
+                for_ever()
+                if device is None
+                else tell_device(client, worker_id, device, pauses, shared.coming)
+            )
             await accompanied(agent.run(options.max_assignments), telling)

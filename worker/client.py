@@ -261,7 +261,8 @@ class ServerClient(Connections):
             del all_headers["Authorization"]
         body: AsyncIterator[bytes] | bytes | None
         if isinstance(content, BaseModel):
-            body = content.model_dump_json().encode()
+            # without what is not said: a server of before refuses names that it does not know
+            body = content.model_dump_json(exclude_none=True).encode()
             all_headers["Content-Type"] = "application/json"
         else:
             body = content

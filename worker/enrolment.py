@@ -21,6 +21,7 @@ from worker.events import Enrolled, Report
 from worker.identity import Identity, save_identity
 from worker.options import WorkerOptions
 from worker.patience import Pauses, persistently
+from worker.shared import AT_WILL, Turns
 from worker.threads import to_its_end
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Enrolling:
     report: Report
     pauses: Pauses
     fsync: Fsync = os.fsync
+    turns: Turns = AT_WILL
 
     async def enrol_once(self, identity: Identity) -> str:
         """Give the worker's id, kept from an earlier start or fresh from the server.
@@ -153,4 +155,8 @@ class Enrolling:
         await to_its_end(partial(save_identity, self.options.state_dir, identity, self.fsync))
 
     async def _persistently(self, action: Callable[[], Awaitable[T]]) -> T:
-        return await persistently(action, self.options.name, self.report, self.pauses)
+        async def in_turn() -> T:
+            async with self.turns:
+                return await action()
+
+        return await persistently(in_turn, self.options.name, self.report, self.pauses)

@@ -11,6 +11,7 @@ A stack that fails is halved until who failed is alone: log₂K + 1 times the wo
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,7 @@ class _Group:
 
     waiting: dict[_Waiting, None] = field(default_factory=dict)  # in the order they came
     last_came_s: float = 0.0
+    last_begun_s: float = -math.inf
     trained: int = 0
 
 
@@ -126,6 +128,7 @@ class Gathering:
         self._patience_s = patience_s
         self._clock_s = clock_s
         self._groups: dict[str, _Group] = {}
+        self._here: set[_Waiting] = set()
         self._came = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._at_work: list[_Waiting] = []
@@ -144,6 +147,7 @@ class Gathering:
         waiting = _Waiting(part, state, asyncio.get_running_loop().create_future())
         group = self._group_of(part.assignment)
         group.waiting[waiting] = None
+        self._here.add(waiting)
         group.last_came_s = self._clock_s()
         self._came.set()
         if self._running is None or self._running.done():
@@ -155,6 +159,8 @@ class Gathering:
             self._came.set()  # nobody may be left to wait for
             await self._end_for_nobody()
             raise
+        finally:
+            self._here.discard(waiting)
 
     def _group_of(self, assignment: Assignment) -> _Group:
         alike = assignment.model_dump_json(exclude=_OWN)
@@ -165,6 +171,15 @@ class Gathering:
         return group
 
     async def _run(self) -> None:
+        try:
+            await self._train_who_waits()
+        except Exception as error:  # of a report, say: whoever went on waiting would wait for ever
+            for waiting in self._here:
+                if not waiting.result.done():
+                    waiting.result.set_exception(error)
+            self._groups.clear()
+
+    async def _train_who_waits(self) -> None:
         """Train stack after stack, while anybody waits."""
         while any(group.waiting for group in self._groups.values()):
             wait_s, group = self._next()
@@ -175,26 +190,31 @@ class Gathering:
             for waiting in stack:
                 del group.waiting[waiting]
             group.trained += len(stack)
+            group.last_begun_s = self._clock_s()
             await self._do(stack)
 
     def _next(self) -> tuple[float, _Group]:
-        """(seconds until it is begun with, the group that is first)."""
+        """(seconds until it is begun with, the group that is first).
+
+        Of those that are due, who had no turn for longest: one that is always full keeps no other waiting.
+        """
         now_s = self._clock_s()
         waits = [
-            wait_before(
-                len(group.waiting),
-                group.trained,
-                members=self._members,
-                most=self._most,
-                quiet_s=now_s - group.last_came_s,
-                patience_s=self._patience_s,
+            (
+                wait_before(
+                    len(group.waiting),
+                    group.trained,
+                    members=self._members,
+                    most=self._most,
+                    quiet_s=now_s - group.last_came_s,
+                    patience_s=self._patience_s,
+                ),
+                group,
             )
-            if group.waiting
-            else float("inf")
             for group in self._groups.values()
+            if group.waiting
         ]
-        first = min(range(len(waits)), key=waits.__getitem__)
-        return waits[first], list(self._groups.values())[first]
+        return min(waits, key=lambda each: (each[0], each[1].last_begun_s))
 
     async def _arrival(self, within_s: float) -> None:
         self._came.clear()
@@ -230,9 +250,9 @@ class Gathering:
         train = partial(self._trainer.train, parts, state)
         self._work = asyncio.create_task(stoppable(train, self._executor))
         await asyncio.wait([self._work])
-        self._at_work = []
+        work, self._work, self._at_work = self._work, None, []  # its results are large: theirs from now on
         try:
-            results = self._work.result()
+            results = work.result()
         except (asyncio.CancelledError, Stopped):  # by the last of them
             for waiting in stack:
                 waiting.result.cancel()

@@ -13,6 +13,7 @@ from protocol.messages import Heartbeat
 from worker.client import ServerClient
 from worker.patience import Pauses
 from worker.retry import wait_before_retry
+from worker.shared import AT_WILL, Turns
 from worker.threads import for_ever
 
 ATTEMPTS = 10
@@ -26,22 +27,36 @@ Raises: FedSophiaError: the task cannot be loaded.
 
 
 async def tell_device(
-    client: ServerClient, worker_id: str, device_name: DeviceName, pauses: Pauses
+    client: ServerClient,
+    worker_id: str,
+    device_name: DeviceName,
+    pauses: Pauses,
+    turns: Turns = AT_WILL,
 ) -> NoReturn:
-    """A companion that never fails: what ends a worker, its work will meet."""
+    """A companion that never fails: what ends a worker, its work will meet.
+
+    Args: turns: all workers of a process know its name at the same moment.
+    """
     try:
         name = await device_name()
     except FedSophiaError:
         name = None
     if name:
-        await _tell(client, worker_id, Heartbeat(device=name[:MAX_NAME]), pauses)
+        await _tell(client, worker_id, Heartbeat(device=name[:MAX_NAME]), pauses, turns)
     await for_ever()
 
 
-async def _tell(client: ServerClient, worker_id: str, beat: Heartbeat, pauses: Pauses) -> None:
+async def _tell(
+    client: ServerClient,
+    worker_id: str,
+    beat: Heartbeat,
+    pauses: Pauses,
+    turns: Turns,
+) -> None:
     for attempt in range(ATTEMPTS):
         try:
-            await client.heartbeat(worker_id, beat)
+            async with turns:
+                await client.heartbeat(worker_id, beat)
         except FedSophiaError as error:
             wait_s = wait_before_retry(error, attempt, pauses.jitter())
         else:

@@ -13,6 +13,13 @@ MANY = 10_240
 """As many as macOS gives to who may have any number."""
 
 
+def more_than(before: int, most: int) -> list[int]:
+    """The limits to try for, the best first: none is less than what is allowed already."""
+    if before == resource.RLIM_INFINITY:
+        return []
+    return [most, *([MANY] if before < MANY else [])]
+
+
 def allow_members(members: int) -> None:
     """Let this process have as many files open as it may, instead of as many as is usual.
 
@@ -20,7 +27,7 @@ def allow_members(members: int) -> None:
         InvalidUsage: they are too few for so many workers.
     """
     before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in (most, MANY):
+    for limit in more_than(before, most):
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
             break

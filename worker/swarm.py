@@ -90,10 +90,11 @@ class _Crew:
 
     async def live(self, options: WorkerOptions, number: int) -> None:
         """Be one member; after the others comes the evaluator."""
+        name = await self._task.name()
         try:
             await serve_aside(
                 options,
-                await self._task.name(),
+                name,
                 _OnceLoaded(self, number),
                 self._report,
                 PAUSES,

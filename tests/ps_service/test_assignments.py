@@ -228,7 +228,7 @@ async def test_a_heartbeat_says_what_a_worker_trains_on_and_the_last_word_stands
     assert devices == [None, "cpu", "cpu", "NVIDIA L4", "NVIDIA L4", "NVIDIA L4"]
 
 
-@pytest.mark.parametrize("device", ["", "x" * 129, 7])
+@pytest.mark.parametrize("device", ["", "x" * 129, 7, "a\x00b", "\x1b[31mred", "two\nlines"])
 async def test_what_cannot_be_a_device_s_name_is_refused(server, device):
     worker = await server.enrol("worker", tasks=("digits",))
     answer = await worker.http.post(f"/v1/workers/{worker.worker_id}/heartbeat", json={"device": device})

@@ -2,7 +2,9 @@
 """Members of a swarm wait for one another, and none suffers by another."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -130,6 +132,15 @@ async def test_members_in_different_rounds_are_never_stacked():
     assert sorted(trainer.stacks) == [[0, 1], [2, 3]]
 
 
+async def test_a_round_that_always_fills_a_stack_keeps_no_other_waiting():
+    trainer = Stacks(most=2)
+    async with a_swarm(trainer, members=100, patience_s=0.0) as swarm:
+        busy = [each for _ in range(10) for each in swarm.sends(0, 1)]
+        (other,) = swarm.sends(2, of_round=2)
+        await asyncio.gather(*busy, other)
+    assert trainer.stacks.index([2]) == 1
+
+
 async def test_the_next_round_gathers_anew():
     trainer = Stacks(most=8)
     async with a_swarm(trainer, members=3) as swarm:
@@ -248,7 +259,50 @@ async def test_one_member_that_fails_alone_is_not_tried_twice():
     assert trainer.stacks == [[0]]
 
 
+async def test_nobody_waits_for_ever_when_a_report_fails():
+    def told(at_once: int) -> None:
+        raise BrokenPipeError("nobody reads what is told")
+
+    trainer = Stacks(most=4, fewer_after_the_first=2)
+    with ThreadPoolExecutor(1) as executor:
+        gathering = Gathering(trainer, InThread(NoEvaluator(), executor), executor, 8, told)
+        async with asyncio.timeout(20):
+            everyone = Swarm(gathering, []).sends(*range(8))
+            found = await asyncio.gather(*everyone, return_exceptions=True)
+    assert found[:4] == [0, 1, 2, 3]
+    assert [type(each) for each in found[4:]] == [BrokenPipeError] * 4
+
+
+async def test_a_trainer_that_gives_too_few_results_is_everybodys_error():
+    class Forgetful(Stacks):
+        def train(
+            self, parts: Sequence[Part], state: Mapping[str, Bundle], stop: threading.Event
+        ) -> Sequence[StubTrained]:
+            return super().train(parts, state, stop)[:-1]
+
+    async with a_swarm(Forgetful(most=2), members=2) as swarm:
+        found = await asyncio.gather(*swarm.sends(0, 1), return_exceptions=True)
+    assert any(isinstance(each, ValueError) for each in found)
+
+
 # --- memory --------------------------------------------------------------------------------------
+
+
+async def test_what_a_stack_gave_is_forgotten_once_everyone_has_its_own():
+    given: list[weakref.ref[object]] = []
+
+    class Giving(Stacks):
+        def train(
+            self, parts: Sequence[Part], state: Mapping[str, Bundle], stop: threading.Event
+        ) -> Sequence[StubTrained]:
+            results = super().train(parts, state, stop)
+            given.extend(map(weakref.ref, results))
+            return results
+
+    async with a_swarm(Giving(most=2), members=2) as swarm:
+        assert await asyncio.gather(*swarm.sends(0, 1)) == [0, 1]
+        gc.collect()
+        assert [each() for each in given] == [None, None]
 
 
 async def test_stacks_are_smaller_and_that_is_told_once_when_the_trainer_takes_fewer():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from protocol.errors import FedSophiaError, InvalidTask
+from protocol.messages import Heartbeat
 from tests.worker.small_server import problem
 from worker.client import ServerClient
 from worker.credentials import Signer
@@ -64,7 +65,7 @@ async def an_h100() -> str:
 async def test_it_is_told_once() -> None:
     server = Listening()
     assert await told(server, an_h100) == []
-    assert server.heard == [{"tasks": None, "device": "NVIDIA H100 80GB HBM3"}]
+    assert server.heard == [{"device": "NVIDIA H100 80GB HBM3"}]
 
 
 async def test_a_server_that_is_not_ready_is_told_again() -> None:
@@ -92,7 +93,7 @@ async def test_a_very_long_name_is_cut() -> None:
 
     server = Listening()
     await told(server, long)
-    assert server.heard == [{"tasks": None, "device": "x" * 128}]
+    assert server.heard == [{"device": "x" * 128}]
 
 
 @pytest.mark.parametrize("error", [None, InvalidTask("no such task")])
@@ -105,6 +106,16 @@ async def test_what_is_not_known_is_not_told(error: FedSophiaError | None) -> No
     server = Listening()
     await told(server, unknown)
     assert server.heard == []
+
+
+async def test_a_heartbeat_says_no_more_than_it_has_to_say() -> None:
+    """A server of before knows no `device`, and refuses what it does not know."""
+    server = Listening()
+    async with ServerClient("http://fed.example", server) as client:
+        client.authenticate(Signer("k" * 43, "0123456789abcdef"), "w-1")
+        await client.heartbeat("w-1", Heartbeat())
+        await client.heartbeat("w-1", Heartbeat(tasks=("digits",)))
+    assert server.heard == [{}, {"tasks": ["digits"]}]
 
 
 def test_a_processor_is_called_by_its_kind() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from protocol.errors import InvalidUsage
-from worker.open_files import allow_members
+from worker.open_files import MANY, allow_members, more_than
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +30,11 @@ def test_a_swarm_that_needs_more_files_than_it_may_open_is_refused_before_it_beg
         pytest.skip("any number of files may be open here")
     with pytest.raises(InvalidUsage, match=r"ulimit -n"):
         allow_members(2**40)
+
+
+def test_no_limit_is_tried_that_is_less_than_what_is_allowed_already():
+    """macOS says that there is no limit, and takes no more than some number all the same."""
+    endless = resource.RLIM_INFINITY
+    assert more_than(256, endless) == [endless, MANY]
+    assert more_than(2 * MANY, endless) == [endless]
+    assert more_than(endless, endless) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.errors import InvalidUsage
+from protocol.errors import InvalidTask, InvalidUsage
 from worker.crew import MOST_ON_CUDA, stack_size
 from worker.events import AgentEvent, Failed
 from worker.options import SwarmOptions
@@ -41,6 +41,16 @@ async def test_one_workers_failure_is_told_with_its_name_and_ends_the_swarm_with
 
     assert isinstance(events[0], Failed)
     assert events[0].worker.startswith("swarm-0000")
+
+
+async def test_a_task_that_cannot_be_loaded_is_no_failure_of_every_single_worker(tmp_path: Path):
+    (tmp_path / "task.py").write_text("raise LookupError('nothing here')")
+    events: list[AgentEvent] = []
+
+    with pytest.raises(InvalidTask, match="nothing here"):
+        await run_swarm(a_swarm(tmp_path, task=str(tmp_path / "task.py")), events.append)
+
+    assert events == []
 
 
 async def test_a_swarm_of_nobody_is_refused(tmp_path: Path):

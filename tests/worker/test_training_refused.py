@@ -107,12 +107,21 @@ def test_a_batch_of_nothing_but_padding_is_refused_by_name() -> None:
 # --- a server that asks for what it should not ---------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch_size", "held"), [(MIN_REFRESH_BATCH - 1, 200), (32, MIN_REFRESH_BATCH - 1)])
+@pytest.mark.parametrize(
+    ("batch_size", "hessian_batch", "held"),
+    [
+        (MIN_REFRESH_BATCH - 1, None, 200),
+        (32, MIN_REFRESH_BATCH - 1, 200),
+        (MIN_REFRESH_BATCH - 1, 32, 200),
+        (32, None, MIN_REFRESH_BATCH - 1),
+    ],
+)
 def test_an_estimate_of_too_few_examples_is_refused_and_a_delta_of_them_is_not(
-    batch_size: int, held: int
+    batch_size: int, hessian_batch: int | None, held: int
 ) -> None:
     trainer = Trainer(digits(), digits().training_data().batch(torch.arange(held)), CPU)
-    asked = an_assignment(version=0).model_copy(update={"batch_size": batch_size})
+    few = {"batch_size": batch_size, "hessian_batch": hessian_batch}
+    asked = an_assignment(version=0).model_copy(update=few)
     assert "hessian" in asked.bundles
     with pytest.raises(InvalidTask, match=r"of 7 examples, .* would reveal single examples"):
         trainer.train(asked, a_state("fed-sophia-shared"), None)
