@@ -120,8 +120,8 @@ def _shared(parts: Sequence[Part], wanted: Wanted, model: Model) -> Slope:
         )
         loss = share.detach() if loss is None else loss + share.detach()
         gradient.add([each.detach() for each in gradients])
-        # what has been used is let go of at once: a loss's graph is as large as the outputs, and gradients are
-        # as large as the model
+        # what has been used is let go of at once: a loss's graph is as large as the outputs, and gradients as
+        # the model
         del share
         if wanted.vector is not None:
             curvature.add(hessian_vector_product(gradients, parameters, wanted.vector))

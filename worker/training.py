@@ -10,7 +10,7 @@ the same only while one thread at a time trains (a swarm's `parallel_training` o
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -176,8 +176,12 @@ class Trainer:
         start = exchanged.flat_of("params", state["params"])
         exchanged.take(start)
         begin_round = optimizer_named(assignment.optimizer)
-        optimizer = begin_round(assignment.settings, self._round_start(assignment, start, state, kept))
-        stepped = self._steps(assignment, examples, optimizer, stop)
+        stepped = self._steps(
+            assignment,
+            examples,
+            lambda: begin_round(assignment.settings, self._round_start(assignment, start, state, kept)),
+            stop,
+        )
         bundles = {"delta": exchanged.arrays_of("delta", exchanged.flat - start)}
         for name, (flat,) in stepped.optimizer.uploads().items():
             bundles[name] = exchanged.arrays_of(name, flat)
@@ -203,7 +207,11 @@ class Trainer:
         return Evaluation(len(self._evaluation), metrics)
 
     def _steps(
-        self, assignment: Assignment, examples: Examples, optimizer: Optimizer, stop: threading.Event | None
+        self,
+        assignment: Assignment,
+        examples: Examples,
+        begin: Callable[[], Optimizer],
+        stop: threading.Event | None,
     ) -> Stepped:
         draws = Draws.seeded(assignment.seed, self._device, self._labels)
         batches = Batches(
@@ -213,7 +221,7 @@ class Trainer:
         with torch_seeded(draws.model_seed, self._device):
             return local_steps(
                 assignment,
-                optimizer,
+                begin,
                 self._exchanged.flat,
                 lambda: examples.batch(batches.next()[0]),
                 lambda batch, optimizer: self._slope(assignment, batch, optimizer, draws),
