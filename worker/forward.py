@@ -47,7 +47,7 @@ class Forward:
             return self._outputs(inputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Its arithmetic is float32 where that matters: autocast sees to it."""
+        """Its arithmetic is float32: the likelihood and autocast see to it."""
         with self._as_chosen() if self._contexts else PLAIN:
             return self._loss(outputs, targets)
 
