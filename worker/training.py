@@ -182,6 +182,7 @@ class Trainer:
             lambda: begin_round(assignment.settings, self._round_start(assignment, start, state, kept)),
             stop,
         )
+        exchanged.require_in_place()
         bundles = {"delta": exchanged.arrays_of("delta", exchanged.flat - start)}
         for name, (flat,) in stepped.optimizer.uploads().items():
             bundles[name] = exchanged.arrays_of(name, flat)
@@ -203,6 +204,7 @@ class Trainer:
         self._exchanged.load(state["params"])
         if self._evaluation is None:
             self._evaluation = self._task.evaluation_data().to(self._device)
+        self._exchanged.require_in_place()
         metrics = measure(self._model, self._likelihood, self._evaluation, "test", stop)
         return Evaluation(len(self._evaluation), metrics)
 
