@@ -19,6 +19,8 @@ from worker.options import Numerics
 from worker.tasks.likelihood import Likelihood
 
 PLAIN = nullcontext()
+MOST_SHAPES = 64
+"""So many shapes are compiled for: torch alone gives up after 8, which a few workers of one process reach."""
 
 
 class Forward:
@@ -87,13 +89,17 @@ def drawn_signs(like: Tensor, generator: torch.Generator) -> Tensor:
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Compile a function for each shape by itself; its backward pass can be gone through twice.
 
-    What is compiled takes some tens of seconds at the first call, and again for another shape.
+    What is compiled takes some tens of seconds at the first call, and again for another shape. Beyond
+    `MOST_SHAPES` of them torch warns, and computes as if nothing had been compiled.
     """
     # slow to load, and wanted by few
+    from torch._dynamo import config as dynamo
     from torch._functorch import config
 
     # a backward pass may not overwrite what it has saved: a Hessian estimate goes through it once more
     config.donated_buffer = False
+    # all models of a process whose outermost module is of one class count together; by its name in torch 2.6
+    dynamo.cache_size_limit = max(dynamo.cache_size_limit, MOST_SHAPES)
     return torch.compile(function, dynamic=False)
 
 

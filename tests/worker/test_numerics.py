@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from protocol.bound import bound_of
 from protocol.errors import InvalidTask
 from tests.worker.small_rounds import CPU, OnDigits, an_assignment, digits
-from worker.forward import recompute_blocks
+from worker.forward import compiled, recompute_blocks
 from worker.model import Arrays
 from worker.options import Numerics
 from worker.tasks.base import Task
@@ -119,3 +119,21 @@ def test_a_compiled_model_gives_the_same_round_and_goes_back_twice_where_an_esti
         trained(Numerics(compile=compile_), "fed-sophia", digits()) for compile_ in (False, True)
     )
     assert distance(plain.bundles["delta"], compiled.bundles["delta"]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it does itself
+@pytest.mark.skipif(which("g++") is None, reason="PyTorch compiles by g++, which is not here")
+def test_more_shapes_are_compiled_for_than_torch_would_by_itself() -> None:
+    """What is compiled does not go through the function's own code, but where it is traced."""
+    traced = 0
+
+    def doubled(values: Tensor) -> Tensor:
+        nonlocal traced
+        if torch.compiler.is_compiling():
+            traced = len(values)
+        return values * 2
+
+    function = compiled(doubled)
+    for size in range(2, 12):
+        function(torch.ones(size))
+    assert traced == 11
