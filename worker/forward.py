@@ -103,11 +103,16 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False)
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def recompute_blocks(model: nn.Module, *, draws: bool) -> None:
     """Keep only the outputs of a model's blocks for the backward pass; what is in them is computed twice.
 
     The blocks are the children of the first `nn.ModuleList` or `nn.Sequential` which has several, all of one
     class that has children itself.
+
+    Args:
+        draws: whether the model draws by itself, and is to draw the same the second time. For this, torch
+            reads and sets its global generators in each block, which can neither be recorded nor be done by
+            several threads at once.
 
     Raises:
         InvalidTask: there is none.
@@ -116,14 +121,14 @@ def recompute_blocks(model: nn.Module) -> None:
         blocks = [*module.children()] if isinstance(module, nn.ModuleList | nn.Sequential) else []
         if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and [*blocks[0].children()]:
             for block in blocks:
-                block.forward = partial(_kept_small, block.forward)
+                block.forward = partial(_kept_small, block.forward, draws)
             return
     raise InvalidTask(
         "the model has no row of equal blocks, an nn.ModuleList or nn.Sequential, to compute a second time"
     )
 
 
-def _kept_small(forward: Callable[..., Any], *args: Any) -> Any:
+def _kept_small(forward: Callable[..., Any], draws: bool, *args: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args)
-    return checkpoint(forward, *args, use_reentrant=False)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws)

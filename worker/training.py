@@ -23,7 +23,7 @@ from protocol.algorithms import MIN_REFRESH_BATCH
 from protocol.codec import Bundle
 from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, InvalidTask
 from protocol.messages import Assignment
-from worker.draws import Batches, Draws, torch_seeded
+from worker.draws import Batches, Draws, draws_by_itself, torch_seeded
 from worker.evaluation import measure
 from worker.forward import Forward, OneWorker, recompute_blocks
 from worker.local_state import Kept
@@ -93,12 +93,13 @@ class Trainer:
             with torch_seeded(FROZEN_SEED, device):
                 self._model = task.model().to(device)
             self._exchanged = ExchangedParameters.of(self._model)
-            if numerics.recompute:
-                recompute_blocks(self._model)
             self._examples = None if examples is None else examples.to(device)
-            likelihood = self._likelihood
+            likelihood, draws = self._likelihood, False
             if self._examples is not None:
                 likelihood = likelihood.of_data(self._examples.targets)
+                draws = numerics.recompute and draws_by_itself(self._model, self._examples.inputs[:1])
+            if numerics.recompute:
+                recompute_blocks(self._model, draws=draws)
             forward = partial(Forward, self._model, likelihood, device, numerics)
             self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
             # padding is looked for in each batch, for which the device is waited for
