@@ -119,9 +119,12 @@ def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
 def draws_by_itself(model: nn.Module, inputs: Tensor) -> bool:
     """Whether a training pass over these inputs draws from torch's global generators: dropout, for one.
 
-    It is tried, since a model's code may draw without a layer that says so.
+    It is tried, since a model's code may draw without a layer that says so; and taken for granted on a device
+    whose generator is not known here (mps).
     """
     device = inputs.device
+    if device.type not in ("cpu", "cuda"):
+        return True
     with torch_seeded(0, device), torch.no_grad():
         before = _generator_states(device)
         model.train()

@@ -64,6 +64,10 @@ def _processor_counters(powercap: Path) -> list[Counter]:
         if zone.name.count(":") != 1:  # a part of a package, counted with it
             continue
         try:
+            if (
+                not (zone / "name").read_text().startswith("package")
+            ):  # psys: the packages and all around them
+                continue
             wraps_at = float((zone / "max_energy_range_uj").read_text()) * _MICROJOULES
             counter = Counter(lambda zone=zone: _microjoules(zone), wraps_at)  # type: ignore[misc]
             counter.read_joules()

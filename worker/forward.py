@@ -19,6 +19,8 @@ from worker.options import Numerics
 from worker.tasks.likelihood import Likelihood
 
 PLAIN = nullcontext()
+MOST_SHAPES = 64
+"""So many shapes are compiled for: torch alone gives up after 8, which a few workers of one process reach."""
 
 
 class Forward:
@@ -47,7 +49,7 @@ class Forward:
             return self._outputs(inputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Its arithmetic is float32 where that matters: autocast sees to it."""
+        """Its arithmetic is float32: the likelihood and autocast see to it."""
         with self._as_chosen() if self._contexts else PLAIN:
             return self._loss(outputs, targets)
 
@@ -87,21 +89,30 @@ def drawn_signs(like: Tensor, generator: torch.Generator) -> Tensor:
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Compile a function for each shape by itself; its backward pass can be gone through twice.
 
-    What is compiled takes some tens of seconds at the first call, and again for another shape.
+    What is compiled takes some tens of seconds at the first call, and again for another shape. Beyond
+    `MOST_SHAPES` of them torch warns, and computes as if nothing had been compiled.
     """
     # slow to load, and wanted by few
+    from torch._dynamo import config as dynamo
     from torch._functorch import config
 
     # a backward pass may not overwrite what it has saved: a Hessian estimate goes through it once more
     config.donated_buffer = False
+    # all models of a process whose outermost module is of one class count together; by its name in torch 2.6
+    dynamo.cache_size_limit = max(dynamo.cache_size_limit, MOST_SHAPES)
     return torch.compile(function, dynamic=False)
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def recompute_blocks(model: nn.Module, *, draws: bool) -> None:
     """Keep only the outputs of a model's blocks for the backward pass; what is in them is computed twice.
 
     The blocks are the children of the first `nn.ModuleList` or `nn.Sequential` which has several, all of one
     class that has children itself.
+
+    Args:
+        draws: whether the model draws by itself, and is to draw the same the second time. For this, torch
+            reads and sets its global generators in each block, which can neither be recorded nor be done by
+            several threads at once.
 
     Raises:
         InvalidTask: there is none.
@@ -110,14 +121,14 @@ def recompute_blocks(model: nn.Module) -> None:
         blocks = [*module.children()] if isinstance(module, nn.ModuleList | nn.Sequential) else []
         if len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and [*blocks[0].children()]:
             for block in blocks:
-                block.forward = partial(_kept_small, block.forward)
+                block.forward = partial(_kept_small, block.forward, draws)
             return
     raise InvalidTask(
         "the model has no row of equal blocks, an nn.ModuleList or nn.Sequential, to compute a second time"
     )
 
 
-def _kept_small(forward: Callable[..., Any], *args: Any) -> Any:
+def _kept_small(forward: Callable[..., Any], draws: bool, *args: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args)
-    return checkpoint(forward, *args, use_reentrant=False)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws)

@@ -28,7 +28,7 @@ class Stepped(NamedTuple):
 
 def local_steps(
     assignment: Assignment,
-    optimizer: Optimizer,
+    begin: Callable[[], Optimizer],
     theta: Tensor,
     next_batch: Callable[[], Examples],
     slope_at: Callable[[Examples, Optimizer], Slope],
@@ -41,6 +41,8 @@ def local_steps(
     """Do an assignment's local steps.
 
     Args:
+        begin: gives the optimizer at the start of the round. Nobody else is to hold it, so that the state it
+            begins with is let go of at the first step.
         theta: the parameters, shape (n,) or (K, n), which are moved.
         slope_at: of a mini-batch, at θ, as far as the optimizer wants to know it.
         after_step: called when θ has moved.
@@ -50,6 +52,7 @@ def local_steps(
         Stopped: `stop` was set.
         NotFinite: a loss was NaN or infinite.
     """
+    optimizer = begin()
     mean_loss = torch.zeros((), device=theta.device)
     measured, num_terms = meter.round(), 0
     for step in range(1, assignment.local_steps + 1):
@@ -65,6 +68,8 @@ def local_steps(
         mean_loss += (slope.loss / workers - mean_loss) / step
         num_terms += slope.num_terms
         measured.step_done(refreshed)
+        # each as large as the model: not held while the next are made
+        del slope, curvature
     train_loss = mean_loss.item()
     if not math.isfinite(train_loss):
         raise NotFinite(f"a training loss of round {assignment.round} is NaN or infinite")

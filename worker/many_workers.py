@@ -30,6 +30,7 @@ class ManyWorkers:
         """
         self._model = model
         self._names = exchanged.names
+        self._kinds = [parameter.dtype for parameter in exchanged.tensors]
         self._likelihood = likelihood
         self._generators = generators
         self.parameters: Tensors = tuple(
@@ -38,7 +39,9 @@ class ManyWorkers:
         """Views of θ, each (K, *shape)."""
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        return stacked_outputs(self._model, self._names, self.parameters, inputs)
+        # rounded where the model's own are; to what is float32 this does nothing
+        rounded = tuple(each.to(kind) for each, kind in zip(self.parameters, self._kinds, strict=True))
+        return stacked_outputs(self._model, self._names, rounded, inputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Σ over the workers of their mean losses; all have equally many terms."""

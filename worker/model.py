@@ -8,7 +8,8 @@ buffer that is not persistent (a causal mask) is taken for a constant that the m
 
 In memory they lie one behind the other in one flat float32 buffer, of which the model's parameters are
 views. A bfloat16 parameter is a rounded copy of its place there: a step is far smaller than what bfloat16
-can add to a parameter, and the bound of a delta holds for what was added, not for what was rounded.
+can add to a parameter, and the bound of a delta holds for what was added, not for what was rounded. A model
+whose code puts a parameter elsewhere would not learn, and is refused.
 """
 
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class ExchangedParameters:
     """The model's own parameters, not copies."""
     rounded: tuple[tuple[Tensor, Tensor], ...]
     """For each parameter that is not float32: itself, and its place in `flat`."""
+    addresses: tuple[int, ...]
+    """Where the values of each of `tensors` must lie."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "ExchangedParameters":
@@ -67,13 +70,25 @@ class ExchangedParameters:
                 parameter.data = place
             else:
                 rounded.append((parameter.data, place))
-        return cls(tuple(named), layout, flat, tuple(named.values()), tuple(rounded))
+        tensors = tuple(named.values())
+        return cls(tuple(named), layout, flat, tensors, tuple(rounded), _addresses(tensors))
 
     def show(self) -> None:
         """Let the model's parameters be what is in `flat`, where they are not views of it."""
         if self.rounded:
             ours, places = zip(*self.rounded, strict=True)
             torch._foreach_copy_(ours, places)
+
+    def require_in_place(self) -> None:
+        """Raises: InvalidTask: the model's code has put a parameter elsewhere, so that no step moves it."""
+        if (found := _addresses(self.tensors)) != self.addresses:
+            moved = next(
+                name for name, now, then in zip(self.names, found, self.addresses, strict=True) if now != then
+            )
+            raise InvalidTask(
+                f"{moved}: the model's code has put it elsewhere in memory (by parameter.data = …, or a "
+                "recurrent layer's flatten_parameters()), where training does not reach it"
+            )
 
     def load(self, params: Bundle) -> None:
         """Overwrite the parameters with those of a bundle.
@@ -118,6 +133,10 @@ class ExchangedParameters:
         for name, array in arrays.items():
             require_finite(f"{bundle_name}/{name}", array)
         return arrays
+
+
+def _addresses(tensors: Tensors) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in tensors)
 
 
 def _listed(names: tuple[str, ...]) -> str:

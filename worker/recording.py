@@ -18,6 +18,8 @@ log = logging.getLogger("fed_sophia.recording")
 
 STEPS_BEFORE = 2
 """So many steps of a kind are computed as they are: what is compiled at a first step cannot be recorded."""
+MOST_KINDS = 8
+"""So many are recorded. Each holds its results, a gradient for one; and a server says how large batches are."""
 
 
 class _Recording(NamedTuple):
@@ -57,7 +59,8 @@ class Recorder:
         seen = self._seen[kind] = self._seen.get(kind, 0) + 1
         if self._fails or seen <= STEPS_BEFORE:
             return compute(batch)
-        if kind not in self._recordings and not self._record(kind, batch, compute):
+        known = kind in self._recordings
+        if not known and (len(self._recordings) == MOST_KINDS or not self._record(kind, batch, compute)):
             return compute(batch)
         recording = self._recordings[kind]
         recording.batch.inputs.copy_(batch.inputs)
@@ -70,14 +73,25 @@ class Recorder:
         own = Examples(batch.inputs.clone(), batch.targets.clone())
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
+        # where a recording fails, torch leaves the stream that it was made in the current one
+        stream = torch.cuda.stream(torch.cuda.current_stream(self._generator.device))
         try:
             # of this thread alone: others may be at work on the device
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with stream, torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 slope = compute(own)
         except Exception as error:  # whatever a stranger's model does that cannot be recorded
             self._fails = True
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            self._renew_generators()
+            # its end fails too, and then hides what went wrong first
+            first = error.__context__ or error
+            reason = f"{type(first).__name__}: {first}".partition("\n")[0][:200]
             log.warning("a step cannot be recorded, so that it is slower: %s", reason)
             return False
         self._recordings[kind] = _Recording(graph, own, slope)
         return True
+
+    def _renew_generators(self) -> None:
+        """Let it be possible to draw: where a recording failed, older torches take it that it goes on."""
+        default = torch.cuda.default_generators[self._generator.device.index]
+        for generator in (self._generator, default):
+            generator.graphsafe_set_state(generator.clone_state())

@@ -120,15 +120,20 @@ def _shared(parts: Sequence[Part], wanted: Wanted, model: Model) -> Slope:
             create_graph=wanted.second_order,
             materialize_grads=True,
         )
+        loss = share.detach() if loss is None else loss + share.detach()
         gradient.add([each.detach() for each in gradients])
+        # what has been used is let go of at once: a loss's graph is as large as the outputs, and gradients as
+        # the model
+        del share
         if wanted.vector is not None:
             curvature.add(hessian_vector_product(gradients, parameters, wanted.vector))
         elif estimator is not None:
+            if estimator.draws_labels:
+                gradients = ()
             passed = Pass(outputs, part.targets, weight, gradients)
             curvature.add(estimator.of_pass(passed, parameters, objective, num_terms))
-        # of what has been gone through, nothing stays while the next part is
+            del passed
         del outputs, gradients
-        loss = share.detach() if loss is None else loss + share.detach()
     assert loss is not None and gradient.flat is not None, "a mini-batch without a part"
     found = curvature.flat
     if estimator is not None and found is not None:
@@ -146,9 +151,11 @@ def _estimate(parts: Sequence[Part], estimator: Estimator, model: Model) -> Tens
         gradients: Tensors = ()
         outputs = objective.outputs(part.inputs)
         if not estimator.draws_labels:
-            share = objective.loss(outputs, part.targets) * weight
             gradients = torch.autograd.grad(
-                share, parameters, create_graph=estimator.second_order, materialize_grads=True
+                objective.loss(outputs, part.targets) * weight,
+                parameters,
+                create_graph=estimator.second_order,
+                materialize_grads=True,
             )
         passed = Pass(outputs, part.targets, weight, gradients)
         total.add(estimator.of_pass(passed, parameters, objective, num_terms))

@@ -16,7 +16,7 @@ these from then on: nothing has been handed out before, so that the results are 
 import copy
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -206,22 +206,21 @@ class StackedTrainer:
         stop: threading.Event | None,
     ) -> list[Trained]:
         first = jobs[0].assignment
-        # each worker's own copy: a fused step reads what lies one behind the other
-        begun = {name: flat.repeat(len(jobs), 1) for name, flat in shared.items()}
-        start = RoundStart(
-            parameters=(begun.pop("params"),),
-            shared={name: (flat,) for name, flat in begun.items()},
-            kept=self._kept(jobs),
-            bundles_wanted=first.bundles,
-        )
-        optimizer = optimizer_named(first.optimizer)(first.settings, start)
-        theta = start.parameters[0].clone()
-        stepped = self._steps(model, jobs, theta, optimizer, stop)
-        bundles = {"delta": self._exchanged.arrays_of("delta", theta - start.parameters[0])}
+        begin_round = optimizer_named(first.optimizer)
+        params = shared["params"]
+        theta = params.repeat(len(jobs), 1)
+
+        def begin() -> Optimizer:
+            # each worker's own copy: a fused step reads what lies one behind the other
+            own = {name: (flat.repeat(len(jobs), 1),) for name, flat in shared.items() if name != "params"}
+            return begin_round(first.settings, RoundStart((theta,), own, self._kept(jobs), first.bundles))
+
+        stepped = self._steps(model, jobs, theta, begin, stop)
+        bundles = {"delta": self._exchanged.arrays_of("delta", theta - params)}
         for name, (flat,) in stepped.optimizer.uploads().items():
             bundles[name] = self._exchanged.arrays_of(name, flat)
         bundles = wanted_of(bundles, first)
-        kept = self._to_keep(jobs, stepped.optimizer.kept(), start.kept)
+        kept = self._to_keep(jobs, stepped.optimizer.kept())
         return [
             Trained(
                 bundles={
@@ -231,7 +230,7 @@ class StackedTrainer:
                 kept=kept[index],
                 num_examples=len(self._rows[job.worker]),
                 local_steps=job.assignment.local_steps,
-                metrics=stepped.metrics,
+                metrics=dict(stepped.metrics),
             )
             for index, job in enumerate(jobs)
         ]
@@ -241,7 +240,7 @@ class StackedTrainer:
         model: nn.Module,
         jobs: Sequence[Job],
         theta: Tensor,
-        optimizer: Optimizer,
+        begin: Callable[[], Optimizer],
         stop: threading.Event | None,
     ) -> Stepped:
         """Args: theta: the parameters of all, shape (K, n), which are moved."""
@@ -266,7 +265,7 @@ class StackedTrainer:
         with seeding:
             return local_steps(
                 first,
-                optimizer,
+                begin,
                 theta,
                 lambda: self._examples.batch(batches.next()),
                 slope_at,
@@ -289,13 +288,11 @@ class StackedTrainer:
             bundles[bundle] = (stacked,)
         return KeptTensors(known[0].step, bundles)
 
-    def _to_keep(
-        self, jobs: Sequence[Job], after: KeptTensors | None, before: KeptTensors | None
-    ) -> list[Kept | None]:
+    def _to_keep(self, jobs: Sequence[Job], after: KeptTensors | None) -> list[Kept | None]:
         """Each worker's own part, with its own count of steps."""
         if after is None:
             return [None] * len(jobs)
-        steps = after.step - (0 if before is None else before.step)
+        steps = after.step - next((job.kept.step for job in jobs if job.kept is not None), 0)
         arrays = {
             bundle: self._exchanged.arrays_of(bundle, flat) for bundle, (flat,) in after.bundles.items()
         }

@@ -10,7 +10,7 @@ the same only while one thread at a time trains (a swarm's `parallel_training` o
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from protocol.algorithms import MIN_REFRESH_BATCH
 from protocol.codec import Bundle
 from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, InvalidTask
 from protocol.messages import Assignment
-from worker.draws import Batches, Draws, torch_seeded
+from worker.draws import Batches, Draws, draws_by_itself, torch_seeded
 from worker.evaluation import measure
 from worker.forward import Forward, OneWorker, recompute_blocks
 from worker.local_state import Kept
@@ -93,12 +93,13 @@ class Trainer:
             with torch_seeded(FROZEN_SEED, device):
                 self._model = task.model().to(device)
             self._exchanged = ExchangedParameters.of(self._model)
-            if numerics.recompute:
-                recompute_blocks(self._model)
             self._examples = None if examples is None else examples.to(device)
-            likelihood = self._likelihood
+            likelihood, draws = self._likelihood, False
             if self._examples is not None:
                 likelihood = likelihood.of_data(self._examples.targets)
+                draws = numerics.recompute and draws_by_itself(self._model, self._examples.inputs[:1])
+            if numerics.recompute:
+                recompute_blocks(self._model, draws=draws)
             forward = partial(Forward, self._model, likelihood, device, numerics)
             self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
             # padding is looked for in each batch, for which the device is waited for
@@ -176,8 +177,13 @@ class Trainer:
         start = exchanged.flat_of("params", state["params"])
         exchanged.take(start)
         begin_round = optimizer_named(assignment.optimizer)
-        optimizer = begin_round(assignment.settings, self._round_start(assignment, start, state, kept))
-        stepped = self._steps(assignment, examples, optimizer, stop)
+        stepped = self._steps(
+            assignment,
+            examples,
+            lambda: begin_round(assignment.settings, self._round_start(assignment, start, state, kept)),
+            stop,
+        )
+        exchanged.require_in_place()
         bundles = {"delta": exchanged.arrays_of("delta", exchanged.flat - start)}
         for name, (flat,) in stepped.optimizer.uploads().items():
             bundles[name] = exchanged.arrays_of(name, flat)
@@ -199,11 +205,16 @@ class Trainer:
         self._exchanged.load(state["params"])
         if self._evaluation is None:
             self._evaluation = self._task.evaluation_data().to(self._device)
+        self._exchanged.require_in_place()
         metrics = measure(self._model, self._likelihood, self._evaluation, "test", stop)
         return Evaluation(len(self._evaluation), metrics)
 
     def _steps(
-        self, assignment: Assignment, examples: Examples, optimizer: Optimizer, stop: threading.Event | None
+        self,
+        assignment: Assignment,
+        examples: Examples,
+        begin: Callable[[], Optimizer],
+        stop: threading.Event | None,
     ) -> Stepped:
         draws = Draws.seeded(assignment.seed, self._device, self._labels)
         batches = Batches(
@@ -213,7 +224,7 @@ class Trainer:
         with torch_seeded(draws.model_seed, self._device):
             return local_steps(
                 assignment,
-                optimizer,
+                begin,
                 self._exchanged.flat,
                 lambda: examples.batch(batches.next()[0]),
                 lambda batch, optimizer: self._slope(assignment, batch, optimizer, draws),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Estimates of the Hessian's diagonal, and products with the Hessian, against exact curvature."""
 
+from weakref import ReferenceType, ref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -239,6 +241,30 @@ def test_an_estimate_may_be_of_the_first_examples_alone_while_the_gradient_is_of
     torch.testing.assert_close(
         found.curvature, slope(Linear(weight), first, "categorical", "empirical-fisher").curvature
     )
+
+
+@pytest.mark.parametrize("num_estimated", [None, 5])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_of_a_part_that_has_been_gone_through_nothing_is_held_while_the_next_is(
+    estimator: str, num_estimated: int | None
+) -> None:
+    class Watched(Linear):
+        """Notes how many of its earlier outputs there still are whenever it is gone through."""
+
+        def __init__(self) -> None:
+            super().__init__(torch.ones(4, 3))
+            self.given: list[ReferenceType[Tensor]] = []
+            self.held: list[int] = []
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.held.append(sum(outputs() is not None for outputs in self.given))
+            outputs = super().forward(inputs)
+            self.given.append(ref(outputs))
+            return outputs
+
+    model, batch = Watched(), Examples(torch.ones(6, 4), torch.zeros(6).long())
+    slope(model, batch, "categorical", estimator, at_most=2, num_estimated=num_estimated)
+    assert model.held == [0] * (3 if num_estimated is None else 6)
 
 
 def test_more_examples_than_there_are_means_all_of_them() -> None:

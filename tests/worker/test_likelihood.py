@@ -74,6 +74,25 @@ def test_bernoulli_draws_have_their_probability_and_gaussian_ones_unit_variance(
     assert gaussian.var().item() == pytest.approx(1.0, abs=0.04)
 
 
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_outputs_in_bfloat16_have_the_loss_that_they_have_in_float32(name: str) -> None:
+    outputs = torch.randn(64, 3, generator=a_generator()).bfloat16() * 8
+    targets = torch.arange(64) % 3 if name == "categorical" else torch.arange(192).reshape(64, 3) % 2 * 1.001
+    likelihood = LIKELIHOODS[name]
+    torch.testing.assert_close(likelihood.loss(outputs, targets), likelihood.loss(outputs.float(), targets))
+
+
+def test_draws_of_large_outputs_in_bfloat16_vary_as_those_in_float32_do() -> None:
+    """bfloat16 has no number between 2992 and 3008, and none between 1 - 1/256 and 1."""
+    outputs = torch.full((40_000,), 3000.0).bfloat16()
+    gaussian = LIKELIHOODS["gaussian"].sample(outputs, outputs, a_generator())
+    assert (gaussian - outputs.float()).var().item() == pytest.approx(1.0, abs=0.04)
+    bernoulli = LIKELIHOODS["bernoulli"].sample(
+        torch.full((400_000,), 7.0).bfloat16(), outputs, a_generator()
+    )
+    assert 1 - bernoulli.mean().item() == pytest.approx(torch.sigmoid(torch.tensor(-7.0)).item(), abs=3e-4)
+
+
 def test_the_gaussian_loss_is_half_the_mean_squared_error() -> None:
     loss = LIKELIHOODS["gaussian"].loss(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [5.0]]))
     assert loss.item() == pytest.approx((0 + 9) / 2 / 2)

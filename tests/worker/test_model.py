@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from protocol.errors import DeviceUnavailable, InvalidTask, NotFinite
+from tests.worker.small_rounds import CPU, OnDigits, an_assignment
 from worker.model import ExchangedParameters
 from worker.tasks import load_task
 from worker.tasks.base import Examples, Task
@@ -65,6 +66,20 @@ def test_a_buffer_that_is_not_persistent_is_a_constant_of_the_model_and_may_stay
     params = initial_parameters(WithMask(), 0)
     assert list(params) == ["weight", "bias"]
     assert Trainer(WithMask(), None, torch.device("cpu")).evaluate({"params": params}).num_examples == 360
+
+
+def test_a_model_that_puts_a_parameter_elsewhere_is_refused_where_it_would_stand_still() -> None:
+    class Moves(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.weight.data = self.weight.data.clone()
+            return super().forward(inputs)
+
+    task = OnDigits(lambda: Moves(64, 10))
+    trainer, state = Trainer(task, task.training_data(), CPU), {"params": initial_parameters(task, 0)}
+    with pytest.raises(InvalidTask, match="weight: the model's code has put it elsewhere in memory"):
+        trainer.train(an_assignment("fedavg"), state, None)
+    with pytest.raises(InvalidTask, match="weight: the model's code has put it elsewhere in memory"):
+        trainer.evaluate(state)
 
 
 def test_parameters_without_gradient_are_not_exchanged() -> None:

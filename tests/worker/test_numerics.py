@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from protocol.bound import bound_of
 from protocol.errors import InvalidTask
 from tests.worker.small_rounds import CPU, OnDigits, an_assignment, digits
-from worker.forward import recompute_blocks
+from worker.draws import draws_by_itself
+from worker.forward import compiled, recompute_blocks
 from worker.model import Arrays
 from worker.options import Numerics
 from worker.tasks.base import Task
@@ -75,13 +76,32 @@ def test_computing_blocks_a_second_time_changes_nothing_not_even_dropout(algorit
 
 def test_blocks_are_gone_through_again_only_where_there_is_something_to_go_back_through() -> None:
     model = Blocks()
-    recompute_blocks(model)
+    recompute_blocks(model, draws=True)
     inputs = torch.ones(2, 64)
     with torch.no_grad():
         model(inputs)
     assert model.times == 1
     model(inputs).sum().backward()
     assert model.times == 3
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_global_generators_are_put_back_for_the_second_time_only_where_a_model_draws(draws: bool) -> None:
+    model, states = Blocks(), []
+    model.blocks[0][0].register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
+    recompute_blocks(model, draws=draws)
+    logits = model(torch.ones(2, 64))
+    torch.rand(1)
+    logits.sum().backward()
+    first, second = states
+    assert torch.equal(first, second) is draws
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_whether_a_model_draws_is_tried_and_taken_for_granted_where_it_cannot_be(draws: bool) -> None:
+    model = nn.Dropout(0.5 if draws else 0.0)
+    assert draws_by_itself(model, torch.ones(2, 64)) is draws
+    assert draws_by_itself(model, torch.ones(2, 64, device="meta"))
 
 
 def test_a_model_without_equal_blocks_has_nothing_to_compute_twice() -> None:
@@ -119,3 +139,21 @@ def test_a_compiled_model_gives_the_same_round_and_goes_back_twice_where_an_esti
         trained(Numerics(compile=compile_), "fed-sophia", digits()) for compile_ in (False, True)
     )
     assert distance(plain.bundles["delta"], compiled.bundles["delta"]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what it does itself
+@pytest.mark.skipif(which("g++") is None, reason="PyTorch compiles by g++, which is not here")
+def test_more_shapes_are_compiled_for_than_torch_would_by_itself() -> None:
+    """What is compiled does not go through the function's own code, but where it is traced."""
+    traced = 0
+
+    def doubled(values: Tensor) -> Tensor:
+        nonlocal traced
+        if torch.compiler.is_compiling():
+            traced = len(values)
+        return values * 2
+
+    function = compiled(doubled)
+    for size in range(2, 12):
+        function(torch.ones(size))
+    assert traced == 11

@@ -121,6 +121,39 @@ def test_a_recorded_step_is_the_step_itself(batch: int | None) -> None:
     assert fast._recorder is not None and len(fast._recorder._recordings) == 2
 
 
+class Waits(nn.Module):
+    """Draws, and reads a number from the device: that cannot be recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.1))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(inputs)
+        return logits + 0.0 * logits.sum().item()
+
+
+def test_a_step_that_cannot_be_recorded_is_computed_as_it_is_and_labels_are_drawn_as_before() -> None:
+    task, stream = OnDigits(Waits), torch.cuda.current_stream()
+    state = {"params": initial_parameters(task, 0)}
+    trainers = [
+        Trainer(task, task.training_data(), CUDA, Numerics(record=record)) for record in (False, True)
+    ]
+    for seed in (1, 2):
+        assignment = an_assignment("fed-sophia", seed=seed, hessian_every=3, local_steps=12)
+        plain, tried = (trainer.train(assignment, state, None).bundles["delta"] for trainer in trainers)
+        assert distance(plain, tried) < 1e-3
+    assert torch.cuda.current_stream() == stream
+    assert trainers[1]._recorder is not None and not trainers[1]._recorder._recordings
+
+
+def test_a_model_that_draws_nothing_is_recorded_also_where_its_blocks_are_computed_twice() -> None:
+    task = Letters()
+    trainer = Trainer(task, task.training_data(), CUDA, Numerics(record=True, recompute=True))
+    trainer.train(an_assignment("fedavg"), {"params": initial_parameters(task, 0)}, None)
+    assert trainer._recorder is not None and len(trainer._recorder._recordings) == 1
+
+
 @pytest.mark.parametrize("algorithm", ["fedavg", "fed-sophia", "fed-sophia-shared"])
 def test_no_step_waits_for_the_device(algorithm: str) -> None:
     task = OnDigits(lambda: nn.Linear(64, 10))

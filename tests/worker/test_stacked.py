@@ -109,6 +109,29 @@ def test_what_the_server_sends_down_is_the_same_for_all_workers_of_a_stack(algor
             assert_same(each, one_by_one(digits())[job.worker].train(job.assignment, state, None))
 
 
+class InBfloat16(nn.Module):
+    """Takes no other parameters: its product is of two bfloat16 factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10, dtype=torch.bfloat16)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(inputs.bfloat16())
+        return logits
+
+
+def test_a_model_of_bfloat16_parameters_is_stacked_as_it_is_and_trains_by_float32_ones() -> None:
+    task = OnDigits(InBfloat16)
+    state = {"params": initial_parameters(task, 0)}
+    jobs = jobs_of("fedavg", 0, {}, [0, 1, 2])
+    for job, found in zip(jobs, stacked_trainer(task, WORKERS).train(jobs, state), strict=True):
+        expected = one_by_one(task)[job.worker].train(job.assignment, state, None)
+        for name, values in expected.bundles["delta"].items():
+            # gradients are rounded to three digits, and added up in another order
+            np.testing.assert_allclose(found.bundles["delta"][name], values, atol=0.02 * np.abs(values).max())
+
+
 class Draws(nn.Module):
     """Dropout by a function: no layer of the model says so."""
 

@@ -33,7 +33,7 @@ class RoundStart:
     """What an optimizer is given when a round begins. It changes none of these tensors."""
 
     parameters: Tensors
-    """θ_0, the parameters the assignment named."""
+    """θ_0, the parameters the assignment named. They may be moved afterwards: what is to stay is copied."""
     shared: Mapping[str, Tensors]
     """The server's other bundles, by name; an absent one is zeros."""
     kept: KeptTensors | None

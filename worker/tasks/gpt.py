@@ -112,8 +112,8 @@ class _Mlp(nn.Module):
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Let each place attend to itself and to those before it; all shapes are (…, heads, T, d).
 
-    On CUDA by PyTorch's fused kernels, which never hold the (T, T) weights but can be gone back through only
-    once: an exact Hessian-vector product ends with an error there.
+    On CUDA by PyTorch's fused kernels, which never hold the (T, T) weights, but whose gradients have none:
+    where these are wanted, `worker.machine.plain_attention` puts plain operations in their place.
     """
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)

@@ -4,6 +4,9 @@
 Both follow from one distribution p(target | outputs): the loss is its mean negative logarithm, and the
 Gauss–Newton–Bartlett estimate needs targets drawn from it. To add a likelihood, write a class with the
 methods of `Likelihood` and add a line to `LIKELIHOODS`.
+
+The arithmetic is float32 at least, whatever the outputs are: of bfloat16's three digits a mean of many terms
+leaves little, a probability near one is one, and noise of unit variance is lost in an output of a thousand.
 """
 
 from dataclasses import dataclass
@@ -79,7 +82,7 @@ class Categorical:
         _require_shape(targets, outputs.shape[:-1])
         if not self.num_terms(targets):
             raise InvalidTask(f"targets: every one of a batch is {PADDING}, which marks padding")
-        return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=PADDING)
+        return F.cross_entropy(_precise(outputs).flatten(0, -2), targets.flatten(), ignore_index=PADDING)
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         # a CPU draws the same whatever the number of rows at a time: its noise comes in their order
@@ -107,10 +110,11 @@ class Bernoulli:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         _require_shape(targets, outputs.shape)
+        outputs = _precise(outputs)
         return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.bernoulli(torch.sigmoid(outputs), generator=generator)
+        return torch.bernoulli(torch.sigmoid(_precise(outputs)), generator=generator)
 
     def num_terms(self, targets: Tensor) -> int:
         return targets.numel()
@@ -134,10 +138,12 @@ class Gaussian:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         _require_shape(targets, outputs.shape)
+        outputs = _precise(outputs)
         return F.mse_loss(outputs, targets.to(outputs.dtype)) / 2
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        return outputs + torch.empty_like(outputs).normal_(generator=generator)
+        means = _precise(outputs)
+        return means + torch.empty_like(means).normal_(generator=generator)
 
     def num_terms(self, targets: Tensor) -> int:
         return targets.numel()
@@ -172,6 +178,11 @@ def _gumbel_max(logits: Tensor, generator: torch.Generator) -> Tensor:
     # of so few numbers as bfloat16 has, many would be equal
     exponential = torch.empty(logits.shape, device=logits.device).exponential_(generator=generator)
     return (logits - exponential.log_()).argmax(dim=-1)
+
+
+def _precise(outputs: Tensor) -> Tensor:
+    """In float32; float64 stays."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def _require_shape(targets: Tensor, expected: torch.Size) -> None:
