@@ -19,7 +19,7 @@ log = logging.getLogger("fed_sophia.recording")
 STEPS_BEFORE = 2
 """So many steps of a kind are computed as they are: what is compiled at a first step cannot be recorded."""
 MOST_KINDS = 8
-"""So many are recorded. Each holds its results, a gradient for one; and a server says how large batches are."""
+"""So many are recorded. Each holds a gradient and the like; and a server says how large batches are."""
 
 
 class _Recording(NamedTuple):
