@@ -71,7 +71,7 @@ def build_crew(options: SwarmOptions) -> tuple[str, Apart | Together]:
         DataUnavailable, DeviceUnavailable, InvalidUsage: the choice cannot be met here.
     """
     with lasting():
-        from worker.training import choose_device
+        from worker.machine import choose_device
 
     device = choose_device(options.device)
     stack, why = stack_size(options.stack, device.type, options.num_workers), None

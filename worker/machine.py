@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from protocol.errors import DeviceUnavailable
+
 
 @contextmanager
 def intra_op_threads(number: int) -> Iterator[None]:
@@ -62,6 +64,23 @@ def whole_float32() -> Iterator[None]:
 def device_name(device: torch.device) -> str:
     """What a CUDA device is sold as; the type of any other: `cpu`, `mps`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def choose_device(name: str) -> torch.device:
+    """Give the device called `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is the first of cuda, mps, cpu here.
+
+    Raises:
+        DeviceUnavailable: this machine has no such device.
+    """
+    has_mps = torch.backends.mps.is_available()
+    num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if num_cuda else "mps" if has_mps else "cpu")
+    here = ["cpu", *(["mps"] if has_mps else []), *(["cuda"] if num_cuda else [])]
+    here += [f"cuda:{index}" for index in range(num_cuda)]
+    if name not in here:
+        raise DeviceUnavailable(f"device {name!r}: this machine has {', '.join(here)}, or say auto")
+    return torch.device(name)
 
 
 def device_uuid(device: torch.device) -> str | None:

@@ -60,8 +60,7 @@ def chosen_device(options: WorkerOptions) -> str:
         DeviceUnavailable: the choice cannot be met here.
     """
     with lasting():
-        from worker.machine import device_name
-        from worker.training import choose_device
+        from worker.machine import choose_device, device_name
 
     device = choose_device(options.device)
     try:
@@ -85,8 +84,9 @@ def build_trainers(options: WorkerOptions, parts: Sequence[int | None]) -> tuple
     with lasting():
         import torch
 
+        from worker.machine import choose_device
         from worker.tasks.failures import as_invalid_task
-        from worker.training import Trainer, choose_device
+        from worker.training import Trainer
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

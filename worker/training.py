@@ -21,7 +21,7 @@ from torch import Tensor
 
 from protocol.algorithms import MIN_REFRESH_BATCH
 from protocol.codec import Bundle
-from protocol.errors import BundleMismatch, DeviceUnavailable, Internal, InvalidTask
+from protocol.errors import BundleMismatch, Internal, InvalidTask
 from protocol.messages import Assignment
 from worker.draws import Batches, Draws, draws_by_itself, torch_seeded
 from worker.evaluation import measure
@@ -94,9 +94,10 @@ class Trainer:
                 self._model = task.model().to(device)
             self._exchanged = ExchangedParameters.of(self._model)
             self._examples = None if examples is None else examples.to(device)
-            likelihood, draws = self._likelihood, False
+            likelihood, draws, self._num_with_terms = self._likelihood, False, 0
             if self._examples is not None:
                 likelihood = likelihood.of_data(self._examples.targets)
+                self._num_with_terms = likelihood.num_with_terms(self._examples.targets)
                 draws = numerics.recompute and draws_by_itself(self._model, self._examples.inputs[:1])
             if numerics.recompute:
                 recompute_blocks(self._model, draws=draws)
@@ -197,7 +198,7 @@ class Trainer:
 
     def _examples_for(self, assignment: Assignment) -> Examples:
         """This worker's examples, if they are enough for what is asked; the server is not trusted here."""
-        require_enough(self._task.name, assignment, 0 if self._examples is None else len(self._examples))
+        require_enough(self._task.name, assignment, self._num_with_terms)
         assert self._examples is not None
         return self._examples
 
@@ -270,9 +271,12 @@ class Trainer:
 
 
 def require_enough(task_name: str, assignment: Assignment, num_examples: int) -> None:
-    """Raises: InvalidTask: a worker with so many examples cannot do the assignment, or must not."""
+    """Raises: InvalidTask: a worker with so many examples cannot do the assignment, or must not.
+
+    Args: num_examples: those with a loss term; the others have no part in an estimate.
+    """
     if not num_examples:
-        raise InvalidTask(f"task {task_name}: this worker holds no training examples")
+        raise InvalidTask(f"task {task_name}: this worker holds no training examples that have a loss term")
     drawn_from = min(assignment.hessian_batch or assignment.batch_size, assignment.batch_size, num_examples)
     if "hessian" in assignment.bundles and drawn_from < MIN_REFRESH_BATCH:
         raise InvalidTask(
@@ -303,20 +307,3 @@ def initial_parameters(task: Task, seed: int) -> Arrays:
     with as_invalid_task(task.name, cpu), torch_seeded(seed, cpu):
         exchanged = ExchangedParameters.of(task.model())
     return exchanged.arrays_of("params", exchanged.flat)
-
-
-def choose_device(name: str) -> torch.device:
-    """Give the device called `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is the first of cuda, mps, cpu here.
-
-    Raises:
-        DeviceUnavailable: this machine has no such device.
-    """
-    has_mps = torch.backends.mps.is_available()
-    num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if num_cuda else "mps" if has_mps else "cpu")
-    here = ["cpu", *(["mps"] if has_mps else []), *(["cuda"] if num_cuda else [])]
-    here += [f"cuda:{index}" for index in range(num_cuda)]
-    if name not in here:
-        raise DeviceUnavailable(f"device {name!r}: this machine has {', '.join(here)}, or say auto")
-    return torch.device(name)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from fed_sophia.experiments.trials import Trial
 from fed_sophia.new_run import RunRequest
-from worker.machine import description, usable_cores
-from worker.training import choose_device
+from worker.machine import choose_device, description, usable_cores
 from worker.trial_data import TrialData
 
 _ROUND_S = 86_400.0

@@ -7,10 +7,11 @@ from torch import nn
 
 from protocol.errors import DeviceUnavailable, InvalidTask, NotFinite
 from tests.worker.small_rounds import CPU, OnDigits, an_assignment
+from worker.machine import choose_device
 from worker.model import ExchangedParameters
 from worker.tasks import load_task
 from worker.tasks.base import Examples, Task
-from worker.training import Trainer, choose_device, initial_parameters
+from worker.training import Trainer, initial_parameters
 
 
 class OfOneModel(Task):

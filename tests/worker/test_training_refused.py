@@ -100,11 +100,24 @@ def test_a_task_without_evaluation_examples_cannot_be_evaluated() -> None:
 
 def test_a_batch_of_nothing_but_padding_is_refused_by_name() -> None:
     examples = Examples(torch.zeros(50, 64), torch.full((50,), PADDING))
-    with pytest.raises(InvalidTask, match="every one of 32 examples is -100"):
+    with pytest.raises(InvalidTask, match="no training examples that have a loss term"):
         Trainer(digits(), examples, CPU).train(an_assignment(), a_state("fedavg"), None)
+    examples.targets[0] = 3  # in none of the first mini-batch
+    with pytest.raises(InvalidTask, match="every one of 1 examples is -100"):
+        few = an_assignment(version=1).model_copy(update={"batch_size": 1})
+        Trainer(digits(), examples, CPU).train(few, a_state("fedavg"), None)
 
 
 # --- a server that asks for what it should not ---------------------------------------------------
+
+
+def test_examples_without_a_loss_term_hide_nobody_in_an_estimate() -> None:
+    """Of 40 examples one is not padding: the estimate would be the square of its gradient alone."""
+    targets = torch.full((40,), PADDING)
+    targets[7] = 3
+    trainer = Trainer(digits(), Examples(torch.rand(40, 64), targets), CPU)
+    with pytest.raises(InvalidTask, match="fewer than 8: the estimate would reveal single examples"):
+        trainer.train(an_assignment(version=0), a_state("fedavg"), None)
 
 
 @pytest.mark.parametrize(

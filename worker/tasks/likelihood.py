@@ -59,6 +59,10 @@ class Likelihood(Protocol):
         """How many loss terms `loss` averages: B of the Gauss–Newton–Bartlett estimate."""
         ...
 
+    def num_with_terms(self, targets: Tensor) -> int:
+        """How many examples have a loss term."""
+        ...
+
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Sums over the loss terms, so that batches add up; divide by their number for the mean."""
         ...
@@ -94,6 +98,11 @@ class Categorical:
     def num_terms(self, targets: Tensor) -> int:
         return int((targets != PADDING).sum()) if self.padded else targets.numel()
 
+    def num_with_terms(self, targets: Tensor) -> int:
+        if not self.padded:
+            return len(targets)
+        return int((targets != PADDING).reshape(len(targets), -1).any(dim=1).sum())
+
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         loss = self.loss(outputs, targets) * self.num_terms(targets)
         correct = (outputs.argmax(dim=-1) == targets).sum()  # no class number is PADDING
@@ -118,6 +127,9 @@ class Bernoulli:
 
     def num_terms(self, targets: Tensor) -> int:
         return targets.numel()
+
+    def num_with_terms(self, targets: Tensor) -> int:
+        return len(targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         loss = self.loss(outputs, targets) * targets.numel()
@@ -147,6 +159,9 @@ class Gaussian:
 
     def num_terms(self, targets: Tensor) -> int:
         return targets.numel()
+
+    def num_with_terms(self, targets: Tensor) -> int:
+        return len(targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         loss = self.loss(outputs, targets) * targets.numel()
