@@ -29,8 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from protocol.algorithms import algorithm_named
-from protocol.messages import Assignment
+from benchmarks.assignment import an_assignment
 from worker.machine import description
 from worker.meter import Stopwatch, cuda_stopwatch
 from worker.optimizers.sophia import ClipCount, SophiaSettings, SophiaState, sophia_step
@@ -108,30 +107,6 @@ class _RandomTokens(Gpt2Small):
 
 class _RandomTokensMini(GptMini, _RandomTokens):
     pass
-
-
-def an_assignment(algorithm: str, steps: int, batch: int, *, slot: int = 0, **changed: int) -> Assignment:
-    row = algorithm_named(algorithm)
-    hyperparameters = row.parse(changed)
-    return Assignment(
-        assignment_id=f"a{slot}",
-        run_id="benchmark",
-        round=2,
-        version=1,
-        slot=slot,
-        phase="train",
-        task="benchmark",
-        tensors={},
-        bundles=("delta",),
-        encodings={},
-        optimizer=row.optimizer,
-        settings=hyperparameters.optimizer_settings(steps),
-        local_steps=steps,
-        batch_size=batch,
-        hessian_batch=changed.get("hessian_batch"),
-        seed=slot,
-        deadline_ms=0,
-    )
 
 
 def plain_steps(

@@ -21,10 +21,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.assignment import an_assignment
 from fed_sophia.output import Fields, output_for
-from protocol.algorithms import algorithm_named
 from protocol.codec import Bundle
-from protocol.messages import Assignment
 from worker.machine import intra_op_threads, usable_cores
 from worker.stacked import Job, StackedTrainer
 from worker.training import Trainer, initial_parameters
@@ -41,7 +40,9 @@ def measure(
     """Milliseconds that a worker's local step takes in each case, and how much faster than one by one."""
     data = TrialData.divided(task, None, "shards:2", workers, 0, validation=200, validation_seed=0)
     params = initial_parameters(data.task, 0)
-    jobs = [Job(slot, _assignment(algorithm, slot, batch, local_steps), None) for slot in range(workers)]
+    jobs = [
+        Job(slot, an_assignment(algorithm, local_steps, batch, slot=slot), None) for slot in range(workers)
+    ]
     cores = usable_cores()
     alone = data.trainers(CPU)
     works: dict[str, Callable[[], None]] = {
@@ -90,29 +91,6 @@ def floor_ms(model: nn.Module, data: TrialData, batch: int, cores: int) -> float
 def _rows(ms: Mapping[str, float]) -> list[Fields]:
     fastest_alone = min(took for name, took in ms.items() if name.startswith("one by one"))
     return [{"case": name, "ms": took, "faster": fastest_alone / took} for name, took in ms.items()]
-
-
-def _assignment(algorithm: str, slot: int, batch: int, local_steps: int) -> Assignment:
-    row = algorithm_named(algorithm)
-    hyperparameters = row.parse({})
-    return Assignment(
-        assignment_id=f"a{slot}",
-        run_id="benchmark",
-        round=2,
-        version=1,
-        slot=slot,
-        phase="train",
-        task="benchmark",
-        tensors={},
-        bundles=hyperparameters.bundles_wanted(1),
-        encodings={},
-        optimizer=row.optimizer,
-        settings=hyperparameters.optimizer_settings(local_steps),
-        local_steps=local_steps,
-        batch_size=batch,
-        seed=slot,
-        deadline_ms=0,
-    )
 
 
 def _seconds(work: Callable[[], object]) -> float:
