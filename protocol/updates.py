@@ -75,4 +75,5 @@ class Receipt(Answered):
 class Decline(Said):
     """`POST /v1/assignments/{id}/decline`."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    # no zero, which PostgreSQL does not take
+    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]+$")]

@@ -284,7 +284,9 @@ class Agent:
 
 
 def _declining(error: FedSophiaError) -> Decline:
-    return Decline(reason=f"{error.code}: {error.detail}"[:MAX_REASON])
+    said = f"{error.code}: {error.detail}"[:MAX_REASON]
+    # a task's code may say anything, and what a server does not take would be said for ever
+    return Decline(reason="".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in said))
 
 
 async def run_worker(options: WorkerOptions, report: Report) -> None:

@@ -89,6 +89,14 @@ async def test_declines_that_make_the_quorum_impossible_abandon_the_round(server
     assert "2 of 3 workers declined" in first["reason"]
 
 
+async def test_a_reason_that_a_database_would_not_take_is_refused_by_name(server):
+    run_id, [(worker, assignment), *_] = await server.a_round(3, quorum=2)
+    url = f"/v1/assignments/{assignment['assignment_id']}/decline"
+    refused = await worker.http.post(url, json={"reason": "flat \0 battery"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid-message")
+    assert (await server.rounds(run_id))[0]["declined"] == 0
+
+
 async def test_a_declined_assignment_takes_no_update(server):
     _, [(worker, assignment), _] = await server.a_round()
     await worker.http.post(f"/v1/assignments/{assignment['assignment_id']}/decline", json={"reason": "busy"})

@@ -146,6 +146,14 @@ async def test_training_that_diverges_declines_with_the_reason(tmp_path: Path):
     assert place.outbox() == []
 
 
+async def test_a_reason_that_no_server_takes_is_made_one_that_it_does(tmp_path: Path):
+    place = Workplace(tmp_path, a_server(training(1)))
+
+    await place.work(StubTrainer(fails_with=InvalidTask("a zero \0 and a bell \a")), max_assignments=1)
+
+    assert place.server.declined == {"a-1": "invalid-task: a zero \ufffd and a bell \ufffd"}
+
+
 async def test_a_delta_that_is_not_finite_never_leaves_the_worker(tmp_path: Path):
     place = Workplace(tmp_path, a_server(training(1)))
 
