@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from protocol.errors import InvalidMessage, InvalidTask
+from protocol.estimates import HESSIAN_ESTIMATORS
 from worker.curvature import ESTIMATORS, estimator_named, hessian_vector_product
 from worker.flat import Layout
 from worker.forward import Forward, OneWorker
@@ -288,6 +289,10 @@ def test_outputs_that_are_not_numbers_give_an_estimate_that_is_none() -> None:
     inputs, weight = a_linear_model(3, 16)
     [found] = estimates(inputs * float("nan"), weight, "categorical", draws=1)
     assert found.isnan().all()
+
+
+def test_the_worker_has_every_estimator_that_a_run_may_choose_and_no_other() -> None:
+    assert set(ESTIMATORS) == set(HESSIAN_ESTIMATORS)
 
 
 def test_an_unknown_estimator_is_refused_with_those_there_are() -> None:
