@@ -5,7 +5,7 @@ None of it changes what is computed, but for rounding, so it is each worker's ow
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,6 @@ from protocol.errors import InvalidTask
 from worker.options import Numerics
 from worker.tasks.likelihood import Likelihood
 
-PLAIN = nullcontext()
 MOST_SHAPES = 64
 """So many shapes are compiled for: torch alone gives up after 8, which a few workers of one process reach."""
 
@@ -37,27 +36,21 @@ class Forward:
     ) -> None:
         """Args: twice_differentiable: gradients are to have gradients, which compiled code's have not."""
         self.drawn, self.num_terms = likelihood.sample, likelihood.num_terms
-        self._contexts: list[Callable[[], AbstractContextManager[object]]] = []
+        self._precision: Callable[[], AbstractContextManager[object]] = nullcontext
         if numerics.precision == "bfloat16":
-            self._contexts.append(partial(torch.autocast, device.type, torch.bfloat16))
+            self._precision = partial(torch.autocast, device.type, torch.bfloat16)
         compiles = numerics.compile and not twice_differentiable
         self._outputs: Callable[[Tensor], Tensor] = compiled(model) if compiles else model
         self._loss = compiled(likelihood.loss) if compiles else likelihood.loss
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        with self._as_chosen() if self._contexts else PLAIN:
+        with self._precision():
             return self._outputs(inputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Its arithmetic is float32: the likelihood and autocast see to it."""
-        with self._as_chosen() if self._contexts else PLAIN:
+        with self._precision():
             return self._loss(outputs, targets)
-
-    def _as_chosen(self) -> ExitStack:
-        chosen = ExitStack()
-        for context in self._contexts:
-            chosen.enter_context(context())
-        return chosen
 
 
 @dataclass(frozen=True)

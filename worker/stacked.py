@@ -81,10 +81,9 @@ class StackedTrainer:
             InvalidTask: the model cannot be exchanged or stacked, or some targets are padding.
         """
         self._task = task
-        self._likelihood = likelihood_named(task.likelihood)
-        if self._likelihood.num_terms(examples.targets) != examples.targets.numel():
+        self._likelihood = likelihood_named(task.likelihood).of_data(examples.targets)
+        if self._likelihood.padded:
             raise InvalidTask(f"task {task.name}: targets that are padding cannot be stacked")
-        self._likelihood = self._likelihood.of_data(examples.targets)
         self._device = device
         with as_invalid_task(task.name, device):
             with torch_seeded(FROZEN_SEED, device):
