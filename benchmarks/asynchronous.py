@@ -23,12 +23,12 @@ import numpy as np
 from benchmarks.disturbed.disturbances import Disturbances
 from benchmarks.disturbed.run import Crew, Outcome, federation_run
 from benchmarks.disturbed.settings import TASK, WORKERS
+from benchmarks.ending import ending
 from benchmarks.reliability import crew_for
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.new_run import RunRequest
 from fed_sophia.options import hyperparameters
 from fed_sophia.output import Fields, Output, output_for
-from protocol.errors import FedSophiaError
 from protocol.messages import RoundStatus, RoundSummary
 
 TARGET = 0.80
@@ -190,13 +190,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = _arguments()
     output = output_for(arguments.json)
-    try:
+    with ending(output):
         found = run_interruptibly(measure(arguments, output))
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
     output.summary(table(found), {"runs": [figures.fields() for figures in found]})
     return 1 if any(figures.violations for figures in found) else 0
 

@@ -27,10 +27,10 @@ from pathlib import Path
 from benchmarks.cluster import figures, idle, members, uploads
 from benchmarks.cluster.figures import columns, number
 from benchmarks.cluster.stores import StoreProcesses, store_processes
+from benchmarks.ending import ending
 from benchmarks.exchange.rounds import Plan as UploadPlan
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.output import Fields, Output, output_for
-from protocol.errors import FedSophiaError
 
 PARTS = ("idle", "members", "uploads")
 PERCENT = 100
@@ -226,13 +226,8 @@ def main() -> int:
     output = output_for(given.json)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is three of the balancer's side
-    try:
+    with ending(output):
         text, found = run_interruptibly(measure(given, output))
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
     output.summary(text, found)
     return 0
 

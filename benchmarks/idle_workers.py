@@ -25,11 +25,12 @@ from pathlib import Path
 from benchmarks.crowd.children import CrowdProcesses, crowd_processes
 from benchmarks.crowd.figures import Latencies, latencies, table, usage_of
 from benchmarks.crowd.runs import tiny_run
+from benchmarks.ending import ending
 from fed_sophia.federation import federation, while_alive
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.output import Output, output_for
-from protocol.errors import FedSophiaError, Internal
+from protocol.errors import Internal
 from protocol.messages import JoinTokenRequest
 
 COHORT = 32
@@ -213,13 +214,8 @@ def _plan() -> tuple[Plan, bool]:
 def main() -> int:
     plan, json_lines = _plan()
     output = output_for(json_lines)
-    try:
+    with ending(output):
         figures = run_interruptibly(measure(plan, output))
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
     output.summary(figures.table(), asdict(figures) | {"meets_the_bars": figures.meets_the_bars()})
     return 0 if figures.meets_the_bars() else 1
 

@@ -17,12 +17,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from benchmarks.baseline import BASELINE, Comparison, Costs, compare, complaints, figures_of, read, write
+from benchmarks.ending import ending
 from benchmarks.exchange.rounds import Plan
 from benchmarks.peers.loopback import enter_private_network
 from benchmarks.round_cost import measure_all
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.output import Output, output_for
-from protocol.errors import FedSophiaError, InvalidUsage
+from protocol.errors import InvalidUsage
 
 PLANS = (Plan(25, 4, 4), Plan(1, 16, 6), Plan(100, 2, 3))
 
@@ -70,16 +71,11 @@ def main() -> int:
     given = _arguments()
     output = output_for(given.json)
     network_is_private = enter_private_network()
-    try:
+    with ending(output):
         if given.accept and not network_is_private:
             raise InvalidUsage("--accept takes root: others may use the loopback device, whose bytes count")
         accepted = {} if given.accept else read(BASELINE)
         costs = _measured(output, network_is_private)
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
     if given.accept:
         write(BASELINE, costs)
         output.summary(f"accepted, in {BASELINE}", {"accepted": costs})

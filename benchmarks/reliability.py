@@ -20,9 +20,9 @@ from benchmarks.disturbed.disturbances import REPERTOIRES, Disturbances, disturb
 from benchmarks.disturbed.figures import Figures, figures_of, table
 from benchmarks.disturbed.run import Crew, federation_run
 from benchmarks.disturbed.settings import SETTINGS, TARGETS, TASK, WORKERS, request_for
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from benchmarks.ending import ending
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.output import Output, output_for
-from protocol.errors import FedSophiaError
 from worker.options import SwarmOptions
 from worker.trainers import build_trainers
 
@@ -94,13 +94,8 @@ def main() -> int:
     arguments = _arguments()
     output = output_for(arguments.json)
     measuring = measure(arguments.settings, arguments.seeds, arguments.rounds, arguments.garbage, output)
-    try:
+    with ending(output):
         found = run_interruptibly(measuring)
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
     output.summary(table(found, TARGETS), {"runs": [figures.fields() for figures in found]})
     return 1 if any(figures.violations for figures in found) else 0
 

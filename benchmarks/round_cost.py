@@ -22,17 +22,17 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from benchmarks.ending import ending
 from benchmarks.exchange.floors import HonestRound, Work, honest_rounds, tcp_seconds
 from benchmarks.exchange.rounds import Figures, Plan, measure
 from benchmarks.peers.figures import Figures as PeerFigures
 from benchmarks.peers.measuring import PEERS
 from benchmarks.peers.peer import Plan as PeerPlan
 from benchmarks.peers.running import measure_peer
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.options import named_values
 from fed_sophia.output import Fields, Output, output_for
 from protocol.algorithms import ALGORITHMS
-from protocol.errors import FedSophiaError
 
 ROWS = ((25, 8), (100, 2), (1, 32), (600, 2))
 FLOOR_REPEATS = 3
@@ -155,13 +155,8 @@ def _plans(given: argparse.Namespace) -> list[Plan]:
 def main() -> int:
     given = _arguments()
     output = output_for(given.json)
-    try:
+    with ending(output):
         run_interruptibly(measure_all(_plans(given), given.peer, output))
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
     return 0
 
 

@@ -27,12 +27,13 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.crowd.figures import table, usage_of
+from benchmarks.ending import ending
 from fed_sophia.federation import federation, while_alive
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.new_run import RunRequest, begin
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.output import Fields, Output, output_for
-from protocol.errors import FedSophiaError, Internal
+from protocol.errors import Internal
 from protocol.messages import JoinTokenRequest
 
 REPEATS = 5
@@ -191,13 +192,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     given = _arguments()
     output = output_for(given.json)
-    try:
+    with ending(output):
         rows = run_interruptibly(measure(given.repeats, output))
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
     output.summary(table({str(each["what"]): sentence(each) for each in rows}), {"rows": rows})
     return 0
 

@@ -23,13 +23,14 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.crowd.figures import Usage, table, usage_of
+from benchmarks.ending import ending
 from fed_sophia.federation import federation, while_alive
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.new_run import RunRequest, begin
 from fed_sophia.operator_client import OperatorClient
 from fed_sophia.output import Output, output_for
 from fed_sophia.processes import Child, Children
-from protocol.errors import FedSophiaError, Internal
+from protocol.errors import Internal
 from protocol.messages import JoinTokenRequest, RoundSummary, RunStatus
 
 LOOK_S = 0.5
@@ -221,13 +222,8 @@ def _plan() -> tuple[Plan, bool]:
 def main() -> int:
     plan, json_lines = _plan()
     output = output_for(json_lines)
-    try:
+    with ending(output):
         figures = run_interruptibly(measure(plan, output))
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
     output.summary(figures.table(), asdict(figures))
     return 0
 

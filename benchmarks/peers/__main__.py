@@ -18,14 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.crowd.figures import table
+from benchmarks.ending import ending
 from benchmarks.peers.figures import Figures
 from benchmarks.peers.loopback import enter_private_network
 from benchmarks.peers.measuring import PEERS, measure
 from benchmarks.peers.peer import Plan
-from fed_sophia.interruptible import Interrupted, run_interruptibly
+from fed_sophia.interruptible import run_interruptibly
 from fed_sophia.output import output_for, size_text
 from fed_sophia.parent_watch import exit_with_parent
-from protocol.errors import FedSophiaError
 
 
 def shown(plan: Plan, found: Figures) -> str:
@@ -70,16 +70,12 @@ def main() -> int:
         exit_with_parent()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fed-sophia-peer-"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        measuring = measure(
-            PEERS[given.peer], plan, folder.resolve(), plan.time_limit_s(), network_is_private
-        )
-        found = run_interruptibly(measuring)
-    except Interrupted as interrupted:
-        return interrupted.exit_code
-    except FedSophiaError as error:
-        output.error(error)
-        return 1
+        with ending(output):
+            folder.mkdir(parents=True, exist_ok=True)
+            measuring = measure(
+                PEERS[given.peer], plan, folder.resolve(), plan.time_limit_s(), network_is_private
+            )
+            found = run_interruptibly(measuring)
     finally:
         if given.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
