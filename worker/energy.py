@@ -64,9 +64,8 @@ def _processor_counters(powercap: Path) -> list[Counter]:
         if zone.name.count(":") != 1:  # a part of a package, counted with it
             continue
         try:
-            if (
-                not (zone / "name").read_text().startswith("package")
-            ):  # psys: the packages and all around them
+            # psys: the packages and all around them
+            if not (zone / "name").read_text().startswith("package"):
                 continue
             wraps_at = float((zone / "max_energy_range_uj").read_text()) * _MICROJOULES
             counter = Counter(lambda zone=zone: _microjoules(zone), wraps_at)  # type: ignore[misc]
