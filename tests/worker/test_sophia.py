@@ -11,6 +11,7 @@ from protocol.encodings import ENCODINGS
 from protocol.errors import InvalidMessage
 from protocol.fed_sophia import FedSophiaHyperparameters, FedSophiaSharedHyperparameters
 from tests.worker.watched import Watched
+from worker.optimizers import sophia
 from worker.optimizers.base import KeptTensors, RoundStart
 from worker.optimizers.sophia import (
     ClipCount,
@@ -251,8 +252,32 @@ def test_more_coordinates_than_float32_can_count_are_counted_exactly() -> None:
         0, (torch.full((number,), 9.0),), (torch.zeros(number),), ClipCount(torch.tensor(0), 0)
     )
     settings = SophiaSettings(0.1, 2.0, 1.0, 0.9, 0.0, 1.0)
-    after = sophia_step((torch.zeros(number),), (torch.zeros(number),), begun, settings, None)
+    # with gaps, so that they are not looked at in pieces
+    after = sophia_step((torch.zeros(number, 2)[:, 0],), (torch.zeros(number),), begun, settings, None)
     assert after.clips is not None and after.clips.held_back.item() == number
+
+
+@pytest.mark.parametrize("shape", [(1003,), (17, 59)], ids=["one worker", "several"])
+@pytest.mark.parametrize("refreshed", [False, True], ids=["plain", "refreshed"])
+def test_large_tensors_are_stepped_in_pieces_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], refreshed: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    theta, gradient, momentum, estimate = (torch.randn(shape, generator=generator) for _ in range(4))
+    hessian = torch.randn(shape, generator=generator)  # below zero in places, as Hutchinson's may be
+    gradient[0], hessian[-1] = torch.nan, torch.inf
+    estimates = (estimate,) if refreshed else None
+
+    def stepped(in_cache: int) -> tuple[torch.Tensor, ...]:
+        monkeypatch.setattr(sophia, "IN_CACHE", in_cache)
+        moved = theta.clone()
+        begun = SophiaState(0, (momentum,), (hessian,), ClipCount.nothing_yet((moved,)))
+        after = sophia_step((moved,), (gradient,), begun, SETTINGS, estimates)
+        assert after.clips is not None and after.clips.of == theta.numel()
+        return moved, after.momentum[0], after.hessian[0], after.clips.held_back
+
+    for whole, in_pieces in zip(stepped(theta.numel()), stepped(64), strict=True):
+        torch.testing.assert_close(whole, in_pieces, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("missing", ["clip_bound", "epsilon", "hessian_every"])

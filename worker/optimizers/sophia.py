@@ -20,14 +20,21 @@ and ρ = γ; so a published rate is our η·ρ, and a published decay is our λ/
 its factor B. There is no bias correction: h starts small, and the clip holds the first steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import repeat
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from protocol.errors import InvalidMessage
-from worker.optimizers.base import KeptTensors, PlainSteps, RoundStart, Tensors, averaged, setting, zeros_like
+from worker.optimizers.base import KeptTensors, PlainSteps, RoundStart, Tensors, setting, zeros_like
 from worker.optimizers.fusing import fused_step_for
+
+IN_CACHE = 2**18
+"""So many coordinates are stepped at a time on a CPU, 1 MiB of each tensor."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class SophiaSettings:
 class ClipCount:
     """How many coordinates the clip held back over some steps: |m / max(h, ε)| > ρ."""
 
-    held_back: torch.Tensor
+    held_back: Tensor
     """Scalar of int64, on the parameters' device: no step waits for it."""
     of: int
     """How many coordinates were looked at."""
@@ -99,46 +106,63 @@ def sophia_step(
     held_back = None if clips is None else clips.held_back.clone()
     bundles = (parameters, gradients, state.momentum, state.hessian, hessian_estimate)
     fused_step = fused_step_for(*bundles)
-    if fused_step is None:
-        momentum, hessian = _plain_step(*bundles, held_back, settings)
-    else:
-        estimates = hessian_estimate or (None,) * len(parameters)
-        tensors = zip(parameters, gradients, state.momentum, state.hessian, estimates, strict=True)
-        moved = [fused_step(*each, held_back, **vars(settings)) for each in tensors]
-        momentum, hessian = tuple(m for m, _ in moved), tuple(h for _, h in moved)
+    step = (
+        partial(_plain_step, settings=settings)
+        if fused_step is None
+        else partial(fused_step, **vars(settings))
+    )
+    estimates = hessian_estimate or (None,) * len(parameters)
+    tensors = zip(parameters, gradients, state.momentum, state.hessian, estimates, strict=True)
+    moved = [step(*each, held_back) for each in tensors]
+    momentum, hessian = tuple(m for m, _ in moved), tuple(h for _, h in moved)
     if clips is not None and held_back is not None:
         clips = ClipCount(held_back, clips.of + sum(tensor.numel() for tensor in parameters))
     return SophiaState(state.step + 1, momentum, hessian, clips)
 
 
 def _plain_step(
-    parameters: Tensors,
-    gradients: Tensors,
-    momentum: Tensors,
-    hessian: Tensors,
-    hessian_estimate: Tensors | None,
-    held_back: torch.Tensor | None,
+    theta: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    hessian: Tensor,
+    estimate: Tensor | None,
+    held_back: Tensor | None,
+    *,
     settings: SophiaSettings,
-) -> tuple[Tensors, Tensors]:
-    """The step on any device, and the reference: m' and h'. Adds to `held_back`."""
-    momentum = averaged(momentum, gradients, settings.momentum_decay)
-    if hessian_estimate is not None:
-        hessian = averaged(hessian, hessian_estimate, settings.hessian_decay)
+) -> tuple[Tensor, Tensor]:
+    """The step of one tensor on any device, and the reference: m' and h'. Adds to `held_back`."""
+    new_momentum = torch.empty_like(momentum)
+    new_hessian = hessian if estimate is None else torch.empty_like(hessian)
     rate, bound = settings.learning_rate, settings.clip_bound
-    for theta, m, h in zip(parameters, momentum, hessian, strict=True):
+    tensors = (theta, gradient, momentum, new_momentum, hessian, new_hessian, estimate)
+    for place, g, m, new_m, h, new_h, fresh in _in_cache(*tensors):
+        torch.mul(m, settings.momentum_decay, out=new_m).add_(g, alpha=1 - settings.momentum_decay)
+        if fresh is not None:
+            torch.mul(h, settings.hessian_decay, out=new_h).add_(fresh, alpha=1 - settings.hessian_decay)
         # θ − ηλ·θ, not θ·(1 − ηλ): in float32 that factor is off by up to 2⁻²⁵, the same way at every step,
         # and uses up what the bound allows for rounding
         if settings.weight_decay:
-            theta.add_(theta, alpha=-rate * settings.weight_decay)
-        move = h.clamp_min(settings.epsilon)
-        torch.div(m, move, out=move)
+            place.add_(place, alpha=-rate * settings.weight_decay)
+        move = new_h.clamp_min(settings.epsilon)
+        torch.div(new_m, move, out=move)
         if held_back is not None:
             held_back += _number_over(move, bound)
-        theta.add_(move.clamp_(-bound, bound), alpha=-rate)
-    return momentum, hessian
+        place.add_(move.clamp_(-bound, bound), alpha=-rate)
+    return new_momentum, new_hessian
 
 
-def _number_over(values: torch.Tensor, bound: float) -> torch.Tensor:
+def _in_cache(*tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
+    """Give tensors of one shape, on a CPU piece by piece: a step's passes then find each in its cache."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    whole = given[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in given)
+    if whole or given[0].numel() <= IN_CACHE:
+        return (tensors,)
+    return zip(
+        *(repeat(t) if t is None else torch.split(t.view(-1), IN_CACHE) for t in tensors), strict=False
+    )
+
+
+def _number_over(values: Tensor, bound: float) -> Tensor:
     """How many are beyond ±bound; NaN is not."""
     # ones and zeros of float32, which a CPU adds four times as fast as truth values, and exactly up to 2^24
     over = values.abs().gt_(bound)
