@@ -3,11 +3,10 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from protocol.errors import InvalidTask
 from tests.worker.watched import Watched
-from worker.tasks.likelihood import LIKELIHOODS, MOST_LOGITS_AT_ONCE, PADDING, likelihood_named
+from worker.tasks.likelihood import LIKELIHOODS, PADDING, likelihood_named
 
 
 def a_generator() -> torch.Generator:
@@ -25,44 +24,6 @@ def test_categorical_labels_have_the_shape_of_targets_and_every_one_is_a_loss_te
     assert categorical.num_terms(drawn) == 6
     expected = -torch.log_softmax(outputs, -1).gather(-1, drawn.unsqueeze(-1)).mean()
     torch.testing.assert_close(categorical.loss(outputs, drawn), expected)
-
-
-def test_categorical_labels_are_drawn_as_often_as_the_softmax_says() -> None:
-    logits = torch.tensor([2.0, 0.0, -1.0, -30.0])
-    drawn = LIKELIHOODS["categorical"].sample(logits.expand(40_000, 4), torch.zeros(40_000), a_generator())
-    frequency = torch.bincount(drawn, minlength=4) / 40_000
-    p = torch.softmax(logits, 0)
-    assert ((frequency - p).abs() <= 5 * (p * (1 - p) / 40_000).sqrt() + 1e-9).all()
-
-
-def drawn_at_once(logits: Tensor) -> Tensor:
-    noise = -torch.empty(logits.shape).exponential_(generator=a_generator()).log()
-    return (logits + noise).argmax(dim=-1)
-
-
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)], ids=["examples", "tokens"])
-def test_categorical_labels_are_those_of_noise_and_sums_in_float32_whatever_the_logits_are(
-    shape: tuple[int, ...], kind: torch.dtype
-) -> None:
-    outputs = torch.randn(*shape, generator=a_generator()).to(kind)
-    drawn = LIKELIHOODS["categorical"].sample(outputs, torch.zeros(shape[:-1]), a_generator())
-    assert torch.equal(drawn, drawn_at_once(outputs.float()))
-
-
-def test_categorical_labels_of_many_logits_are_drawn_in_bounded_memory_and_are_those_drawn_at_once() -> None:
-    """Of 18·2^20 logits, which take little themselves: each row is the same."""
-    logits = torch.randn(2**20, generator=a_generator()).expand(3, 6, 2**20)
-    with Watched() as watched:
-        drawn = LIKELIHOODS["categorical"].sample(logits, torch.zeros(3, 6), a_generator())
-    assert watched.largest_bytes == 4 * MOST_LOGITS_AT_ONCE < 4 * logits.numel()
-    assert torch.equal(drawn, drawn_at_once(logits))
-
-
-def test_more_classes_than_logits_at_once_are_drawn_row_by_row() -> None:
-    logits = torch.zeros(1).expand(1, MOST_LOGITS_AT_ONCE + 1)
-    drawn = LIKELIHOODS["categorical"].sample(logits, torch.zeros(1), a_generator())
-    assert drawn.shape == (1,)
 
 
 def test_bernoulli_draws_have_their_probability_and_gaussian_ones_unit_variance() -> None:

@@ -17,11 +17,10 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor
 
 from protocol.errors import InvalidTask
+from worker.tasks.label_draws import drawn_labels
 
 PADDING = -100
 """The class number that marks a target as padding, as PyTorch's cross-entropy has it."""
-MOST_LOGITS_AT_ONCE = 2**24
-"""For so many, label draws make noise at a time: 64 MiB, whatever the batch and the number of classes."""
 
 
 class Likelihood(Protocol):
@@ -89,10 +88,7 @@ class Categorical:
         return F.cross_entropy(_precise(outputs).flatten(0, -2), targets.flatten(), ignore_index=PADDING)
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        # a CPU draws the same whatever the number of rows at a time: its noise comes in their order
-        num_rows = max(1, MOST_LOGITS_AT_ONCE // outputs.shape[-1])
-        parts = torch.split(outputs.flatten(0, -2), num_rows)
-        drawn = torch.cat([_gumbel_max(part, generator) for part in parts]).view(outputs.shape[:-1])
+        drawn = drawn_labels(outputs, generator)
         return drawn.masked_fill_(targets == PADDING, PADDING) if self.padded else drawn
 
     def num_terms(self, targets: Tensor) -> int:
@@ -185,14 +181,6 @@ def likelihood_named(name: str) -> Likelihood:
         return LIKELIHOODS[name]
     except KeyError:
         raise InvalidTask(f"likelihood {name!r}: expected one of {', '.join(LIKELIHOODS)}") from None
-
-
-def _gumbel_max(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw from each row's softmax, of which the argmax of logits + Gumbel noise is a draw."""
-    # −log(E) of a standard exponential E is such noise. It and the sum are float32 whatever the logits are:
-    # of so few numbers as bfloat16 has, many would be equal
-    exponential = torch.empty(logits.shape, device=logits.device).exponential_(generator=generator)
-    return (logits - exponential.log_()).argmax(dim=-1)
 
 
 def _precise(outputs: Tensor) -> Tensor:
