@@ -11,7 +11,9 @@ is compared with, on the same machine in the same run:
 step     one Fed-Sophia step over flat storage, beside its floor: 24 bytes a parameter at the rate at which
          the device copies
 train    our training loop beside the plainest loop over the same compiled model: SGD beside SGD, and
-         Fed-Sophia at τ = 10 beside AdamW(fused); and what an estimate of the Hessian adds to a step
+         Fed-Sophia at τ = 10, with estimates of an eighth of the mini-batch, beside AdamW(fused); and what
+         an estimate adds to a step. Of 8 examples a step, whose kernels take the processor as long to name
+         as the device to run, and of 32
 swarm    32 CNN workers stacked, beside one by one
 """
 
@@ -134,43 +136,57 @@ def plain_steps(
     }
 
 
-def measure_training(task: Task, device: torch.device, batch: int, steps: int, turns: int) -> None:
+def measure_training(task: Task, device: torch.device, batches: list[int], steps: int, turns: int) -> None:
     """Milliseconds a step, of many in a row: our rounds, and the plain loops, in turns."""
-    data = task.training_data().to(device)
-    params = initial_parameters(task, 0)
-    few = {"hessian_every": HESSIAN_EVERY, "hessian_batch": max(1, batch // 8)}
-    whole = {"hessian_every": HESSIAN_EVERY}
-    assignments = {
-        "sgd": an_assignment("fedavg", steps, batch),
-        "fed-sophia": an_assignment("fed-sophia", steps, batch, **few),
-        "fed-sophia, whole batch": an_assignment("fed-sophia", steps, batch, **whole),
-    }
+    data, params = task.training_data().to(device), initial_parameters(task, 0)
     fast = Numerics(precision="bfloat16", compile=True)
     trainers = {"": Trainer(task, data, device, fast)}
     if device.type == "cuda":
         trainers[", recorded"] = Trainer(task, data, device, replace(fast, record=True))
     torch.manual_seed(0)
-    loops = plain_steps(task, data, batch, device)
-    ms: dict[str, list[float]] = {}
-    for turn in range(turns + 1):
-        for name, step in loops.items():
-            step()
-            took = _seconds(partial(_repeat, step, steps), device) / steps * 1e3
-            _note(ms, turn, f"{name}, plain", took, task, batch)
-        for how, trainer in trainers.items():
-            for name, assignment in assignments.items():
-                metrics = trainer.train(assignment, {"params": params}, None).metrics
-                took = batch / metrics["examples_per_second"] * 1e3
-                _note(ms, turn, name + how, took, task, batch, metrics)
+    for batch in batches:
+        few = max(1, batch // 8)
+        tau = {"hessian_every": HESSIAN_EVERY}
+        assignments = {
+            "sgd": an_assignment("fedavg", steps, batch),
+            "fed-sophia": an_assignment("fed-sophia", steps, batch, hessian_batch=few, **tau),
+            "fed-sophia, whole batch": an_assignment("fed-sophia", steps, batch, **tau),
+            "fed-sophia, no estimate": an_assignment("fed-sophia", steps, batch, hessian_every=steps + 1),
+        }
+        loops = plain_steps(task, data, batch, device)
+        # of a worker's steps only the first and each so many after it has an estimate
+        behind = trainers[""].train(an_assignment("fed-sophia", 1, batch), {"params": params}, None).kept
+        ms: dict[str, list[float]] = {}
+        for turn in range(turns + 1):
+            for name, step in loops.items():
+                step()
+                took = _seconds(partial(_repeat, step, steps), device) / steps * 1e3
+                _note(ms, turn, f"{name}, plain", took, task, batch)
+            for how, trainer in trainers.items():
+                for name, assignment in assignments.items():
+                    kept = behind if name.endswith("no estimate") else None
+                    metrics = trainer.train(assignment, {"params": params}, kept).metrics
+                    took = batch / metrics["examples_per_second"] * 1e3
+                    _note(ms, turn, name + how, took, task, batch, metrics)
+        for how in trainers:
+            say("train" + how, batch=batch, estimate_of=few, **_figures(ms, how))
+
+
+def _figures(ms: Mapping[str, list[float]], how: str) -> dict[str, float]:
+    """Of medians; an estimate is what Fed-Sophia with it takes longer than without it."""
     median = {name: statistics.median(taken) for name, taken in ms.items()}
-    for how in trainers:
-        say(
-            "train" + how,
-            fed_sophia_over_adamw=median["adamw, plain"] / median["fed-sophia" + how],
-            our_loop_over_a_plain_one=median["sgd, plain"] / median["sgd" + how],
-            estimate_of_a_step=(median["fed-sophia" + how] / median["sgd" + how] - 1) * HESSIAN_EVERY,
-            spread=max(map(spread, ms.values())),
-        )
+
+    def estimate(case: str) -> float:
+        longer = median[case + how] - median["fed-sophia, no estimate" + how]
+        return longer * HESSIAN_EVERY / median["sgd" + how]
+
+    return {
+        "fed_sophia_over_adamw": median["adamw, plain"] / median["fed-sophia" + how],
+        "our_loop_over_a_plain_one": median["sgd, plain"] / median["sgd" + how],
+        "estimate_of_a_step": estimate("fed-sophia"),
+        "whole_estimate_of_a_step": estimate("fed-sophia, whole batch"),
+        "spread": max(map(spread, ms.values())),
+    }
 
 
 def _note(
@@ -188,7 +204,15 @@ def _note(
     shown = ("step_ms", "refresh_ms", "peak_memory_bytes", "energy_joules")
     told = {key: metrics[key] for key in shown if key in metrics} if metrics else {}
     tokens = batch * getattr(task, "context", 1)
-    say("turn", number=turn, case=name, ms_a_step=took, tokens_per_s=tokens / took * 1e3, **told)
+    say(
+        "turn",
+        number=turn,
+        batch=batch,
+        case=name,
+        ms_a_step=took,
+        tokens_per_s=tokens / took * 1e3,
+        **told,
+    )
 
 
 def spread(taken: list[float]) -> float:
@@ -267,6 +291,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", action="append", choices=("step", "train", "swarm"), help="these; else all")
+    parser.add_argument(
+        "--batch", type=int, action="append", help="of so many examples a step; else 8 and 32"
+    )
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try whether it runs")
     parser.add_argument("--turns", type=int, default=5, help="that each case takes")
     return parser.parse_args()
@@ -283,7 +310,8 @@ def main() -> int:
         measure_swarm(device, 4 if tiny else 32, 10, given.turns, (8,) if tiny else (256, 1024))
     if "train" in only:
         task = _RandomTokensMini() if tiny else _RandomTokens()
-        measure_training(task, device, 8, 20 if tiny else 40, given.turns)
+        batches = given.batch or ([2, 8] if tiny else [8, 32])
+        measure_training(task, device, batches, 20 if tiny else 40, given.turns)
     return 0
 
 
