@@ -93,6 +93,16 @@ def test_draws_of_large_outputs_in_bfloat16_vary_as_those_in_float32_do() -> Non
     assert 1 - bernoulli.mean().item() == pytest.approx(torch.sigmoid(torch.tensor(-7.0)).item(), abs=3e-4)
 
 
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_draws_are_the_same_however_the_outputs_lie_in_memory(name: str) -> None:
+    """A stack's lie otherwise than those of a worker by itself."""
+    outputs = torch.randn(20, 6, generator=a_generator())
+    targets = torch.zeros(20, dtype=torch.int64) if name == "categorical" else torch.zeros(20, 6)
+    across = outputs.T.contiguous().T
+    drawn, again = (LIKELIHOODS[name].sample(each, targets, a_generator()) for each in (outputs, across))
+    assert torch.equal(drawn, again)
+
+
 def test_the_gaussian_loss_is_half_the_mean_squared_error() -> None:
     loss = LIKELIHOODS["gaussian"].loss(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [5.0]]))
     assert loss.item() == pytest.approx((0 + 9) / 2 / 2)

@@ -155,7 +155,9 @@ class Gaussian:
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         means = _precise(outputs)
-        return means + torch.empty_like(means).normal_(generator=generator)
+        # not empty_like, whose order in memory is that of the means
+        noise = torch.empty(means.shape, dtype=means.dtype, device=means.device)
+        return means + noise.normal_(generator=generator)
 
     def num_terms(self, targets: Tensor) -> int:
         return targets.numel()
