@@ -223,7 +223,8 @@ class StackedTrainer:
         return [
             Trained(
                 bundles={
-                    bundle: {name: values[index] for name, values in arrays.items()}
+                    # with "...", also a tensor of no dimension stays an array
+                    bundle: {name: values[index, ...] for name, values in arrays.items()}
                     for bundle, arrays in bundles.items()
                 },
                 kept=kept[index],
@@ -300,7 +301,7 @@ class StackedTrainer:
                 steps + (0 if job.kept is None else job.kept.step),
                 # copied: a row alone would hold the memory of its whole stack
                 {
-                    bundle: {name: values[index].copy() for name, values in of_bundle.items()}
+                    bundle: {name: values[index, ...].copy() for name, values in of_bundle.items()}
                     for bundle, of_bundle in arrays.items()
                 },
             )
