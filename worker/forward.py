@@ -121,7 +121,9 @@ def recompute_blocks(model: nn.Module, *, draws: bool) -> None:
     )
 
 
-def _kept_small(forward: Callable[..., Any], draws: bool, *args: Any) -> Any:
+def _kept_small(forward: Callable[..., Any], draws: bool, /, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*args)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws)
+        return forward(*args, **kwargs)
+    # partial: a block's own keywords are not the checkpoint's
+    own = partial(forward, **kwargs)
+    return checkpoint(own, *args, use_reentrant=False, preserve_rng_state=draws)
