@@ -132,6 +132,20 @@ def test_targets_that_would_broadcast_against_outputs_are_refused(name: str) -> 
         LIKELIHOODS[name].loss(torch.zeros(3, 1), torch.zeros(3))
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 2.0), (0.0, float("nan"))])
+def test_targets_that_are_neither_yes_nor_no_are_refused_with_what_they_are(low: float, high: float) -> None:
+    bernoulli = LIKELIHOODS["bernoulli"]
+    with pytest.raises(InvalidTask, match="targets: expected 0 or 1, got some from"):
+        bernoulli.of_data(torch.tensor([[low], [high]]))
+    for fine in (
+        torch.tensor([True, False]),
+        torch.tensor([0.0, 0.3, 1.0]),
+        torch.tensor([0, 1]),
+        torch.zeros(0, 1),
+    ):
+        assert bernoulli.of_data(fine) is bernoulli
+
+
 # --- padding -------------------------------------------------------------------------------------
 
 

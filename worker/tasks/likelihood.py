@@ -36,6 +36,9 @@ class Likelihood(Protocol):
         """The same, for batches of these targets alone: what is known of all need not be looked for in each.
 
         The processor waits for a GPU to look into a batch that is there.
+
+        Raises:
+            InvalidTask: there is a target that this distribution cannot give.
         """
         ...
 
@@ -115,6 +118,10 @@ class Bernoulli:
     padded = False
 
     def of_data(self, targets: Tensor) -> "Bernoulli":
+        # of -1 and 1, say, the loss has no bound below
+        if len(targets) and not bool(((targets >= 0) & (targets <= 1)).all()):
+            low, high = targets.min().item(), targets.max().item()
+            raise InvalidTask(f"targets: expected 0 or 1, got some from {low:g} to {high:g}")
         return self
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
