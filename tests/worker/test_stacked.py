@@ -2,6 +2,7 @@
 """Stacked training: what many workers give at once is what they give one after another."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -225,6 +226,18 @@ def test_a_loss_that_is_not_finite_is_refused_by_name() -> None:
     params = {name: values * np.float32(1e30) for name, values in initial_parameters(digits(), 0).items()}
     with pytest.raises(NotFinite):
         stacked_trainer(digits(), WORKERS).train(jobs_of("fedavg", 1, {}, [0, 1]), {"params": params})
+
+
+def test_a_model_that_cannot_be_copied_is_refused_where_there_is_to_be_one_for_each_thread() -> None:
+    class Locked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(64, 10)
+            self.lock = threading.Lock()
+
+    task = OnDigits(Locked)
+    assert stacked_trainer(task, 2, threads=1).stack == 2
+    with pytest.raises(InvalidTask, match="task on-digits: TypeError: cannot pickle"):
+        stacked_trainer(task, 2, threads=2)
 
 
 def test_targets_that_are_padding_are_refused() -> None:
