@@ -35,6 +35,9 @@ class Examples:
     targets: Tensor
 
     def __post_init__(self) -> None:
+        for each in (self.inputs, self.targets):
+            if not isinstance(each, Tensor):
+                raise InvalidTask(f"examples: expected tensors of torch, got a {type(each).__name__}")
         if not self.inputs.ndim or not self.targets.ndim:
             raise InvalidTask("examples: the first dimension must count the examples, got a scalar")
         if len(self.inputs) != len(self.targets):
