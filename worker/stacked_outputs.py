@@ -50,7 +50,7 @@ class _OurLayers(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> object:
-        if func is linear and not kwargs and args[0].ndim > 1:
+        if func is linear and not kwargs and args[0].ndim > 1 and args[1].ndim > 1:
             return linear_by_rows(*args)
         if func is embedding and kwargs and kwargs["padding_idx"] is not None:
             return padded_embedding(*args, **kwargs)

@@ -27,6 +27,17 @@ def looked_up(**settings: object) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Embedding(7, 4, **settings), nn.Tanh(), nn.Linear(4, 3))  # type: ignore[arg-type]
 
 
+class OneScore(nn.Module):
+    """Its weight is a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.linear(inputs, self.weight)
+
+
 def in_turn(
     model: nn.Module, names: tuple[str, ...], parameters: tuple[Tensor, ...], inputs: Tensor
 ) -> Tensor:
@@ -42,6 +53,7 @@ def in_turn(
         (looked_up(padding_idx=3), of_rows(5)),
         (looked_up(padding_idx=-1, scale_grad_by_freq=True), of_rows(5, 6)),
         (lambda: nn.Linear(6, 4), of_numbers(5, 6)),
+        (OneScore, of_numbers(5, 6)),
         (lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)), of_numbers(5, 3, 6)),
         (lambda: nn.Sequential(nn.Conv1d(4, 3, 2), nn.Tanh(), nn.Conv1d(3, 3, 2)), of_numbers(5, 4, 6)),
         (lambda: nn.Conv2d(4, 4, 3, groups=2, padding=1), of_numbers(5, 4, 6, 6)),
@@ -52,6 +64,7 @@ def in_turn(
         "padded-in-the-middle",
         "padded-at-the-end",
         "linear",
+        "vector",
         "tokens",
         "conv1d",
         "groups",
