@@ -73,9 +73,10 @@ class Task(ABC):
     def model(self) -> nn.Module:
         """A new model, initialised from torch's global random generator.
 
-        Its float32 parameters with `requires_grad` are exchanged, by their names. Other parameters
-        never cross the wire and must be identical on all workers: read them from a file, or draw them
-        here, where every worker's generator has the same seed. Persistent buffers are refused for now.
+        Its parameters with `requires_grad`, of float32 or bfloat16, are exchanged as float32, by their
+        names. Other parameters never cross the wire and must be identical on all workers: read them from a
+        file, or draw them here, where every worker's generator has the same seed. Persistent buffers are
+        refused for now.
         """
 
     @abstractmethod
