@@ -75,7 +75,8 @@ class DeltaBound:
         Raises:
             OutsideBound: some |d| exceeds R by more than float32 rounding explains.
         """
-        moved = np.float32(self.shrinkage) * start
+        # of a tensor of no dimension numpy makes a number, which cannot be written into
+        moved = np.asarray(np.float32(self.shrinkage) * start)
         moved += delta
         if not -self.radius <= moved.min(initial=0) <= moved.max(initial=0) <= self.radius:
             self.check(name, delta, start, F32)

@@ -128,7 +128,7 @@ def draws_by_itself(model: nn.Module, inputs: Tensor) -> bool:
     with torch_seeded(0, device), torch.no_grad():
         before = _generator_states(device)
         model.train()
-        model(inputs)
+        model(inputs.clone())  # it may write into them
         return any(not torch.equal(*each) for each in zip(before, _generator_states(device), strict=True))
 
 

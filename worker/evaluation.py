@@ -52,12 +52,13 @@ def measure(
     sums: dict[str, float] = {}
     num_terms = 0
     with torch.inference_mode():
-        batch = examples_at_once(model(examples.inputs[:1]).numel())
+        # copies: a model may write into its inputs, and the next version is measured on the same
+        batch = examples_at_once(model(examples.inputs[:1].clone()).numel())
         for first in range(0, len(examples), batch):
             heed(stop)
             rows = slice(first, first + batch)
             targets = examples.targets[rows]
-            outputs = model(examples.inputs[rows])
+            outputs = model(examples.inputs[rows].clone())
             for name, value in likelihood.metrics(outputs, targets).items():
                 sums[name] = sums.get(name, 0.0) + value
             num_terms += likelihood.num_terms(targets)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a model's forward pass is computed in training: how precisely, compiled or not, what of it is kept.
 
-None of it changes what is computed, but for rounding, so it is each worker's own choice.
+None of it changes what is computed, but for rounding and for which numbers are drawn (dropout, the labels and
+signs of an estimate), so it is each worker's own choice.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,10 @@ class Forward:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         with self._precision():
-            return self._outputs(inputs)
+            outputs = self._outputs(inputs)
+        if not isinstance(outputs, Tensor):
+            raise InvalidTask(f"the model gives a {type(outputs).__name__}, expected one tensor")
+        return outputs
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Its arithmetic is float32: the likelihood and autocast see to it."""
@@ -121,7 +125,9 @@ def recompute_blocks(model: nn.Module, *, draws: bool) -> None:
     )
 
 
-def _kept_small(forward: Callable[..., Any], draws: bool, *args: Any) -> Any:
+def _kept_small(forward: Callable[..., Any], draws: bool, /, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*args)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws)
+        return forward(*args, **kwargs)
+    # partial: a block's own keywords are not the checkpoint's
+    own = partial(forward, **kwargs)
+    return checkpoint(own, *args, use_reentrant=False, preserve_rng_state=draws)

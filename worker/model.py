@@ -9,7 +9,8 @@ buffer that is not persistent (a causal mask) is taken for a constant that the m
 In memory they lie one behind the other in one flat float32 buffer, of which the model's parameters are
 views. A bfloat16 parameter is a rounded copy of its place there: a step is far smaller than what bfloat16
 can add to a parameter, and the bound of a delta holds for what was added, not for what was rounded. A model
-whose code puts a parameter elsewhere would not learn, and is refused.
+whose code puts a parameter elsewhere, or another in its place, would not learn, and is refused; so is one
+with two parameters in one place, which would come apart.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Arrays = dict[str, Float32Array]
 class ExchangedParameters:
     """A model's exchanged parameters, and where they lie."""
 
+    model: nn.Module
     names: tuple[str, ...]
     layout: Layout
     flat: Tensor
@@ -45,7 +47,8 @@ class ExchangedParameters:
         """Find a model's, and move their values into one buffer on their device.
 
         Raises:
-            InvalidTask: the model has persistent buffers, nothing to train, or parameters of another type.
+            InvalidTask: the model has persistent buffers, nothing to train, parameters of another type, or
+                two of them in one place.
         """
         saved = model.state_dict()
         buffers = [name for name, _ in model.named_buffers(remove_duplicate=False) if name in saved]
@@ -61,6 +64,7 @@ class ExchangedParameters:
         for name, parameter in named.items():
             if parameter.dtype not in (torch.float32, torch.bfloat16):
                 raise InvalidTask(f"{name}: expected float32 or bfloat16, got {parameter.dtype}")
+        _require_apart(model)
         layout = Layout(tuple(parameter.shape for parameter in named.values()))
         with torch.no_grad():
             flat = layout.flattened([parameter.detach() for parameter in named.values()])
@@ -71,7 +75,7 @@ class ExchangedParameters:
             else:
                 rounded.append((parameter.data, place))
         tensors = tuple(named.values())
-        return cls(tuple(named), layout, flat, tensors, tuple(rounded), _addresses(tensors))
+        return cls(model, tuple(named), layout, flat, tensors, tuple(rounded), _addresses(tensors))
 
     def show(self) -> None:
         """Let the model's parameters be what is in `flat`, where they are not views of it."""
@@ -81,14 +85,14 @@ class ExchangedParameters:
 
     def require_in_place(self) -> None:
         """Raises: InvalidTask: the model's code has put a parameter elsewhere, so that no step moves it."""
-        if (found := _addresses(self.tensors)) != self.addresses:
-            moved = next(
-                name for name, now, then in zip(self.names, found, self.addresses, strict=True) if now != then
-            )
-            raise InvalidTask(
-                f"{moved}: the model's code has put it elsewhere in memory (by parameter.data = …, or a "
-                "recurrent layer's flatten_parameters()), where training does not reach it"
-            )
+        now = dict(self.model.named_parameters())
+        for name, tensor, address in zip(self.names, self.tensors, self.addresses, strict=True):
+            if now.get(name) is not tensor or tensor.data_ptr() != address:
+                raise InvalidTask(
+                    f"{name}: the model's code has put it elsewhere in memory (by parameter.data = …, a new "
+                    "nn.Parameter, or a recurrent layer's flatten_parameters()), where training does not "
+                    "reach it"
+                )
 
     def load(self, params: Bundle) -> None:
         """Overwrite the parameters with those of a bundle.
@@ -139,6 +143,20 @@ class ExchangedParameters:
 
 def _addresses(tensors: Tensors) -> tuple[int, ...]:
     return tuple(tensor.data_ptr() for tensor in tensors)
+
+
+def _require_apart(model: nn.Module) -> None:
+    """Raises: InvalidTask: a parameter to train shares its place with another: each would get its own."""
+    at: dict[int, tuple[str, bool]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.data_ptr():  # it has no values
+            continue
+        other, trained = at.setdefault(parameter.data_ptr(), (name, parameter.requires_grad))
+        if other != name and (trained or parameter.requires_grad):
+            raise InvalidTask(
+                f"{name}: has its values where {other} has them; to tie two layers, give both the same "
+                "nn.Parameter (second.weight = first.weight)"
+            )
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a worker computes its local steps: each gives the same but for rounding."""
+    """How a worker computes its local steps: each gives the same but for rounding and for what is drawn."""
 
     precision: Precision = "float32"
     """Of the products in the model. With bfloat16, parameters, steps and sums stay float32."""

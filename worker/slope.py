@@ -95,10 +95,17 @@ def slope_of(parts_of_first: Callable[[int | None], Sequence[Part]], wanted: Wan
     """
     with plain_attention() if wanted.second_order else nullcontext():
         if wanted.estimator is None or wanted.num_estimated is None:
-            return _shared(parts_of_first(None), wanted, model)
+            parts = parts_of_first(None)
+            # the same mini-batch comes again at the next step
+            return _shared(_kept(parts) if wanted.vector is not None else parts, wanted, model)
+        few = _kept(parts_of_first(wanted.num_estimated))
         slope = _shared(parts_of_first(None), Wanted(), model)
-        few = parts_of_first(wanted.num_estimated)
         return slope._replace(curvature=_estimate(few, wanted.estimator, model))
+
+
+def _kept(parts: Sequence[Part]) -> list[Part]:
+    """Copies: a model may write into its inputs, and these are gone through a second time."""
+    return [part._replace(inputs=part.inputs.clone()) for part in parts]
 
 
 def _shared(parts: Sequence[Part], wanted: Wanted, model: Model) -> Slope:

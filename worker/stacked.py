@@ -91,14 +91,14 @@ class StackedTrainer:
             self._exchanged = ExchangedParameters.of(model)
             self._examples = examples.to(device)
             self._draws = draws_by_itself(model, self._examples.inputs[:1])
+            # models that draw share torch's global generators, so one at a time
+            lanes = 1 if self._draws else threads
+            # a model each: a call puts the parameters it is given into the module
+            self._models = [model, *(copy.deepcopy(model) for _ in range(lanes - 1))]
         self._rows = [torch.from_numpy(np.asarray(each, dtype=np.int64)) for each in rows]
         self._stack = stack
         self._shrinking = threading.Lock()
         self._meter = Meter(device)
-        # models that draw share torch's global generators, so one at a time
-        lanes = 1 if self._draws else threads
-        # a model each: a call puts the parameters it is given into the module
-        self._models = [model, *(copy.deepcopy(model) for _ in range(lanes - 1))]
 
     @property
     def stack(self) -> int:
@@ -223,7 +223,8 @@ class StackedTrainer:
         return [
             Trained(
                 bundles={
-                    bundle: {name: values[index] for name, values in arrays.items()}
+                    # with "...", also a tensor of no dimension stays an array
+                    bundle: {name: values[index, ...] for name, values in arrays.items()}
                     for bundle, arrays in bundles.items()
                 },
                 kept=kept[index],
@@ -300,7 +301,7 @@ class StackedTrainer:
                 steps + (0 if job.kept is None else job.kept.step),
                 # copied: a row alone would hold the memory of its whole stack
                 {
-                    bundle: {name: values[index].copy() for name, values in of_bundle.items()}
+                    bundle: {name: values[index, ...].copy() for name, values in of_bundle.items()}
                     for bundle, of_bundle in arrays.items()
                 },
             )

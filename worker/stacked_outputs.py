@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model's forward pass with many workers' parameters at once.
 
-vmap alone gives the same numbers. What stands beside it here are the layers of which a processor makes much
-slower work that way than of each worker's layer by itself.
+vmap alone gives the same numbers, but for embeddings with a row of padding. What else stands beside it here
+are the layers of which a processor makes much slower work that way than of each worker's layer by itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 from torch.overrides import TorchFunctionMode
 
 from worker.optimizers.base import Tensors
@@ -35,13 +35,13 @@ def stacked_outputs(model: nn.Module, names: tuple[str, ...], parameters: Tensor
         outputs: Tensor = functional_call(model, dict(zip(names, own, strict=True)), (of_one,))
         return outputs
 
-    with _FasterLayers():
+    with _OurLayers():
         stacked: Tensor = vmap(outputs_of_one, randomness="different")(parameters, inputs)
     return stacked
 
 
-class _FasterLayers(TorchFunctionMode):
-    """Puts `linear_by_rows` and, on a CPU, `_ConvolutionOfEach` where a model's code says linear or conv."""
+class _OurLayers(TorchFunctionMode):
+    """Puts layers of ours where a model's code says linear, embedding or, on a CPU, conv."""
 
     def __torch_function__(
         self,
@@ -50,8 +50,10 @@ class _FasterLayers(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> object:
-        if func is linear and not kwargs and args[0].ndim > 1:
+        if func is linear and not kwargs and args[0].ndim > 1 and args[1].ndim > 1:
             return linear_by_rows(*args)
+        if func is embedding and kwargs and kwargs["padding_idx"] is not None:
+            return padded_embedding(*args, **kwargs)
         if func in _CONVOLUTIONS and not kwargs and args[0].device.type == "cpu":
             each: Tensor = _ConvolutionOfEach.apply(func, *args)  # type: ignore[no-untyped-call]
             return each
@@ -67,6 +69,16 @@ def linear_by_rows(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -
     outputs = (weight @ inputs.reshape(-1, inputs.shape[-1]).mT).mT
     outputs = outputs.reshape(*inputs.shape[:-1], len(weight))
     return outputs if bias is None else outputs + bias
+
+
+def padded_embedding(inputs: Tensor, weight: Tensor, padding_idx: int, **others: Any) -> Tensor:
+    """Look rows up, with no gradient for the row of padding.
+
+    vmap (of torch 2.13, for one) heeds `padding_idx` for the first worker alone: the others' rows would move.
+    """
+    found = embedding(inputs, weight, **others)
+    is_padding = inputs == padding_idx % len(weight)
+    return torch.where(is_padding.unsqueeze(-1), found.detach(), found)
 
 
 class _ConvolutionOfEach(torch.autograd.Function):

@@ -208,6 +208,9 @@ def test_what_float32_rounded_out_of_the_box_is_pressed_into_it() -> None:
     bound = bound_of(0.04, 10, 10 / 3, 0.0)
     farther = np.array([bound.radius * (1 + 5e-5), -bound.radius * (1 + 5e-5)], np.float32)
     assert np.abs(bound.from_start("w", farther, np.zeros(2, np.float32))).max() == np.float32(bound.radius)
+    # a tensor of no dimension is one too, such as a temperature that is learned
+    scalar = bound.from_start("w", farther[0].reshape(()), np.zeros((), np.float32))
+    assert isinstance(scalar, np.ndarray) and scalar.shape == () and scalar == np.float32(bound.radius)
 
 
 @pytest.mark.parametrize(

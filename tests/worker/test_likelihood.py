@@ -54,6 +54,16 @@ def test_draws_of_large_outputs_in_bfloat16_vary_as_those_in_float32_do() -> Non
     assert 1 - bernoulli.mean().item() == pytest.approx(torch.sigmoid(torch.tensor(-7.0)).item(), abs=3e-4)
 
 
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_draws_are_the_same_however_the_outputs_lie_in_memory(name: str) -> None:
+    """A stack's lie otherwise than those of a worker by itself."""
+    outputs = torch.randn(20, 6, generator=a_generator())
+    targets = torch.zeros(20, dtype=torch.int64) if name == "categorical" else torch.zeros(20, 6)
+    across = outputs.T.contiguous().T
+    drawn, again = (LIKELIHOODS[name].sample(each, targets, a_generator()) for each in (outputs, across))
+    assert torch.equal(drawn, again)
+
+
 def test_the_gaussian_loss_is_half_the_mean_squared_error() -> None:
     loss = LIKELIHOODS["gaussian"].loss(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [5.0]]))
     assert loss.item() == pytest.approx((0 + 9) / 2 / 2)
@@ -81,6 +91,20 @@ def test_accuracy_counts_right_answers() -> None:
 def test_targets_that_would_broadcast_against_outputs_are_refused(name: str) -> None:
     with pytest.raises(InvalidTask, match=r"expected shape \(3, 1\), got \(3,\)"):
         LIKELIHOODS[name].loss(torch.zeros(3, 1), torch.zeros(3))
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 2.0), (0.0, float("nan"))])
+def test_targets_that_are_neither_yes_nor_no_are_refused_with_what_they_are(low: float, high: float) -> None:
+    bernoulli = LIKELIHOODS["bernoulli"]
+    with pytest.raises(InvalidTask, match="targets: expected 0 or 1, got some from"):
+        bernoulli.of_data(torch.tensor([[low], [high]]))
+    for fine in (
+        torch.tensor([True, False]),
+        torch.tensor([0.0, 0.3, 1.0]),
+        torch.tensor([0, 1]),
+        torch.zeros(0, 1),
+    ):
+        assert bernoulli.of_data(fine) is bernoulli
 
 
 # --- padding -------------------------------------------------------------------------------------

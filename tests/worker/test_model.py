@@ -83,6 +83,34 @@ def test_a_model_that_puts_a_parameter_elsewhere_is_refused_where_it_would_stand
         trainer.evaluate(state)
 
 
+def test_a_model_that_puts_another_parameter_in_the_place_of_one_is_refused() -> None:
+    class Replaces(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.weight = nn.Parameter(self.weight.detach().clone())
+            return super().forward(inputs)
+
+    task = OnDigits(lambda: Replaces(64, 10))
+    trainer, state = Trainer(task, task.training_data(), CPU), {"params": initial_parameters(task, 0)}
+    with pytest.raises(InvalidTask, match="weight: the model's code has put it elsewhere in memory"):
+        trainer.train(an_assignment("fedavg"), state, None)
+
+
+def test_layers_are_tied_by_one_parameter_and_refused_where_two_have_their_values_in_one_place() -> None:
+    def tied(by: str) -> nn.Module:
+        model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10))
+        first, second, _ = model
+        if by == "parameter":
+            second.weight = first.weight
+        else:
+            second.weight.data = first.weight.data
+        return model
+
+    names = ["0.weight", "0.bias", "1.bias", "2.weight", "2.bias"]
+    assert list(initial_parameters(OnDigits(lambda: tied("parameter")), 0)) == names
+    with pytest.raises(InvalidTask, match=r"1.weight: has its values where 0.weight .*same nn.Parameter"):
+        initial_parameters(OnDigits(lambda: tied("data")), 0)
+
+
 def test_parameters_without_gradient_are_not_exchanged() -> None:
     class HalfFrozen(OfOneModel):
         def model(self) -> nn.Module:

@@ -74,6 +74,27 @@ def test_computing_blocks_a_second_time_changes_nothing_not_even_dropout(algorit
     assert distance(whole.bundles["delta"], again.bundles["delta"]) < 1e-6
 
 
+class Encoder(nn.Module):
+    """PyTorch's own row of blocks, which are called with words: `src_mask=`, `is_causal=`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(8)
+        logits: Tensor = self.last(self.encoder(inputs.view(-1, 8, 8), mask=mask).flatten(1))
+        return logits
+
+
+def test_blocks_that_are_called_with_words_are_computed_a_second_time_too() -> None:
+    task = OnDigits(Encoder)
+    whole, again = (trained(Numerics(recompute=recompute), "fedavg", task) for recompute in (False, True))
+    assert distance(whole.bundles["delta"], again.bundles["delta"]) < 1e-6
+
+
 def test_blocks_are_gone_through_again_only_where_there_is_something_to_go_back_through() -> None:
     model = Blocks()
     recompute_blocks(model, draws=True)

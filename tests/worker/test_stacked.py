@@ -2,6 +2,7 @@
 """Stacked training: what many workers give at once is what they give one after another."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def jobs_of(algorithm: str, version: int, kept: dict[int, Kept | None], workers:
 def assert_close(found: Arrays, expected: Arrays, size: float) -> None:
     """Almost all to 1e-5 of the largest value; dividing by a curvature near zero makes more of rounding."""
     for name, values in expected.items():
-        assert found[name].dtype == np.float32
+        assert isinstance(found[name], np.ndarray) and found[name].dtype == np.float32
         apart = np.abs(found[name] - values) / size
         assert apart.max(initial=0) < 1e-3, name
         assert np.count_nonzero(apart > 1e-5) <= 0.002 * apart.size, name
@@ -107,6 +108,39 @@ def test_what_the_server_sends_down_is_the_same_for_all_workers_of_a_stack(algor
         found = stacked_trainer(digits(), WORKERS).train(jobs, state)
         for job, each in zip(jobs, found, strict=True):
             assert_same(each, one_by_one(digits())[job.worker].train(job.assignment, state, None))
+
+
+class Tempered(nn.Linear):
+    """Its temperature, a parameter of no dimension, is learned too."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 10)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs) / self.temperature
+
+
+class Regression(OnDigits):
+    likelihood = "gaussian"
+
+    def training_data(self) -> Examples:
+        examples = super().training_data()
+        return Examples(examples.inputs, examples.inputs[:, 20:30] + examples.targets[:, None])
+
+
+@pytest.mark.parametrize(
+    "task", [OnDigits(Tempered), Regression(lambda: nn.Linear(64, 10))], ids=["scalar", "numbers"]
+)
+@pytest.mark.parametrize("algorithm", ["fed-sophia", "fed-sophia-shared"])
+def test_models_of_other_kinds_are_stacked_too(algorithm: str, task: Task) -> None:
+    rows = [np.arange(100 * index, 100 * index + 100) for index in range(3)]
+    examples, state = task.training_data(), {"params": initial_parameters(task, 0)}
+    together = StackedTrainer(task, examples, rows, CPU, stack=3, threads=1)
+    jobs = jobs_of(algorithm, 0, {}, [0, 1, 2])
+    for job, own, found in zip(jobs, rows, together.train(jobs, state), strict=True):
+        alone = Trainer(task, examples.batch(own), CPU)
+        assert_same(found, alone.train(job.assignment, state, None))
 
 
 class InBfloat16(nn.Module):
@@ -192,6 +226,18 @@ def test_a_loss_that_is_not_finite_is_refused_by_name() -> None:
     params = {name: values * np.float32(1e30) for name, values in initial_parameters(digits(), 0).items()}
     with pytest.raises(NotFinite):
         stacked_trainer(digits(), WORKERS).train(jobs_of("fedavg", 1, {}, [0, 1]), {"params": params})
+
+
+def test_a_model_that_cannot_be_copied_is_refused_where_there_is_to_be_one_for_each_thread() -> None:
+    class Locked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(64, 10)
+            self.lock = threading.Lock()
+
+    task = OnDigits(Locked)
+    assert stacked_trainer(task, 2, threads=1).stack == 2
+    with pytest.raises(InvalidTask, match="task on-digits: TypeError: cannot pickle"):
+        stacked_trainer(task, 2, threads=2)
 
 
 def test_targets_that_are_padding_are_refused() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -188,6 +189,8 @@ def test_examples_must_be_as_many_as_their_targets() -> None:
         Examples(torch.zeros(3, 5), torch.zeros(2))
     with pytest.raises(InvalidTask, match="got a scalar"):
         Examples(torch.zeros(3, 5), torch.tensor(1))
+    with pytest.raises(InvalidTask, match="examples: expected tensors of torch, got a ndarray"):
+        Examples(torch.zeros(3, 5), np.zeros(3))  # type: ignore[arg-type]
 
 
 def test_a_batch_is_the_examples_asked_for_in_that_order() -> None:

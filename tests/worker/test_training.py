@@ -20,6 +20,8 @@ from tests.worker.small_rounds import (
 )
 from worker.draws import Draws
 from worker.local_state import Kept
+from worker.options import Numerics
+from worker.stacked import Job, StackedTrainer
 from worker.training import Trainer, initial_parameters
 
 torch.set_num_threads(1)
@@ -174,6 +176,40 @@ def test_what_a_round_returned_does_not_change_when_the_trainer_goes_on() -> Non
     before = {name: array.copy() for name, array in trained.kept.bundles["momentum"].items()}
     trainer.train(an_assignment("fed-sophia"), a_state("fed-sophia"), trained.kept)
     assert_same_bits({"momentum": before}, {"momentum": trained.kept.bundles["momentum"]})
+
+
+class Scaled(nn.Linear):
+    """Scales its inputs, in a place of its own or where they lie."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__(64, 10)
+        self._in_place = in_place
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs.mul_(0.5) if self._in_place else inputs * 0.5)
+
+
+@pytest.mark.parametrize(("algorithm", "few"), [("fedavg", None), ("fed-sophia", 8), ("done", None)])
+def test_a_model_may_write_into_its_inputs(algorithm: str, few: int | None) -> None:
+    tasks = [OnDigits(lambda: Scaled(True)), OnDigits(lambda: Scaled(False))]
+    params = initial_parameters(tasks[0], 0)
+    state = {"params": params, "gradient": {name: np.sin(values) for name, values in params.items()}}
+    assignment = an_assignment(algorithm, version=1, local_steps=5).model_copy(update={"hessian_batch": few})
+    for numerics in (Numerics(), Numerics(micro_batch=12)):
+        trainers = [Trainer(task, task.training_data(), CPU, numerics) for task in tasks]
+        written, copied = (trainer.train(assignment, state, None) for trainer in trainers)
+        assert_same_bits(written.bundles, copied.bundles)
+        first, again, expected = (trainers[index].evaluate(state) for index in (0, 0, 1))
+        assert first == again == expected
+    # one example is tried when it is made
+    rows = [np.arange(9)]
+    own = [task.training_data().batch(rows[0]) for task in tasks]
+    stacked = [
+        StackedTrainer(task, examples, rows, CPU, stack=1, threads=1)
+        for task, examples in zip(tasks, own, strict=True)
+    ]
+    written, copied = (each.train([Job(0, assignment, None)], state)[0] for each in stacked)
+    assert_same_bits(written.bundles, copied.bundles)
 
 
 def with_dropout() -> nn.Module:

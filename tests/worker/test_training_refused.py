@@ -212,6 +212,17 @@ def test_a_label_out_of_range_is_told_in_one_line_with_the_tasks_name() -> None:
     assert told == "task digits: IndexError: Target 12 is out of bounds."
 
 
+def test_a_model_that_gives_more_than_its_outputs_is_told_so() -> None:
+    class WithWeights(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+            return super().forward(inputs), inputs
+
+    task = OnDigits(lambda: WithWeights(64, 10))
+    state, trainer = {"params": initial_parameters(task, 0)}, a_trainer(task)
+    with pytest.raises(InvalidTask, match="the model gives a tuple, expected one tensor"):
+        trainer.train(an_assignment("fedavg"), state, None)
+
+
 def test_what_a_users_model_raises_is_told_in_one_line_of_bounded_length() -> None:
     task = OnDigits(lambda: Failing(ValueError("\n" + 300 * "x" + "\nand a second line")))
     state, trainer = {"params": initial_parameters(task, 0)}, a_trainer(task)

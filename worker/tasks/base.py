@@ -35,6 +35,9 @@ class Examples:
     targets: Tensor
 
     def __post_init__(self) -> None:
+        for each in (self.inputs, self.targets):
+            if not isinstance(each, Tensor):
+                raise InvalidTask(f"examples: expected tensors of torch, got a {type(each).__name__}")
         if not self.inputs.ndim or not self.targets.ndim:
             raise InvalidTask("examples: the first dimension must count the examples, got a scalar")
         if len(self.inputs) != len(self.targets):
@@ -70,9 +73,10 @@ class Task(ABC):
     def model(self) -> nn.Module:
         """A new model, initialised from torch's global random generator.
 
-        Its float32 parameters with `requires_grad` are exchanged, by their names. Other parameters
-        never cross the wire and must be identical on all workers: read them from a file, or draw them
-        here, where every worker's generator has the same seed. Persistent buffers are refused for now.
+        Its parameters with `requires_grad`, of float32 or bfloat16, are exchanged as float32, by their
+        names. Other parameters never cross the wire and must be identical on all workers: read them from a
+        file, or draw them here, where every worker's generator has the same seed. Persistent buffers are
+        refused for now.
         """
 
     @abstractmethod

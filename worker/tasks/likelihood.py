@@ -35,6 +35,9 @@ class Likelihood(Protocol):
         """The same, for batches of these targets alone: what is known of all need not be looked for in each.
 
         The processor waits for a GPU to look into a batch that is there.
+
+        Raises:
+            InvalidTask: there is a target that this distribution cannot give.
         """
         ...
 
@@ -111,6 +114,10 @@ class Bernoulli:
     padded = False
 
     def of_data(self, targets: Tensor) -> "Bernoulli":
+        # of -1 and 1, say, the loss has no bound below
+        if len(targets) and not bool(((targets >= 0) & (targets <= 1)).all()):
+            low, high = targets.min().item(), targets.max().item()
+            raise InvalidTask(f"targets: expected 0 or 1, got some from {low:g} to {high:g}")
         return self
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -151,7 +158,9 @@ class Gaussian:
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         means = _precise(outputs)
-        return means + torch.empty_like(means).normal_(generator=generator)
+        # not empty_like, whose order in memory is that of the means
+        noise = torch.empty(means.shape, dtype=means.dtype, device=means.device)
+        return means + noise.normal_(generator=generator)
 
     def num_terms(self, targets: Tensor) -> int:
         return targets.numel()
