@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How local steps are computed is a worker's own choice: in parts, with less in memory, less precisely."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from shutil import which
-from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -14,7 +11,7 @@ from torch import Tensor, nn
 
 from protocol.bound import bound_of
 from protocol.errors import InvalidTask
-from tests.worker.small_rounds import CPU, OnDigits, an_assignment, digits
+from tests.worker.small_rounds import CPU, OnDigits, an_assignment, digits, in_a_thread_of_its_own
 from worker.draws import draws_by_itself
 from worker.forward import compiled, recompute_blocks
 from worker.model import Arrays
@@ -23,8 +20,6 @@ from worker.tasks.base import Task
 from worker.training import Trained, Trainer, initial_parameters
 
 torch.set_num_threads(1)
-
-Made = TypeVar("Made")
 
 
 class Blocks(nn.Module):
@@ -136,11 +131,6 @@ def test_a_model_of_bfloat16_parameters_trains_by_float32_ones_and_keeps_the_bou
     assert bound is not None
     for name, array in delta.items():
         bound.from_start(f"delta/{name}", array, params[name])
-
-
-def in_a_thread_of_its_own(work: Callable[[], Made]) -> Made:
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(work).result()
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of what it does itself

@@ -3,6 +3,8 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +12,14 @@ import torch
 from torch import nn
 
 from protocol.messages import Assignment
-from tests.worker.small_rounds import CPU, OnDigits, an_assignment, assert_same_bits, digits
+from tests.worker.small_rounds import (
+    CPU,
+    OnDigits,
+    an_assignment,
+    assert_same_bits,
+    digits,
+    in_a_thread_of_its_own,
+)
 from worker.model import Arrays
 from worker.options import Numerics
 from worker.stacked import Job, StackedTrainer
@@ -107,6 +116,24 @@ def test_a_compiled_round_in_bfloat16_is_nearly_that_of_float32() -> None:
     plain = an_assignment("fedavg")
     exact, coarse = trained(Letters(), plain), trained(Letters(), plain, numerics=fast)
     assert distance(exact.bundles["delta"], coarse.bundles["delta"]) < 0.05
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of what is deprecated in it
+def test_a_compiled_round_is_recorded_too_and_goes_back_twice_where_an_estimate_is_taken() -> None:
+    """The rounds without an estimate come first: what they compile is gone back through once a step."""
+    task, fast = Letters(), Numerics(precision="bfloat16", compile=True)
+    state = {"params": initial_parameters(task, 0)}
+    plain, recorded = (
+        in_a_thread_of_its_own(partial(Trainer, task, task.training_data(), CUDA, numerics))
+        for numerics in (fast, replace(fast, record=True))
+    )
+    for assignment in (an_assignment("fedavg"), an_assignment("fed-sophia", hessian_every=3, local_steps=12)):
+        losses = [
+            in_a_thread_of_its_own(partial(trainer.train, assignment, state, None)).metrics["train_loss"]
+            for trainer in (plain, recorded)
+        ]
+        assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert recorded._recorder is not None and len(recorded._recorder._recordings) == 2
 
 
 @pytest.mark.parametrize("batch", [None, 8])
