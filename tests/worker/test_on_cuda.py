@@ -22,6 +22,7 @@ from tests.worker.small_rounds import (
 )
 from worker.model import Arrays
 from worker.options import Numerics
+from worker.recording import STEPS_BEFORE
 from worker.stacked import Job, StackedTrainer
 from worker.tasks.base import Examples, Task
 from worker.tasks.gpt import Gpt
@@ -239,11 +240,12 @@ def test_a_model_that_draws_nothing_is_recorded_also_where_its_blocks_are_comput
     assert trainer._recorder is not None and len(trainer._recorder._recordings) == 1
 
 
+@pytest.mark.parametrize("record", [False, True], ids=["computed", "recorded"])
 @pytest.mark.parametrize("algorithm", ["fedavg", "fed-sophia", "fed-sophia-shared"])
-def test_no_step_waits_for_the_device(algorithm: str) -> None:
+def test_no_step_waits_for_the_device(algorithm: str, record: bool) -> None:
     task = OnDigits(lambda: nn.Linear(64, 10))
     params = initial_parameters(task, 0)
-    trainer = Trainer(task, task.training_data(), CUDA)
+    trainer = Trainer(task, task.training_data(), CUDA, Numerics(record=record))
 
     def waits(steps: int) -> int:
         assignment = an_assignment(algorithm, version=5, local_steps=steps)
@@ -256,7 +258,8 @@ def test_no_step_waits_for_the_device(algorithm: str) -> None:
                 torch.cuda.set_sync_debug_mode("default")
         return len(caught)
 
-    waits(10)  # what is loaded and compiled at the first round
+    for _ in range(STEPS_BEFORE + 1):  # what is loaded and compiled at the first round, and then recorded
+        waits(30)
     assert waits(10) == waits(60)
 
 
