@@ -93,11 +93,25 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     from torch._dynamo import config as dynamo
     from torch._functorch import config
 
-    # a backward pass may not overwrite what it has saved: a Hessian estimate goes through it once more
-    config.donated_buffer = False
-    # all models of a process whose outermost module is of one class count together; by its name in torch 2.6
-    dynamo.cache_size_limit = max(dynamo.cache_size_limit, MOST_SHAPES)
-    return torch.compile(function, dynamic=False)
+    def settle(*_: Tensor) -> None:
+        # a backward pass may not overwrite what it has saved: a Hessian estimate goes through it once more
+        if config.donated_buffer:
+            config.donated_buffer = False
+        # all models of a process whose outermost module is of one class count together; named as in torch 2.6
+        if dynamo.cache_size_limit < MOST_SHAPES:
+            dynamo.cache_size_limit = MOST_SHAPES
+
+    faster = torch.compile(function, dynamic=False)
+
+    def settled(*args: Tensor) -> Tensor:
+        # since torch 2.12 each thread has settings of its own; this one may be another at each round
+        settle()
+        outputs = faster(*args)
+        if outputs.requires_grad:  # and in 2.12 the one that goes back on CUDA takes over none of them
+            outputs.register_hook(settle)  # type: ignore[no-untyped-call]  # torch's
+        return outputs
+
+    return settled
 
 
 def recompute_blocks(model: nn.Module, *, draws: bool) -> None:

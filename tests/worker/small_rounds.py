@@ -2,7 +2,9 @@
 """A trainer on some of the digits, and rounds small enough for a test."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from worker.tasks.base import Examples, Task
 from worker.training import Trainer, initial_parameters
 
 CPU = torch.device("cpu")
+Made = TypeVar("Made")
 
 
 @cache
@@ -95,3 +98,8 @@ def assert_same_bits(first: dict[str, Arrays], second: dict[str, Arrays]) -> Non
     for bundle in first:
         assert list(first[bundle]) == list(second[bundle])
         assert all(first[bundle][name].tobytes() == second[bundle][name].tobytes() for name in first[bundle])
+
+
+def in_a_thread_of_its_own(work: Callable[[], Made]) -> Made:
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(work).result()
