@@ -107,7 +107,8 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         # since torch 2.12 each thread has settings of its own; this one may be another at each round
         settle()
         outputs = faster(*args)
-        if outputs.requires_grad:  # and in 2.12 the one that goes back on CUDA takes over none of them
+        # and in 2.12 the one that goes back on CUDA takes over none of them
+        if isinstance(outputs, Tensor) and outputs.requires_grad:
             outputs.register_hook(settle)  # type: ignore[no-untyped-call]  # torch's
         return outputs
 

@@ -280,6 +280,14 @@ def test_large_tensors_are_stepped_in_pieces_to_the_same_bits(
         torch.testing.assert_close(whole, in_pieces, rtol=0, atol=0, equal_nan=True)
 
 
+def test_tensors_of_other_sizes_are_not_stepped_as_far_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sophia, "IN_CACHE", 2)
+    begun = SophiaState(0, (torch.zeros(6),), (torch.ones(6),))
+    for estimate in (None, (torch.ones(6),)):
+        with pytest.raises(ValueError, match="shorter"):
+            sophia_step((torch.zeros(6),), (torch.ones(4),), begun, SETTINGS, estimate)
+
+
 @pytest.mark.parametrize("missing", ["clip_bound", "epsilon", "hessian_every"])
 def test_a_missing_setting_is_named(missing: str) -> None:
     values = FedSophiaHyperparameters().optimizer_settings(10)

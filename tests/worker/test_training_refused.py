@@ -29,7 +29,7 @@ from tests.worker.small_rounds import (
     assert_same_bits,
     digits,
 )
-from worker.options import WorkerOptions
+from worker.options import Numerics, WorkerOptions
 from worker.patience import Stopped
 from worker.tasks.base import Examples
 from worker.tasks.likelihood import PADDING
@@ -212,13 +212,18 @@ def test_a_label_out_of_range_is_told_in_one_line_with_the_tasks_name() -> None:
     assert told == "task digits: IndexError: Target 12 is out of bounds."
 
 
-def test_a_model_that_gives_more_than_its_outputs_is_told_so() -> None:
+@pytest.mark.parametrize("compile_", [False, True], ids=["plain", "compiled"])
+def test_a_model_that_gives_more_than_its_outputs_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, compile_: bool
+) -> None:
     class WithWeights(nn.Linear):
         def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
             return super().forward(inputs), inputs
 
     task = OnDigits(lambda: WithWeights(64, 10))
-    state, trainer = {"params": initial_parameters(task, 0)}, a_trainer(task)
+    state = {"params": initial_parameters(task, 0)}
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # it takes seconds, and gives the same
+    trainer = Trainer(task, task.training_data(), CPU, Numerics(compile=compile_))
     with pytest.raises(InvalidTask, match="the model gives a tuple, expected one tensor"):
         trainer.train(an_assignment("fedavg"), state, None)
 

@@ -20,10 +20,10 @@ and ρ = γ; so a published rate is our η·ρ, and a published decay is our λ/
 its factor B. There is no bias correction: h starts small, and the clip holds the first steps.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -155,10 +155,11 @@ def _in_cache(*tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
     """Give tensors of one shape, on a CPU piece by piece: a step's passes then find each in its cache."""
     given = [tensor for tensor in tensors if tensor is not None]
     whole = given[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in given)
-    if whole or given[0].numel() <= IN_CACHE:
+    number = math.ceil(given[0].numel() / IN_CACHE)
+    if whole or number <= 1:
         return (tensors,)
     return zip(
-        *(repeat(t) if t is None else torch.split(t.view(-1), IN_CACHE) for t in tensors), strict=False
+        *((None,) * number if t is None else torch.split(t.view(-1), IN_CACHE) for t in tensors), strict=True
     )
 
 
