@@ -9,7 +9,7 @@ from torch import nn
 
 from protocol.errors import InvalidTask, NotFinite
 from worker.patience import Stopped
-from worker.tasks.base import Examples
+from worker.tasks.base import Examples, one_tensor
 from worker.tasks.likelihood import Likelihood
 
 EVALUATION_BATCH = 1000
@@ -43,7 +43,7 @@ def measure(
 
     Raises:
         Stopped: `stop` was set.
-        InvalidTask: there are no examples.
+        InvalidTask: there are no examples, or the model's outputs are no tensor.
         NotFinite: a metric is NaN or infinite.
     """
     if not len(examples):
@@ -53,7 +53,7 @@ def measure(
     num_terms = 0
     with torch.inference_mode():
         # copies: a model may write into its inputs, and the next version is measured on the same
-        batch = examples_at_once(model(examples.inputs[:1].clone()).numel())
+        batch = examples_at_once(one_tensor(model(examples.inputs[:1].clone())).numel())
         for first in range(0, len(examples), batch):
             heed(stop)
             rows = slice(first, first + batch)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from protocol.errors import InvalidTask
 from worker.options import Numerics
+from worker.tasks.base import one_tensor
 from worker.tasks.likelihood import Likelihood
 
 MOST_SHAPES = 64
@@ -46,10 +47,7 @@ class Forward:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         with self._precision():
-            outputs = self._outputs(inputs)
-        if not isinstance(outputs, Tensor):
-            raise InvalidTask(f"the model gives a {type(outputs).__name__}, expected one tensor")
-        return outputs
+            return one_tensor(self._outputs(inputs))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Its arithmetic is float32: the likelihood and autocast see to it."""

@@ -15,6 +15,7 @@ from torch.nn.functional import embedding, linear
 from torch.overrides import TorchFunctionMode
 
 from worker.optimizers.base import Tensors
+from worker.tasks.base import one_tensor
 
 Convolution = Callable[..., Tensor]
 _CONVOLUTIONS: tuple[Convolution, ...] = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -32,8 +33,7 @@ def stacked_outputs(model: nn.Module, names: tuple[str, ...], parameters: Tensor
     """
 
     def outputs_of_one(own: Tensors, of_one: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(model, dict(zip(names, own, strict=True)), (of_one,))
-        return outputs
+        return one_tensor(functional_call(model, dict(zip(names, own, strict=True)), (of_one,)))
 
     with _OurLayers():
         stacked: Tensor = vmap(outputs_of_one, randomness="different")(parameters, inputs)

@@ -31,6 +31,7 @@ from tests.worker.small_rounds import (
 )
 from worker.options import Numerics, WorkerOptions
 from worker.patience import Stopped
+from worker.stacked import Job, StackedTrainer
 from worker.tasks.base import Examples
 from worker.tasks.likelihood import PADDING
 from worker.tasks.partition import parse_partition
@@ -224,8 +225,15 @@ def test_a_model_that_gives_more_than_its_outputs_is_told_so(
     state = {"params": initial_parameters(task, 0)}
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # it takes seconds, and gives the same
     trainer = Trainer(task, task.training_data(), CPU, Numerics(compile=compile_))
-    with pytest.raises(InvalidTask, match="the model gives a tuple, expected one tensor"):
-        trainer.train(an_assignment("fedavg"), state, None)
+    rows, job = [np.arange(40)], Job(0, an_assignment("fedavg"), None)
+    stacked = StackedTrainer(task, task.training_data(), rows, CPU, stack=1, threads=1)
+    for work in (
+        lambda: trainer.train(job.assignment, state, None),
+        lambda: trainer.evaluate(state),
+        lambda: stacked.train([job], state),
+    ):
+        with pytest.raises(InvalidTask, match="the model gives a tuple, expected one tensor"):
+            work()
 
 
 def test_what_a_users_model_raises_is_told_in_one_line_of_bounded_length() -> None:

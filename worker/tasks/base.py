@@ -55,6 +55,17 @@ class Examples:
         return Examples(self.inputs.to(device), self.targets.to(device))
 
 
+def one_tensor(outputs: object) -> Tensor:
+    """Give what a model gave.
+
+    Raises:
+        InvalidTask: it is no tensor.
+    """
+    if not isinstance(outputs, Tensor):
+        raise InvalidTask(f"the model gives a {type(outputs).__name__}, expected one tensor")
+    return outputs
+
+
 class Task(ABC):
     """What is learned. Subclass it, name it, and fill in three methods.
 
