@@ -9,8 +9,8 @@ buffer that is not persistent (a causal mask) is taken for a constant that the m
 In memory they lie one behind the other in one flat float32 buffer, of which the model's parameters are
 views. A bfloat16 parameter is a rounded copy of its place there: a step is far smaller than what bfloat16
 can add to a parameter, and the bound of a delta holds for what was added, not for what was rounded. A model
-whose code puts a parameter elsewhere, or another in its place, would not learn, and is refused; so is one
-with two parameters in one place, which would come apart.
+whose code puts a parameter elsewhere, or another in its place, or makes one later, would not learn, and is
+refused; so is one with two parameters in one place, which would come apart.
 """
 
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class ExchangedParameters:
             torch._foreach_copy_(ours, places)
 
     def require_in_place(self) -> None:
-        """Raises: InvalidTask: the model's code has put a parameter elsewhere, so that no step moves it."""
+        """Raises: InvalidTask: the model's code has put one elsewhere or made one, which no step moves."""
         now = dict(self.model.named_parameters())
         for name, tensor, address in zip(self.names, self.tensors, self.addresses, strict=True):
             if now.get(name) is not tensor or tensor.data_ptr() != address:
@@ -92,6 +92,12 @@ class ExchangedParameters:
                     f"{name}: the model's code has put it elsewhere in memory (by parameter.data = …, a new "
                     "nn.Parameter, or a recurrent layer's flatten_parameters()), where training does not "
                     "reach it"
+                )
+        for name, parameter in now.items():
+            if parameter.requires_grad and name not in self.names:
+                raise InvalidTask(
+                    f"{name}: the model's code has made it, or set its requires_grad, after model() had "
+                    "returned, so that training does not reach it"
                 )
 
     def load(self, params: Bundle) -> None:

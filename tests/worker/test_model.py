@@ -95,6 +95,28 @@ def test_a_model_that_puts_another_parameter_in_the_place_of_one_is_refused() ->
         trainer.train(an_assignment("fedavg"), state, None)
 
 
+@pytest.mark.parametrize("late", ["scale", "second.weight"])
+def test_a_model_that_makes_a_parameter_when_training_has_begun_is_refused(late: str) -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+            self.second.weight = self.first.weight
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if late == "scale":
+                self.scale = nn.Parameter(torch.ones(64))
+            else:  # no longer tied
+                self.second.weight = nn.Parameter(self.second.weight.detach().clone())
+            logits: torch.Tensor = self.last(self.second(self.first(inputs)))
+            return logits
+
+    task = OnDigits(Late)
+    trainer, state = Trainer(task, task.training_data(), CPU), {"params": initial_parameters(task, 0)}
+    with pytest.raises(InvalidTask, match=f"{late}: the model's code has made it"):
+        trainer.train(an_assignment("fedavg"), state, None)
+
+
 def test_layers_are_tied_by_one_parameter_and_refused_where_two_have_their_values_in_one_place() -> None:
     def tied(by: str) -> nn.Module:
         model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10))

@@ -34,7 +34,7 @@ def drawn_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def by_inversion(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The first class where the sum of the probabilities is over a number drawn evenly below their whole sum."""
+    """The first class where the sum of the probabilities passes a number drawn evenly below the whole sum."""
     kind = torch.promote_types(logits.dtype, torch.float32)
     # sums in float64: in float32 a class of 10^-8 behind many others would be drawn never or too often
     sums = torch.softmax(logits, -1, dtype=kind).cumsum(-1, dtype=torch.float64)
