@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a GPU allows, and what training on it costs here: a JSON line a figure.
 
-    python -m benchmarks.gpu                            all of it, at GPT-2-small size; some minutes
+    python -m benchmarks.gpu                            all of it, at GPT-2-small size; a quarter of an hour
     python -m benchmarks.gpu --only step --only swarm
     python -m benchmarks.gpu --tiny --device cpu        whether it runs at all, without a GPU
 

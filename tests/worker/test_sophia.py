@@ -270,18 +270,20 @@ def test_large_tensors_are_stepped_in_pieces_to_the_same_bits(
 
     def stepped(in_cache: int) -> tuple[torch.Tensor, ...]:
         monkeypatch.setattr(sophia, "IN_CACHE", in_cache)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         moved = theta.clone()
         begun = SophiaState(0, (momentum,), (hessian,), ClipCount.nothing_yet((moved,)))
         after = sophia_step((moved,), (gradient,), begun, SETTINGS, estimates)
         assert after.clips is not None and after.clips.of == theta.numel()
         return moved, after.momentum[0], after.hessian[0], after.clips.held_back
 
-    for whole, in_pieces in zip(stepped(theta.numel()), stepped(64), strict=True):
+    for whole, in_pieces in zip(stepped(theta.numel()), stepped(32), strict=True):
         torch.testing.assert_close(whole, in_pieces, rtol=0, atol=0, equal_nan=True)
 
 
 def test_tensors_of_other_sizes_are_not_stepped_as_far_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sophia, "IN_CACHE", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     begun = SophiaState(0, (torch.zeros(6),), (torch.ones(6),))
     for estimate in (None, (torch.ones(6),)):
         with pytest.raises(ValueError, match="shorter"):
