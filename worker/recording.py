@@ -132,3 +132,18 @@ class CudaGraphs:
             end = getattr(torch._C, before_2_8, None) or torch._C._cuda_endAllocateToPool
             end(self._device.index, self._pool)
             torch._C._cuda_releasePool(self._device.index, self._pool)
+
+
+def recorder_on(generator: torch.Generator, *, padded: bool) -> Recorder | None:
+    """Give what records on a generator's device, if that can be; the log says why not.
+
+    Args:
+        padded: whether padding is looked for in each batch, for which the device is waited for.
+    """
+    if generator.device.type != "cuda":
+        log.warning("steps are not recorded: only those on a CUDA device can be")
+    elif padded:
+        log.warning("steps are not recorded: targets are padding in places, which is looked for at each step")
+    else:
+        return Recorder(CudaGraphs(generator).record)
+    return None

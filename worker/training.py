@@ -33,7 +33,7 @@ from worker.model import Arrays, ExchangedParameters
 from worker.optimizers import optimizer_named
 from worker.optimizers.base import KeptTensors, Optimizer, RoundStart
 from worker.options import Numerics
-from worker.recording import CudaGraphs, Recorder
+from worker.recording import recorder_on
 from worker.slope import Model, Slope, Wanted, parts_of, slope_of
 from worker.tasks.base import Examples, Task
 from worker.tasks.failures import as_invalid_task
@@ -103,10 +103,9 @@ class Trainer:
                 recompute_blocks(self._model, draws=draws)
             forward = partial(Forward, self._model, likelihood, device, numerics)
             self._forward, self._forward_of_second_order = forward(), forward(twice_differentiable=True)
-            # padding is looked for in each batch, for which the device is waited for
-            records = numerics.record and device.type == "cuda" and not likelihood.padded
         self._labels = torch.Generator(device)
-        self._recorder = Recorder(CudaGraphs(self._labels).record) if records else None
+        records = numerics.record and examples is not None
+        self._recorder = recorder_on(self._labels, padded=likelihood.padded) if records else None
         self._meter = Meter(device)
         self._micro_batch = numerics.micro_batch
         self._evaluation: Examples | None = None

@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from worker.curvature import ESTIMATORS
 from worker.local_state import Kept
 from worker.meter import Meter
 from worker.options import Numerics
-from worker.recording import MOST_KINDS, STEPS_BEFORE, Compute, Recorder
+from worker.recording import MOST_KINDS, STEPS_BEFORE, Compute, Recorder, recorder_on
 from worker.slope import Slope
 from worker.tasks.base import Examples, Task
 from worker.training import Trained, Trainer, initial_parameters
@@ -248,3 +250,17 @@ def test_what_a_recording_that_failed_had_in_memory_is_gone_before_the_step_is_c
         for _ in range(STEPS_BEFORE + 1):
             recorder.slope("plain", a_batch(4), large)
     assert len(held) == STEPS_BEFORE + 2
+
+
+def test_whoever_asks_for_recordings_where_there_are_none_is_told_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    on_cuda = cast("torch.Generator", SimpleNamespace(device=torch.device("cuda")))
+    assert recorder_on(on_cuda, padded=True) is None
+    assert "padding" in caplog.text
+    caplog.clear()
+    Trainer(digits(), None, CPU, Numerics(record=True))  # trains nothing
+    Trainer(digits(), digits().training_data(), CPU)
+    assert not caplog.text
+    Trainer(digits(), digits().training_data(), CPU, Numerics(record=True))
+    assert "only those on a CUDA device" in caplog.text
