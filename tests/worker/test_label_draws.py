@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tests.worker.watched import Watched
-from worker.tasks import label_draws
-from worker.tasks.label_draws import LOGITS_IN_CACHE, Draw, by_inversion, by_noise, drawn_labels
+from worker.tasks.label_draws import LOGITS_IN_CACHE, Draw, by_inversion, by_noise, classes_at, drawn_labels
 
 BOTH = pytest.mark.parametrize("draw", [by_inversion, by_noise])
 
@@ -41,15 +40,12 @@ def test_logits_in_bfloat16_are_told_apart_as_those_in_float32(draw: Draw) -> No
     assert torch.equal(draw(logits, a_generator()), draw(logits.float(), a_generator()))
 
 
-def test_classes_too_rare_for_sums_in_float32_are_drawn_each_in_its_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_classes_too_rare_for_sums_in_float32_are_drawn_each_in_its_turn() -> None:
     """A million of 2^-28 each behind a class that is nearly certain, where float32 knows steps of 2^-24."""
     logits = torch.full((2**20 + 1,), -28 * math.log(2))
     logits[0] = math.log(1 - 2**-8)
     numbers = 1 - 2**-9 + torch.arange(100, dtype=torch.float64) * 2**-28
-    monkeypatch.setattr(torch, "rand", lambda shape, **_: numbers[:, None])
-    drawn = by_inversion(logits.expand(100, -1), a_generator())
+    drawn = classes_at(logits.expand(100, -1), numbers)
     steps = drawn.diff()
     assert ((steps >= 0) & (steps <= 2)).all()
     assert drawn.unique().numel() > 90
@@ -62,14 +58,11 @@ def test_a_row_with_nan_gets_some_class_so_that_its_loss_can_be_nan(draw: Draw) 
     assert ((drawn >= 0) & (drawn < 3)).all()
 
 
-def test_a_class_without_probability_is_not_drawn_at_either_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_without_probability_is_not_drawn_at_either_end() -> None:
     """Of the smallest and the largest number that can be drawn, times a sum that is not quite one."""
-    for number, expected in ((0.0, 1), (1 - 2**-53, 3)):
-        monkeypatch.setattr(
-            torch, "rand", lambda shape, number=number, **_: torch.full(shape, number).double()
-        )
-        logits = torch.tensor([[-torch.inf, 0.3, 0.1, 0.7, -torch.inf]])
-        assert by_inversion(logits, a_generator()).item() == expected
+    logits = torch.tensor([-torch.inf, 0.3, 0.1, 0.7, -torch.inf])
+    numbers = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert classes_at(logits.expand(2, -1), numbers).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5)], ids=["examples", "tokens"])
@@ -87,6 +80,6 @@ def test_many_logits_are_drawn_from_in_bounded_memory_and_the_same_labels_as_at_
     assert torch.equal(drawn.flatten(), by_inversion(logits.flatten(0, 1), a_generator()))
 
 
-def test_more_classes_than_logits_at_once_are_drawn_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_draws, "LOGITS_IN_CACHE", 3)
-    assert drawn_labels(torch.zeros(2, 4), a_generator()).shape == (2,)
+def test_more_classes_than_logits_at_once_are_drawn_row_by_row() -> None:
+    logits = torch.zeros(1).expand(2, LOGITS_IN_CACHE + 1)
+    assert drawn_labels(logits, a_generator()).shape == (2,)

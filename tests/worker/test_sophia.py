@@ -5,15 +5,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor
 
 from protocol.bound import DeltaBound
 from protocol.encodings import ENCODINGS
 from protocol.errors import InvalidMessage
 from protocol.fed_sophia import FedSophiaHyperparameters, FedSophiaSharedHyperparameters
 from tests.worker.watched import Watched
-from worker.optimizers import sophia
 from worker.optimizers.base import KeptTensors, RoundStart
 from worker.optimizers.sophia import (
+    IN_CACHE,
     ClipCount,
     Sophia,
     SophiaSettings,
@@ -257,37 +258,44 @@ def test_more_coordinates_than_float32_can_count_are_counted_exactly() -> None:
     assert after.clips is not None and after.clips.held_back.item() == number
 
 
-@pytest.mark.parametrize("shape", [(1003,), (17, 59)], ids=["one worker", "several"])
+def more_than_in_cache() -> int:
+    """Of so many coordinates there are three pieces."""
+    return 2 * IN_CACHE * torch.get_num_threads() + 34
+
+
+@pytest.mark.parametrize("rows", [1, 17], ids=["one worker", "several"])
 @pytest.mark.parametrize("refreshed", [False, True], ids=["plain", "refreshed"])
-def test_large_tensors_are_stepped_in_pieces_to_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], refreshed: bool
+def test_large_tensors_are_stepped_in_pieces_to_the_bits_of_each_piece_by_itself(
+    rows: int, refreshed: bool
 ) -> None:
     generator = torch.Generator().manual_seed(1)
-    theta, gradient, momentum, estimate = (torch.randn(shape, generator=generator) for _ in range(4))
-    hessian = torch.randn(shape, generator=generator)  # below zero in places, as Hutchinson's may be
-    gradient[0], hessian[-1] = torch.nan, torch.inf
-    estimates = (estimate,) if refreshed else None
+    shape = (rows, -(-more_than_in_cache() // rows))
+    theta, gradient, momentum, hessian, estimate = (torch.randn(shape, generator=generator) for _ in range(5))
+    gradient[0, 0], hessian[-1, -1] = torch.nan, torch.inf  # below zero in places, as Hutchinson's may be
 
-    def stepped(in_cache: int) -> tuple[torch.Tensor, ...]:
-        monkeypatch.setattr(sophia, "IN_CACHE", in_cache)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-        moved = theta.clone()
+    def stepped(*given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        moved, gradient, momentum, hessian, estimate = given[0].clone(), *given[1:]
         begun = SophiaState(0, (momentum,), (hessian,), ClipCount.nothing_yet((moved,)))
-        after = sophia_step((moved,), (gradient,), begun, SETTINGS, estimates)
-        assert after.clips is not None and after.clips.of == theta.numel()
+        after = sophia_step((moved,), (gradient,), begun, SETTINGS, (estimate,) if refreshed else None)
+        assert after.clips is not None and after.clips.of == moved.numel()
         return moved, after.momentum[0], after.hessian[0], after.clips.held_back
 
-    for whole, in_pieces in zip(stepped(theta.numel()), stepped(32), strict=True):
-        torch.testing.assert_close(whole, in_pieces, rtol=0, atol=0, equal_nan=True)
+    given = (theta, gradient, momentum, hessian, estimate)
+    *found, held_back = stepped(*given)
+    pieces = zip(*(each.flatten().split(IN_CACHE // 2) for each in given), strict=True)
+    *expected, counts = zip(*(stepped(*piece) for piece in pieces), strict=True)
+    assert held_back == sum(counts)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == shape
+        torch.testing.assert_close(one.flatten(), torch.cat(other), rtol=0, atol=0, equal_nan=True)
 
 
-def test_tensors_of_other_sizes_are_not_stepped_as_far_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sophia, "IN_CACHE", 2)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    begun = SophiaState(0, (torch.zeros(6),), (torch.ones(6),))
-    for estimate in (None, (torch.ones(6),)):
+def test_tensors_of_other_sizes_are_not_stepped_as_far_as_they_go() -> None:
+    number = more_than_in_cache()
+    begun = SophiaState(0, (torch.zeros(number),), (torch.ones(number),))
+    for estimate in (None, (torch.ones(number),)):
         with pytest.raises(ValueError, match="shorter"):
-            sophia_step((torch.zeros(6),), (torch.ones(4),), begun, SETTINGS, estimate)
+            sophia_step((torch.zeros(number),), (torch.ones(number - 34),), begun, SETTINGS, estimate)
 
 
 @pytest.mark.parametrize("missing", ["clip_bound", "epsilon", "hessian_every"])

@@ -23,7 +23,6 @@ its factor B. There is no bias correction: h starts small, and the clip holds th
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -105,15 +104,10 @@ def sophia_step(
     clips = state.clips
     held_back = None if clips is None else clips.held_back.clone()
     bundles = (parameters, gradients, state.momentum, state.hessian, hessian_estimate)
-    fused_step = fused_step_for(*bundles)
-    step = (
-        partial(_plain_step, settings=settings)
-        if fused_step is None
-        else partial(fused_step, **vars(settings))
-    )
+    step = fused_step_for(*bundles) or _plain_step
     estimates = hessian_estimate or (None,) * len(parameters)
     tensors = zip(parameters, gradients, state.momentum, state.hessian, estimates, strict=True)
-    moved = [step(*each, held_back) for each in tensors]
+    moved = [step(*each, held_back, **vars(settings)) for each in tensors]
     momentum, hessian = tuple(m for m, _ in moved), tuple(h for _, h in moved)
     if clips is not None and held_back is not None:
         clips = ClipCount(held_back, clips.of + sum(tensor.numel() for tensor in parameters))
@@ -128,26 +122,30 @@ def _plain_step(
     estimate: Tensor | None,
     held_back: Tensor | None,
     *,
-    settings: SophiaSettings,
+    learning_rate: float,
+    clip_bound: float,
+    momentum_decay: float,
+    hessian_decay: float,
+    weight_decay: float,
+    epsilon: float,
 ) -> tuple[Tensor, Tensor]:
     """The step of one tensor on any device, and the reference: m' and h'. Adds to `held_back`."""
     new_momentum = torch.empty_like(momentum)
     new_hessian = hessian if estimate is None else torch.empty_like(hessian)
-    rate, bound = settings.learning_rate, settings.clip_bound
     tensors = (theta, gradient, momentum, new_momentum, hessian, new_hessian, estimate)
     for place, g, m, new_m, h, new_h, fresh in _in_cache(*tensors):
-        torch.mul(m, settings.momentum_decay, out=new_m).add_(g, alpha=1 - settings.momentum_decay)
+        torch.mul(m, momentum_decay, out=new_m).add_(g, alpha=1 - momentum_decay)
         if fresh is not None:
-            torch.mul(h, settings.hessian_decay, out=new_h).add_(fresh, alpha=1 - settings.hessian_decay)
+            torch.mul(h, hessian_decay, out=new_h).add_(fresh, alpha=1 - hessian_decay)
         # θ − ηλ·θ, not θ·(1 − ηλ): in float32 that factor is off by up to 2⁻²⁵, the same way at every step,
         # and uses up what the bound allows for rounding
-        if settings.weight_decay:
-            place.add_(place, alpha=-rate * settings.weight_decay)
-        move = new_h.clamp_min(settings.epsilon)
+        if weight_decay:
+            place.add_(place, alpha=-learning_rate * weight_decay)
+        move = new_h.clamp_min(epsilon)
         torch.div(new_m, move, out=move)
         if held_back is not None:
-            held_back += _number_over(move, bound)
-        place.add_(move.clamp_(-bound, bound), alpha=-rate)
+            held_back += _number_over(move, clip_bound)
+        place.add_(move.clamp_(-clip_bound, clip_bound), alpha=-learning_rate)
     return new_momentum, new_hessian
 
 

@@ -34,14 +34,24 @@ def drawn_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def by_inversion(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The first class where the sum of the probabilities passes a number drawn evenly below the whole sum."""
+    """The classes at numbers drawn evenly: what they are at is as long as their probability."""
+    numbers = torch.rand(len(logits), generator=generator, dtype=torch.float64)
+    return classes_at(logits, numbers)
+
+
+def classes_at(logits: Tensor, numbers: Tensor) -> Tensor:
+    """Give of each row the first class at which the sum of the probabilities is over a number.
+
+    Args:
+        logits: shape (rows, C).
+        numbers: from 0 to less than 1, of the whole sum; float64, shape (rows,).
+    """
     kind = torch.promote_types(logits.dtype, torch.float32)
     # sums in float64: in float32 a class of 10^-8 behind many others would be drawn never or too often
     sums = torch.softmax(logits, -1, dtype=kind).cumsum(-1, dtype=torch.float64)
     whole = sums[:, -1:]
-    at = torch.rand(whole.shape, generator=generator, dtype=torch.float64) * whole
     # rounding may have made it the whole sum, over which there is no class
-    at = torch.minimum(at, whole.nextafter(torch.zeros_like(whole)))
+    at = torch.minimum(numbers[:, None] * whole, whole.nextafter(torch.zeros_like(whole)))
     return torch.searchsorted(sums, at, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
 
 
