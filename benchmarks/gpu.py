@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import TypeVar
 
 import torch
@@ -145,29 +146,26 @@ def measure_training(task: Task, device: torch.device, batches: list[int], steps
         trainers[", recorded"] = Trainer(task, data, device, replace(fast, record=True))
     torch.manual_seed(0)
     for batch in batches:
-        few = max(1, batch // 8)
-        tau = {"hessian_every": HESSIAN_EVERY}
-        assignments = {
-            "sgd": an_assignment("fedavg", steps, batch),
-            "fed-sophia": an_assignment("fed-sophia", steps, batch, hessian_batch=few, **tau),
-            "fed-sophia, whole batch": an_assignment("fed-sophia", steps, batch, **tau),
-            "fed-sophia, no estimate": an_assignment("fed-sophia", steps, batch, hessian_every=steps + 1),
-        }
-        loops = plain_steps(task, data, batch, device)
+        few, tau = max(1, batch // 8), {"hessian_every": HESSIAN_EVERY}
+        never = an_assignment("fed-sophia", steps, batch, hessian_every=steps + 1)
         # of a worker's steps only the first and each so many after it has an estimate
         behind = trainers[""].train(an_assignment("fed-sophia", 1, batch), {"params": params}, None).kept
+        rounds = {
+            "sgd": (an_assignment("fedavg", steps, batch), None),
+            "fed-sophia": (an_assignment("fed-sophia", steps, batch, hessian_batch=few, **tau), None),
+            "fed-sophia, whole batch": (an_assignment("fed-sophia", steps, batch, **tau), None),
+            "fed-sophia, no estimate": (never, behind),
+        }
+        loops = plain_steps(task, data, batch, device)
         ms: dict[str, list[float]] = {}
         for turn in range(turns + 1):
+            note = partial(_note, ms, turn, task, batch)
             for name, step in loops.items():
                 step()
-                took = _seconds(partial(_repeat, step, steps), device) / steps * 1e3
-                _note(ms, turn, f"{name}, plain", took, task, batch)
-            for how, trainer in trainers.items():
-                for name, assignment in assignments.items():
-                    kept = behind if name.endswith("no estimate") else None
-                    metrics = trainer.train(assignment, {"params": params}, kept).metrics
-                    took = batch / metrics["examples_per_second"] * 1e3
-                    _note(ms, turn, name + how, took, task, batch, metrics)
+                note(f"{name}, plain", _seconds(partial(_repeat, step, steps), device) / steps * 1e3)
+            for (how, trainer), (name, (assignment, kept)) in product(trainers.items(), rounds.items()):
+                metrics = trainer.train(assignment, {"params": params}, kept).metrics
+                note(name + how, batch / metrics["examples_per_second"] * 1e3, metrics)
         for how in trainers:
             say("train" + how, batch=batch, estimate_of=few, **_figures(ms, how))
 
@@ -192,10 +190,10 @@ def _figures(ms: Mapping[str, list[float]], how: str) -> dict[str, float]:
 def _note(
     ms: dict[str, list[float]],
     turn: int,
-    name: str,
-    took: float,
     task: Task,
     batch: int,
+    name: str,
+    took: float,
     metrics: Mapping[str, float] | None = None,
 ) -> None:
     """Say each as it comes: who has a machine for minutes has what was measured until then."""
