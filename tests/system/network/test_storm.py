@@ -62,7 +62,8 @@ MENUS = {
         Fault(behind=Behind(UPLOAD)),
         Fault(sender_gone=True, behind=Behind(UPLOAD)),
         Fault(up_bytes_per_s=100_000),
-        Fault(stall=Stall(after_bytes=9_000, for_s=0.3)),
+        # early, so that what is left of a resumed upload is stalled too
+        Fault(stall=Stall(after_bytes=500, for_s=0.3)),
         Fault(delay_s=0.1),
         Fault(replay=Behind(UPLOAD, more=8, at_most_s=60)),
         UNHARMED,
